@@ -1,0 +1,98 @@
+"""A residual net on CIFAR-10.
+
+    python -m hw.train --config=configs/resnet.py
+
+Score, time and hardware: see the README's table, each number with its log.
+
+Variants: `:resnet20` and `:resnet18`, the field's own nets by the field's own recipe (SGD, 200 epochs of
+batch 128; He et al. 2015): meant for a GPU.
+"""
+
+import ml_collections
+
+
+def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.task = "images"
+    config.seed = 0
+    config.parallel = "jit"  # or "pmap"
+
+    config.data = ml_collections.ConfigDict()
+    config.data.name = "cifar10"
+    config.data.source = "auto"  # or "tfds", "embedded": strict
+    config.data.dir = ""  # "": TFDS_DATA_DIR, else TFDS's own default
+    config.data.holdout = 0  # tune with 5000: the last training pictures take the test set's place
+    config.data.embedded_train = 6000
+    config.data.embedded_eval = 1000
+    # Mean and standard deviation of CIFAR-10's training pixels, red, green, blue, of 255.
+    config.data.mean = (125.31, 122.95, 113.87)
+    config.data.std = (62.99, 62.09, 66.70)
+
+    config.augment = ml_collections.ConfigDict()
+    config.augment.flip = "alternating"  # "random", "none"
+    config.augment.shift = 2  # pixels
+
+    config.model = ml_collections.ConfigDict()
+    config.model.name = "hwnet"  # "resnet20", "resnet18"
+    config.model.dtype = "auto"  # float32 on CPU, bfloat16 on GPU and TPU
+    config.model.hwnet = ml_collections.ConfigDict()
+    config.model.hwnet.widths = (64, 128, 256)
+    config.model.hwnet.norm_momentum = 0.6  # few steps: the running statistics must be young
+
+    config.train = ml_collections.ConfigDict()
+    config.train.epochs = 5.0
+    config.train.batch_size = 500
+    config.train.steps_per_dispatch = 0  # 0: one on CPU, 50 elsewhere
+    config.train.label_smoothing = 0.2
+
+    config.optim = ml_collections.ConfigDict()
+    config.optim.name = "muon"  # "sgd", "adamw"
+    config.optim.learning_rate = 25.0  # biases and norms (everything, for sgd and adamw)
+    config.optim.head_learning_rate = 300.0  # large, because the head's output is divided by its width
+    config.optim.momentum = 0.85  # b1 for adamw
+    config.optim.b2 = 0.999
+    config.optim.weight_decay = 0.0
+    config.optim.schedule = "linear"  # "cosine", "constant"
+    config.optim.warmup = 0.0  # fraction of all steps
+    config.optim.final = 0.0  # factor on the learning rate at the last step
+    config.optim.clip_norm = 0.0  # 0: no clipping
+    config.optim.filters = ml_collections.ConfigDict()
+    config.optim.filters.learning_rate = 0.24
+    config.optim.filters.momentum = 0.6
+    config.optim.filters.newton_schulz_steps = 3
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.batch_size = 500
+    config.eval.every_epochs = 0.0  # 0: only after the last step, as the protocol demands
+    config.eval.tta = "six"  # test-time views: "six", "mirror", "none"
+    config.eval.temperature = 0.0  # fitted on held-out training pictures; 0: not fitted
+
+    config.checkpoint = ml_collections.ConfigDict()
+    config.checkpoint.every_seconds = 60.0
+    config.checkpoint.keep = 2
+
+    config.log = ml_collections.ConfigDict()
+    config.log.every_steps = 1  # lines of metrics.jsonl
+    config.log.every_seconds = 10.0  # lines of train.log
+
+    # What changes when the embedded stand-in takes CIFAR-10's place: a schedule of two minutes.
+    config.embedded = ml_collections.ConfigDict()
+    config.embedded.epochs = 2.0
+    config.embedded.batch_size = 250
+
+    if variant in ("resnet20", "resnet18"):
+        config.model.name = variant
+        config.augment.flip = "random"
+        config.augment.shift = 4
+        config.train.epochs = 200.0
+        config.train.batch_size = 128
+        config.train.label_smoothing = 0.0
+        config.optim.name = "sgd"
+        config.optim.learning_rate = 0.1
+        config.optim.momentum = 0.9
+        config.optim.weight_decay = 5e-4
+        config.optim.schedule = "cosine"
+        config.eval.temperature = 0.0
+    elif variant is not None:
+        raise ValueError(f"unknown variant {variant!r}: choose resnet20 or resnet18")
+    return config

@@ -1,0 +1,1 @@
+"""A problem set on modern architectures: answered, computed, proved, trained and shown."""

@@ -1,0 +1,55 @@
+"""Models by name: `build(config.model, …)` turns a recipe's words into a linen module."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from hw.cli import UserError
+from hw.models import resnet
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "hwnet": resnet.hwnet,
+    "resnet18": resnet.resnet18,
+    "resnet20": resnet.resnet20,
+}
+
+
+def build(
+    config: Any,
+    *,
+    num_outputs: int,
+    platform: str,
+    num_devices: int = 1,
+    axis_name: str | None = None,
+) -> nn.Module:
+    """Builds the module that `config.model` describes.
+
+    Args:
+      config: `name`; `dtype` ("auto" computes in float32 on CPU and in bfloat16 elsewhere); and,
+        under the model's own name, the arguments that only this model has.
+      num_outputs: classes, or symbols of the vocabulary.
+      platform: the platform of the devices that will run it: "cpu", "gpu" or "tpu".
+      num_devices: how many devices share a batch. A convolution that walks over slices of the
+        batch must not be given a sharded one, so several devices get the plain operation.
+      axis_name: the mapped axis over which batch statistics are averaged (pmap only: under jit the
+        batch is one global array and its statistics are global already).
+
+    Raises:
+      UserError: the model, its dtype or one of its arguments does not exist.
+    """
+    name, dtype = config.name, config.dtype
+    if name not in MODELS:
+        raise UserError(f"config.model.name={name!r} is not a model: choose from {sorted(MODELS)}")
+    if dtype == "auto":
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.model.dtype={dtype!r}: choose auto, float32 or bfloat16")
+    return MODELS[name](
+        **config.get(name, {}),
+        num_classes=num_outputs,
+        dtype=jnp.dtype(dtype),
+        axis_name=axis_name,
+        own_backward=num_devices == 1,
+    )

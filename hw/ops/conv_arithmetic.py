@@ -1,0 +1,519 @@
+"""Shapes, parameters, multiply-accumulates and receptive fields of a CNN: integers only.
+
+Letters, along one axis: n input pixels; k kernel, s stride, d dilation; lo and hi padding before
+and after; r receptive field and j jump (the distance of neighbouring outputs), in pixels of the
+network's input. A pair is (height, width); a picture is (h, w, c); a vector is (n,).
+
+The layer language: words separated by blanks, each a kind, its number, and options in any order.
+
+    conv16k5    convolution with 16 filters of 5 x 5; kN must be there, for no size goes without
+                saying; further options sN pN dN gN same valid nobias
+    pool2       max-pooling with window 2, and stride 2 unless sN says otherwise;
+    avgpool2    average-pooling likewise; options of both sN pN same valid ceil
+    flatten     every element in one vector; no options
+    dense100    100 units that see the whole vector; option nobias
+
+Windows, strides, padding and dilation are one number for both axes or height x width, as in
+conv16k5x3s2x1. `valid` is no padding, the default; `same` is flax's, with output ⌈n/s⌉; pN is N on
+each side.
+
+Sources: Dumoulin & Visin 2016, "A guide to convolution arithmetic for deep learning" (relationships
+cited by number); Araujo, Norris & Sim 2019, "Computing receptive fields of convolutional neural
+networks" (Distill); for `ceil`, PyTorch's MaxPool2d.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
+from typing import Literal
+
+from hw.cli import UserError
+
+Pair = tuple[int, int]
+Shape = tuple[int, ...]
+Padding = Literal["same", "valid"] | Pair
+
+
+# One axis.
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def span(kernel: int, dilation: int = 1) -> int:
+    """Pixels from the first to the last that a dilated kernel touches.
+
+    (k - 1) d + 1
+
+    Source: Dumoulin & Visin 2016, section 5.1.
+    """
+    return (kernel - 1) * dilation + 1
+
+
+def resolve_padding(
+    padding: Literal["same", "valid"] | int, n: int, kernel: int, stride: int = 1, dilation: int = 1
+) -> Pair:
+    """Turns a padding rule into the pixels added before and after an axis.
+
+    same:  total = max((⌈n/s⌉ - 1) s + span - n, 0),  lo = ⌊total/2⌋,  hi = total - lo
+
+    Returns: (lo, hi); an odd total puts the extra pixel at the end.
+    Source: flax and TensorFlow for `same` (`jax.lax.padtype_to_pads`); for s = 1 and odd k it is
+    Dumoulin & Visin 2016, relationship 3.
+    """
+    match padding:
+        case "valid":
+            return 0, 0
+        case "same":
+            last_start = (_ceil_div(n, stride) - 1) * stride
+            total = max(last_start + span(kernel, dilation) - n, 0)
+            return total // 2, total - total // 2
+        case p:
+            return p, p
+
+
+def output_size(
+    n: int,
+    kernel: int,
+    stride: int = 1,
+    padding: Pair = (0, 0),
+    dilation: int = 1,
+    ceil: bool = False,
+) -> int:
+    """Counts the places at which a window fits on an axis.
+
+    floor:  ⌊(lo + n + hi - span) / s⌋ + 1
+    ceil:   min(⌈(lo + n + hi - span) / s⌉ + 1,  ⌈(lo + n) / s⌉)
+
+    With `ceil` the last window may hang over the end, by less than one stride, if it starts in the
+    input or in the padding before it.
+
+    Raises: UserError if there is no such place.
+    Source: Dumoulin & Visin 2016, relationship 15 (it contains 1 to 7); for ceil, PyTorch's
+    `pooling_output_shape` (aten/src/ATen/native/Pool.h).
+    """
+    lo, hi = padding
+    room = lo + n + hi - span(kernel, dilation)
+    out = room // stride + 1
+    if ceil:
+        out = min(_ceil_div(room, stride) + 1, _ceil_div(lo + n, stride))
+    if out < 1:
+        raise UserError(
+            f"a window spanning {span(kernel, dilation)} pixels does not fit "
+            f"in {lo} + {n} + {hi} (padding + input + padding)"
+        )
+    return out
+
+
+def discarded_pixels(
+    n: int,
+    kernel: int,
+    stride: int = 1,
+    padding: Pair = (0, 0),
+    dilation: int = 1,
+    ceil: bool = False,
+) -> int:
+    """Counts the input pixels after the end of the last window: no output knows of them.
+
+    max(n - max((out - 1) s + span - lo, 0), 0)
+
+    Padding does not count, nor do pixels skipped between windows (s > span) or within them (d > 1).
+
+    Source: Dumoulin & Visin 2016, section 2.4 (the floor leaves input units out).
+    """
+    out = output_size(n, kernel, stride, padding, dilation, ceil)
+    end = (out - 1) * stride + span(kernel, dilation) - padding[0]
+    return max(n - max(end, 0), 0)
+
+
+# Parameters and multiply-accumulates.
+
+
+def _check_groups(groups: int, channels: int, side: str) -> None:
+    if channels % groups:
+        raise UserError(f"{groups} groups do not divide {channels} {side} channels")
+
+
+def conv_params(c_in: int, c_out: int, kernel: Pair, groups: int = 1, bias: bool = True) -> int:
+    """Counts the trainable parameters of a convolution.
+
+    k_h k_w (c_in / g) c_out  weights  +  c_out  biases
+
+    Args:
+      kernel: (k_h, k_w).
+    Raises: UserError if the groups do not divide the channels.
+    """
+    _check_groups(groups, c_in, "input")
+    _check_groups(groups, c_out, "output")
+    return prod(kernel) * (c_in // groups) * c_out + c_out * bias
+
+
+def conv_macs(out: Pair, c_in: int, c_out: int, kernel: Pair, groups: int = 1) -> int:
+    """Counts the multiply-accumulates of a convolution: every weight once at every output pixel.
+
+    out_h out_w k_h k_w (c_in / g) c_out
+
+    Products with padded zeros count, additions of biases do not.
+
+    Args:
+      out: (out_h, out_w); kernel: (k_h, k_w).
+    Raises: UserError if the groups do not divide the channels.
+    """
+    return prod(out) * conv_params(c_in, c_out, kernel, groups, bias=False)
+
+
+# Layers: each turns the report of its input into the report of its output.
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What is to be said of one layer of a network; pairs are (height, width).
+
+    Attributes:
+      name: the layer's name, or its word in the layer language.
+      output: (h, w, c), or (n,) after flatten and dense.
+      weights, biases: trainable parameters of this layer.
+      macs: multiply-accumulates for one example; 0 for pooling.
+      receptive_field: extent in the picture that one output depends on, padding included; None for
+        a vector.
+      jump: distance, in the picture, of neighbouring outputs; None for a vector.
+      padding: ((lo, hi) of height, (lo, hi) of width); None where nothing slides.
+      discarded: pixels that no window reaches at the end of each axis; None where nothing slides.
+    """
+
+    name: str
+    output: Shape
+    weights: int = 0
+    biases: int = 0
+    macs: int = 0
+    receptive_field: Pair | None = None
+    jump: Pair | None = None
+    padding: tuple[Pair, Pair] | None = None
+    discarded: Pair | None = None
+
+    @property
+    def params(self) -> int:
+        return self.weights + self.biases
+
+    @property
+    def elements(self) -> int:
+        """Activations to keep in memory for one example."""
+        return prod(self.output)
+
+
+def source(shape: Shape) -> LayerReport:
+    """Returns the report of a network's input, where every pixel sees itself: r = j = 1."""
+    own = (1, 1) if len(shape) == 3 else None
+    return LayerReport("input", shape, receptive_field=own, jump=own)
+
+
+def _times(numbers: Iterable[int]) -> str:
+    return "x".join(map(str, numbers))
+
+
+def _check_positive(**fields: int | Pair) -> None:
+    for name, value in fields.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if min(numbers) < 1:
+            raise UserError(f"{name} must be at least 1, not {min(numbers)}")
+
+
+def _slide(
+    x: LayerReport,
+    name: str,
+    kernel: Pair,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair = (1, 1),
+    ceil: bool = False,
+) -> LayerReport:
+    """Slides a window over both axes of a picture and leaves its channels alone.
+
+    r ← r + (k - 1) d j,   j ← j s
+
+    Raises: UserError if x is no picture, or too small.
+    Source: Araujo et al. 2019: the partial sums of r = 1 + Σ_l (k_l - 1) Π_{i<l} s_i.
+    """
+    if len(x.output) != 3:
+        raise UserError("a window slides over a picture, not a vector; put it before flatten")
+
+    def along(n, r, j, k, s, d, rule):
+        pad = resolve_padding(rule, n, k, s, d)
+        window = (n, k, s, pad, d, ceil)
+        return output_size(*window), r + (k - 1) * d * j, j * s, pad, discarded_pixels(*window)
+
+    h, w, c = x.output
+    rules = (padding, padding) if isinstance(padding, str) else padding
+    axes = zip((h, w), x.receptive_field, x.jump, kernel, stride, dilation, rules, strict=True)
+    out, field, jump, pads, discarded = zip(*(along(*axis) for axis in axes), strict=True)
+    return LayerReport(
+        name,
+        (*out, c),
+        receptive_field=field,
+        jump=jump,
+        padding=pads,
+        discarded=discarded,
+    )
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution; padding is `same`, `valid` or (p_h, p_w), the same on both sides.
+
+    Raises: UserError if a size is 0 or the groups do not divide the channels.
+    """
+
+    channels: int
+    kernel: Pair
+    stride: Pair = (1, 1)
+    padding: Padding = "valid"
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    bias: bool = True
+
+    def __post_init__(self):
+        _check_positive(
+            channels=self.channels,
+            kernel=self.kernel,
+            stride=self.stride,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+        _check_groups(self.groups, self.channels, "output")
+
+    def report(self, x: LayerReport, name: str) -> LayerReport:
+        """(h, w, c_in) → (h', w', channels); see `output_size`, `conv_params`, `conv_macs`."""
+        slid = _slide(x, name, self.kernel, self.stride, self.padding, self.dilation)
+        h, w, c_in = slid.output
+        filters = (c_in, self.channels, self.kernel, self.groups)
+        return replace(
+            slid,
+            output=(h, w, self.channels),
+            weights=conv_params(*filters, bias=False),
+            biases=self.channels * self.bias,
+            macs=conv_macs((h, w), *filters),
+        )
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The maximum or the average over a window of each channel; without a stride, windows tile.
+
+    Padding is at most half the window, as in PyTorch: then no window sees padding alone.
+
+    Raises: UserError if a size is 0 or the padding too large.
+    """
+
+    kind: Literal["max", "average"]
+    kernel: Pair
+    stride: Pair | None = None
+    padding: Padding = "valid"
+    ceil: bool = False
+
+    def __post_init__(self):
+        _check_positive(window=self.kernel, stride=self.stride or 1)
+        if not isinstance(self.padding, str):
+            for p, k in zip(self.padding, self.kernel, strict=True):
+                if p > k // 2:
+                    raise UserError(f"padding {p} is more than half of the window {k}")
+
+    def report(self, x: LayerReport, name: str) -> LayerReport:
+        """(h, w, c) → (h', w', c); see `output_size`. No multiplications are counted."""
+        stride = self.stride or self.kernel
+        return _slide(x, name, self.kernel, stride, self.padding, ceil=self.ceil)
+
+
+@dataclass(frozen=True)
+class Flatten:
+    """Every element in one vector."""
+
+    def report(self, x: LayerReport, name: str) -> LayerReport:
+        """(h, w, c) → (h w c,)."""
+        return LayerReport(name, (x.elements,))
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A fully connected layer.
+
+    Raises: UserError if there are no units.
+    """
+
+    units: int
+    bias: bool = True
+
+    def __post_init__(self):
+        _check_positive(units=self.units)
+
+    def report(self, x: LayerReport, name: str) -> LayerReport:
+        """(n,) → (units,) with n units weights, each used once, and units biases."""
+        if len(x.output) != 1:
+            raise UserError("dense takes a vector; put flatten before it")
+        weights = x.elements * self.units
+        return LayerReport(name, (self.units,), weights=weights, biases=self.units * self.bias, macs=weights)
+
+
+Layer = Conv | Pool | Flatten | Dense
+
+
+# A network.
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The reports of a chain of layers, in order."""
+
+    reports: tuple[LayerReport, ...]
+
+    @property
+    def total_params(self) -> int:
+        return sum(report.params for report in self.reports)
+
+    @property
+    def total_macs(self) -> int:
+        return sum(report.macs for report in self.reports)
+
+
+class LayerError(UserError):
+    """A layer does not fit: `word` at `index` (from 0); `reports` holds the layers before it."""
+
+    def __init__(self, message: str, reports: tuple[LayerReport, ...], index: int, word: str):
+        super().__init__(message)
+        self.reports = reports
+        self.index = index
+        self.word = word
+
+
+def _place(index: int, word: str) -> str:
+    return f"layer {index + 1} {_quote(word)}"
+
+
+def trace(input_shape: Shape, layers: Iterable[tuple[str, Layer]]) -> Trace:
+    """Follows one example through a chain of layers.
+
+    Args:
+      input_shape: (h, w, c), or (n,).
+      layers: pairs of a name and a layer, as `parse_layers` returns them.
+    Returns: a report for each layer.
+    Raises: LayerError at the first layer that does not fit.
+    """
+    x, reports = source(input_shape), []
+    for index, (word, layer) in enumerate(layers):
+        try:
+            x = layer.report(x, word)
+        except UserError as error:
+            message = f"{_place(index, word)} on {_times(x.output)}: {error}"
+            raise LayerError(message, tuple(reports), index, word) from error
+        reports.append(x)
+    return Trace(tuple(reports))
+
+
+# The layer language. Here is how a layer is spelt; what makes sense, the layers above know.
+
+_KINDS = {  # kind: (how to build it, the field that its number fills, its options)
+    "conv": (Conv, "channels", ("kN", "sN", "pN", "dN", "gN", "same", "valid", "nobias")),
+    "pool": (partial(Pool, "max"), "kernel", ("sN", "pN", "same", "valid", "ceil")),
+    "avgpool": (partial(Pool, "average"), "kernel", ("sN", "pN", "same", "valid", "ceil")),
+    "flatten": (Flatten, None, ()),
+    "dense": (Dense, "units", ("nobias",)),
+}
+_OPTIONS = {  # option: (field, value), the value None if it is the number N
+    "kN": ("kernel", None),
+    "sN": ("stride", None),
+    "pN": ("padding", None),
+    "dN": ("dilation", None),
+    "gN": ("groups", None),
+    "same": ("padding", "same"),
+    "valid": ("padding", "valid"),
+    "ceil": ("ceil", True),
+    "nobias": ("bias", False),
+}
+_NUMBER = re.compile(r"[0-9]+(?:x[0-9]+)?")
+_OPTION = re.compile(rf"same|valid|ceil|nobias|[kspdg]{_NUMBER.pattern}")
+_SINGLE = ("channels", "units", "groups")
+_MAX_DIGITS = 6  # No layer has a million of anything; a slip of the finger is found here.
+
+
+def _quote(text: str) -> str:
+    """Quotes what a user wrote, harmless to a terminal and at most 40 characters of it."""
+    shown = text if len(text) <= 40 else text[:37] + "..."
+    return f'"{repr(shown)[1:-1]}"'
+
+
+def _integers(text: str) -> Shape:
+    digits = text.split("x")
+    if max(map(len, digits)) > _MAX_DIGITS:
+        raise UserError(f"{_quote(text)} is too large; a number has at most {_MAX_DIGITS} digits")
+    return tuple(map(int, digits))
+
+
+def _value(field: str, text: str) -> int | Pair:
+    numbers = _integers(text)
+    if field not in _SINGLE:
+        return numbers if len(numbers) == 2 else numbers * 2
+    if len(numbers) == 2:
+        raise UserError(f"{field} is one number, not {_quote(text)}")
+    return numbers[0]
+
+
+def _parse_layer(word: str) -> Layer:
+    kind = next(filter(word.startswith, _KINDS), None)
+    if kind is None:
+        raise UserError(f"cannot read {_quote(word)}; layers are {', '.join(_KINDS)}")
+    build, number_field, options = _KINDS[kind]
+    rest = word.removeprefix(kind)
+    fields, spelt = {}, {}
+    if number_field:
+        number = _NUMBER.match(rest)
+        if not number:
+            raise UserError(f'"{kind}" needs a number right after it, as in "{kind}2"')
+        fields[number_field] = _value(number_field, number[0])
+        rest = rest[number.end() :]
+    while rest:
+        match = _OPTION.match(rest)
+        part = match[0] if match else rest
+        option = _NUMBER.sub("N", part)
+        if option not in options:
+            known = f"options are {', '.join(options)}" if options else f"{kind} has no options"
+            raise UserError(f"cannot read {_quote(part)}; {known}")
+        field, value = _OPTIONS[option]
+        if field in spelt:
+            raise UserError(f"{field} is given twice, as {_quote(spelt[field])} and {_quote(part)}")
+        spelt[field] = part
+        fields[field] = _value(field, part[1:]) if value is None else value
+        rest = rest[len(part) :]
+    if kind == "conv" and "kernel" not in fields:
+        raise UserError(f'a convolution needs the size of its kernel, as in "{word}k3"')
+    return build(**fields)
+
+
+def parse_layers(spec: str) -> list[tuple[str, Layer]]:
+    """Reads a network in the layer language (see the top of this file).
+
+    Returns: pairs of a word and its layer.
+    Raises: UserError naming the word, its place (from 1) and what is wrong with it.
+    """
+    layers = []
+    for index, word in enumerate(spec.split()):
+        try:
+            layers.append((word, _parse_layer(word)))
+        except UserError as error:
+            raise UserError(f"{_place(index, word)}: {error}") from error
+    if not layers:
+        raise UserError('no layers; write them as in "conv16k5same pool2 flatten dense100"')
+    return layers
+
+
+def parse_input(text: str) -> tuple[int, int, int]:
+    """Reads a picture's height x width x channels, as in 128x128x3.
+
+    Raises: UserError if it is anything else.
+    """
+    if not re.fullmatch(r"[0-9]+x[0-9]+x[0-9]+", text):
+        raise UserError(f"input {_quote(text)} is not height x width x channels, as in 128x128x3")
+    height, width, channels = _integers(text)
+    _check_positive(height=height, width=width, channels=channels)
+    return height, width, channels

@@ -1,0 +1,33 @@
+"""Names what is in a picture: class and probability, by a trained or a released network."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hw import cli
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    parser = cli.ArgumentParser(prog="hw.predict", description=__doc__)
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="any size and mode")
+    parser.add_argument("--workdir", type=Path, help="a run of one's own; else the released resnet")
+    parser.add_json_option()
+    options = parser.parse_args(argv)
+
+    # After the options: a mistake in them is told at once.
+    from hw import inference
+    from hw.training import checkpoint
+
+    predictions = inference.predict(options.images, options.workdir or checkpoint.released("resnet"))
+    if options.json:
+        cli.emit_json(predictions, options.json)
+    else:
+        for p in predictions:
+            others = ", ".join(f"{label} {share:.1%}" for label, share in p["top5"][1:])
+            print(f"{p['file']}: {p['label']} {p['probability']:.1%} ({others})")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

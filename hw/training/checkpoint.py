@@ -1,0 +1,281 @@
+"""Saving and restoring, such that nothing saved is lost and nothing damaged is loaded.
+
+A checkpoint is a folder `checkpoints/STEP/` of three parts: `state/` (orbax), `progress.json`, and
+`manifest.json` with the SHA-256 of every other file. It is written under another name and renamed
+when it is whole and on the disk, so that a folder named by a step is a complete one, however the
+process ended; whatever has happened to it since then, the manifest tells.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from orbax.checkpoint import v1 as ocp
+
+from hw import cli
+from hw.cli import UserError
+
+_MANIFEST = "manifest.json"
+# Folders with these prefixes are unfinished work of a process that ended; they may be removed.
+_SAVING, _DELETING = ".saving-", ".deleting-"
+
+
+class Damaged(Exception):
+    """A checkpoint is not what was saved; the message says where it differs."""
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below `folder` but its manifest, by relative name."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    hashes = {p.relative_to(folder).as_posix(): _sha256(p) for p in files}
+    hashes.pop(_MANIFEST, None)
+    return hashes
+
+
+def _manifest(step: int, hashes: dict[str, str]) -> str:
+    """The manifest's only valid text: canonical JSON that ends with its own hash."""
+    body = cli.to_json({"step": step, "files": hashes})
+    return f"{body}\n{cli.sha256(body)}\n"
+
+
+def _sync(folder: Path) -> None:
+    """Waits until all files and folder entries below `folder` are on the disk."""
+    for path in (folder, *folder.rglob("*")):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def steps(directory: Path) -> list[int]:
+    """The steps that have a checkpoint in `directory`, oldest first, sound or not."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+
+
+def _remove(folder: Path) -> None:
+    """Deletes a folder in such a way that no half of it ever bears a checkpoint's name."""
+    doomed = folder.with_name(_DELETING + folder.name)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def clean(directory: Path) -> None:
+    """Removes what an earlier process had begun to write or to delete when it ended."""
+    for prefix in (_SAVING, _DELETING):
+        for leftover in directory.glob(prefix + "*"):
+            shutil.rmtree(leftover)
+
+
+def save(directory: Path, state: Any, progress: dict[str, Any], keep: int) -> int:
+    """Saves `state` under its step, waits until it is on the disk, then drops all but `keep`.
+
+    Args:
+      directory: `checkpoints/` of a workdir.
+      state: a TrainState.
+      progress: what the loop wants to find again, such as seconds spent; strict JSON.
+      keep: how many of the newest checkpoints to keep, at least 1.
+
+    Returns:
+      The step.
+
+    Raises:
+      UserError: it could not be written, for instance on a full disk. Older ones are intact.
+    """
+    step = int(state.step)
+    final, partial = directory / str(step), directory / f"{_SAVING}{step}"
+    if not final.exists():
+        try:
+            partial.mkdir(parents=True)
+            ocp.save(partial / "state", state)
+            (partial / "progress.json").write_text(cli.to_json(progress))
+            (partial / _MANIFEST).write_text(_manifest(step, _hashes(partial)))
+            _sync(partial)
+            partial.rename(final)
+            _sync_entry(directory)
+        except Exception as error:  # orbax reports a full disk by several types
+            shutil.rmtree(partial, ignore_errors=True)
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise UserError(
+                f"could not save step {step} in {directory} ({reason[:300]}); older checkpoints are "
+                "intact: make room, then run the same command again"
+            ) from error
+    for old in steps(directory)[:-keep]:
+        _remove(directory / str(old))
+    return step
+
+
+def _sync_entry(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def verify(folder: Path) -> None:
+    """Raises Damaged unless every file of a checkpoint, the manifest included, is as it was saved."""
+    try:
+        text = (folder / _MANIFEST).read_text()
+        recorded = json.loads(text.splitlines()[0])
+        step, hashes = recorded["step"], recorded["files"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise Damaged(f"its manifest cannot be read ({type(error).__name__})") from error
+    if text != _manifest(step, hashes) or str(step) != folder.name:
+        raise Damaged("its manifest has been altered")
+    found = _hashes(folder)
+    for name in sorted(hashes.keys() | found.keys()):
+        if name not in found:
+            raise Damaged(f"{name} is missing")
+        if name not in hashes:
+            raise Damaged(f"{name} was not part of it")
+        if found[name] != hashes[name]:
+            raise Damaged(f"{name} has been altered")
+
+
+def restore_newest(
+    directory: Path, like: Any, say: Callable[[str], None]
+) -> tuple[Any, dict[str, Any]] | None:
+    """Restores the newest sound checkpoint; damaged ones are set aside, aloud.
+
+    Args:
+      directory: `checkpoints/` of a workdir.
+      like: a tree of the state's shapes, dtypes and shardings.
+      say: prints a line for the user.
+
+    Returns:
+      (state, progress), or None where nothing was ever saved.
+
+    Raises:
+      UserError: there are checkpoints and none is sound: never a silent restart from zero.
+    """
+    found = steps(directory)
+    for step in reversed(found):
+        folder = directory / str(step)
+        try:
+            verify(folder)
+        except Damaged as damage:
+            aside = directory / f"damaged-{step}"
+            if aside.exists():
+                _remove(aside)
+            folder.rename(aside)
+            say(f"WARNING: CHECKPOINT {step} IS DAMAGED ({damage}); set aside as {aside}")
+            continue
+        progress = json.loads((folder / "progress.json").read_text())
+        return ocp.load(folder / "state", like), progress
+    damaged = sorted(p.name for p in directory.glob("damaged-*"))
+    if damaged:
+        raise UserError(
+            f"no checkpoint in {directory} is sound ({', '.join(damaged)}); to start again from step "
+            "0, remove the workdir or choose another with --workdir"
+        )
+    return None
+
+
+def _load_anything(path: Path) -> Any:
+    """Loads a saved tree as nested dicts, onto one device, by the shapes that it records itself."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return ocp.load(
+        path,
+        jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+            ocp.metadata(path).metadata,
+        ),
+    )
+
+
+def load_run(folder: Path, say: Callable[[str], None]) -> tuple[dict, dict, dict]:
+    """What a workdir or a release holds: its final weights, else those of the newest sound checkpoint.
+
+    Args:
+      folder: a workdir, or a folder with `params.npz`, `config.json` and `summary.json`.
+      say: prints a line for the user.
+
+    Returns:
+      (config, provenance of the data it was trained on, variables).
+
+    Raises:
+      UserError: there is no run, or nothing sound in it.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        if (folder / "summary.json").exists():
+            provenance = json.loads((folder / "summary.json").read_text())["dataset"]
+            return config, provenance, load_params(folder / "params.npz")
+    except FileNotFoundError as error:
+        raise UserError(f"no run in {folder}: train one, or name another --workdir") from error
+    except (ValueError, LookupError) as error:
+        raise UserError(f"config.json or summary.json in {folder} cannot be read") from error
+    for step in reversed(steps(folder / "checkpoints")):
+        checkpoint = folder / "checkpoints" / str(step)
+        try:
+            verify(checkpoint)
+        except Damaged as damage:
+            say(f"WARNING: CHECKPOINT {step} IS DAMAGED ({damage}); trying an older one")
+            continue
+        say(f"the run in {folder} is not finished: these are the weights of step {step}")
+        state = _load_anything(checkpoint / "state")
+        progress = json.loads((checkpoint / "progress.json").read_text())
+        variables = {"params": state["params"], **state["model_state"]}
+        return config, progress["dataset"], jax.device_get(variables)
+    raise UserError(f"no sound weights in {folder}: run its training command again")
+
+
+def released(name: str) -> Path:
+    """The folder of the released model `name`, in the clone that this package was installed from."""
+    folder = Path(__file__).parents[2] / "experiments" / "pretrained" / name
+    if not folder.is_dir():
+        raise UserError(
+            f"no released model {name!r} at {folder}: released weights come with a clone of the "
+            "repository (pip install -e .), not with a wheel"
+        )
+    return folder
+
+
+def fingerprint(tree: Any) -> str:
+    """SHA-256 over the bytes, shapes and dtypes of every array of a tree, in its own order."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def save_params(path: Path, variables: dict[str, Any]) -> None:
+    """Writes variables as plain arrays under flat names such as `params/head/kernel`."""
+    flat = traverse_util.flatten_dict(jax.device_get(variables), sep="/")
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        np.savez(file, **flat)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load_params(path: Path) -> dict[str, Any]:
+    """Reads what `save_params` wrote. Nothing in the file is executed.
+
+    Raises:
+      UserError: the file is not there or is not such a file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            flat = {name: file[name] for name in file.files}
+    except FileNotFoundError as error:
+        raise UserError(f"no weights at {path}: train first, or name another --workdir") from error
+    except Exception as error:  # a damaged archive fails in as many ways as zip and npy have parts
+        raise UserError(f"{path} is not a file of plain arrays ({type(error).__name__})") from error
+    return traverse_util.unflatten_dict(flat, sep="/")

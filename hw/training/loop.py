@@ -1,0 +1,469 @@
+"""The only stateful room: fetch, dispatch, evaluate, log, save; stop when asked, and continue."""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from hw import cli, data, models
+from hw.cli import Stopped, UserError
+from hw.training import checkpoint, optim
+from hw.training.log import RunLog, draw_curves, write_report
+from hw.training.parallel import Parallel
+from hw.training.step import TrainState, train_step
+from hw.training.tasks import TASKS, Task
+
+# What may change between two starts of one run: it does not touch the numbers.
+_MAY_CHANGE = ("parallel", "data.dir", "checkpoint", "log")
+_STEPS_PER_DISPATCH = 50  # on GPU and TPU: a step takes milliseconds there, a dispatch stays short
+
+
+class _Signals:
+    """Notes SIGINT and SIGTERM, so that the loop can save at the next whole step; a second one kills."""
+
+    def __init__(self):
+        self.received: int | None = None
+
+    def __enter__(self):
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exc_info):
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum, frame):
+        self.received = signum
+        signal.signal(signum, signal.SIG_DFL)
+
+
+class _Clock:
+    """Seconds spent on the parts of a run, over all the processes that worked on it."""
+
+    def __init__(self, spent: dict[str, float] | None = None):
+        self.spent = {"total": 0.0, "compile": 0.0, "train": 0.0, "wait": 0.0, "eval": 0.0} | (spent or {})
+        self._mark = time.monotonic()
+
+    def now(self) -> dict[str, float]:
+        """The parts so far; `total` runs from the start of the process."""
+        return {k: round(v, 3) for k, v in self.spent.items()} | {
+            "total": round(self.spent["total"] + time.monotonic() - self._mark, 3)
+        }
+
+    def add(self, part: str, since: float) -> None:
+        """Adds the seconds since `since` (of time.monotonic) to `part`."""
+        self.spent[part] += time.monotonic() - since
+
+
+def _lock(workdir: Path) -> int:
+    """Makes the workdir ours: creates it, proves that it can be written, and locks it until we end."""
+    import fcntl  # not on Windows, where only training is missing
+
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".probe-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+        descriptor = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise UserError(f"cannot write in {workdir} ({error.strerror}): choose another --workdir") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise UserError(
+            f"another process is training in {workdir}: wait for it, or choose another --workdir"
+        ) from error
+    return descriptor
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _check_config(workdir: Path, text: str) -> None:
+    """Saves the run's config, or raises UserError where a saved one differs in what matters."""
+    path = workdir / "config.json"
+    if not path.exists():
+        cli.write_atomic(path, text)
+        return
+    try:
+        old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: choose another --workdir") from error
+    differing = [
+        f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
+        for name in sorted(old.keys() | new.keys())
+        if (name in old) != (name in new)
+        or (old[name] != new[name]
+        and not any(name == m or name.startswith(m + ".") for m in _MAY_CHANGE))
+    ]
+    if differing:
+        raise UserError(
+            f"{workdir} holds a run of another configuration ({'; '.join(differing)}): give the same "
+            "one, or another --workdir"
+        )
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    """Refuses numbers of the loop's own that no run should start with (nan fails every comparison)."""
+    for field, least in (
+        ("train.epochs", 0),
+        ("embedded.epochs", 0),
+        ("checkpoint.every_seconds", 0),
+        ("log.every_seconds", 0),
+        ("eval.every_epochs", 0),
+        ("checkpoint.keep", 1),
+        ("log.every_steps", 1),
+        ("train.steps_per_dispatch", 0),
+        ("seed", 0),
+    ):
+        value = config
+        for part in field.split("."):
+            value = value[part]
+        if not least <= value < math.inf:
+            raise UserError(f"config.{field}={value} must be at least {least} and finite")
+    if config.seed >= 2**32:
+        raise UserError(f"config.seed={config.seed} must be below 2^32")
+    if config.task not in TASKS:
+        raise UserError(f"config.task={config.task!r}: choose from {sorted(TASKS)}")
+
+
+def total_steps(config: ConfigDict, num_examples: int) -> int:
+    """Steps of a run: as many whole batches as it takes to show every example `epochs` times."""
+    return math.ceil(config.train.epochs * num_examples / config.train.batch_size)
+
+
+def with_stand_in(config: ConfigDict, source: str) -> ConfigDict:
+    """The recipe as it is run on data of `source`: the stand-in gets the short schedule of its own."""
+    config = ConfigDict(config.to_dict())
+    if source == "embedded":
+        config.train.update(config.embedded)
+        config.eval.temperature = 0.0  # it was fitted on the real data
+    return config
+
+
+def build_task(config: ConfigDict, parallel: Parallel, dataset: Any) -> Task:
+    """The task of `config` on `dataset`, its model built for the devices of `parallel`."""
+    module = models.build(
+        config.model,
+        num_outputs=len(dataset.classes),
+        platform=parallel.platform,
+        num_devices=parallel.num_devices,
+        axis_name=parallel.axis_name,
+    )
+    return TASKS[config.task](config, dataset, module)
+
+
+def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict[str, Any]:
+    """Trains, evaluates and leaves a workdir; continues a run that was begun there.
+
+    Args:
+      config: a recipe of `configs/`.
+      workdir: created if need be.
+      name, variant: which recipe it is, for the summary.
+
+    Returns:
+      The summary, also in summary.json.
+
+    Raises:
+      UserError: any mistake the user can mend, before work begins wherever it can be found then.
+      Stopped: SIGINT or SIGTERM came; everything up to the last whole step is saved.
+    """
+    clock = _Clock()
+    # What is cheap to check comes first; the builders check their own part.
+    _check_numbers(config)
+    parallel = Parallel(config.parallel)
+    parallel.check_batch(config.train.batch_size, "config.train.batch_size")
+    parallel.check_batch(config.eval.batch_size, "config.eval.batch_size")
+    optim.build(config.optim, total_steps=1)
+    models.build(config.model, num_outputs=2, platform=parallel.platform)
+    lock = _lock(workdir)
+    try:
+        config_text = cli.to_json(config.to_dict(), indent=2) + "\n"
+        _check_config(workdir, config_text)
+        if (workdir / "summary.json").exists():
+            print(f"{workdir} is finished: see summary.json there", file=sys.stderr)
+            return json.loads((workdir / "summary.json").read_text())
+        return _Run(config, workdir, parallel, clock).run(
+            name=name, variant=variant, config_sha256=cli.sha256(config_text)
+        )
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"out of memory at config.train.batch_size={config.train.batch_size}: choose a smaller one"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or workdir}: {error.strerror}; what was saved is intact: mend it, then "
+            "run the same command again"
+        ) from error
+    finally:
+        os.close(lock)
+
+
+class _Run:
+    """One run, from data to summary, in the order in which the methods stand."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, parallel: Parallel, clock: _Clock):
+        self.workdir, self.parallel, self.clock = workdir, parallel, clock
+        self.checkpoints = workdir / "checkpoints"
+        self.dataset = data.load(config.data)
+        self.provenance = self.dataset.provenance
+        self.config = with_stand_in(config, self.provenance["source"])
+        parallel.check_batch(self.config.train.batch_size, "config.embedded.batch_size")
+        self.task = build_task(self.config, parallel, self.dataset)
+        self.batch_size = self.config.train.batch_size
+        self.total = total_steps(self.config, self.task.num_examples)
+        self.tx, rate = optim.build(self.config.optim, self.total)
+        # All of them at once: a schedule is a chain of small programs, too slow to ask each step.
+        self.rates = np.asarray(jax.vmap(rate)(np.arange(max(1, self.total))), np.float64)
+        every = self.config.eval.every_epochs * self.task.num_examples / self.batch_size
+        self.eval_steps = max(1, round(every)) if every else self.total
+        self.per_dispatch = self.config.train.steps_per_dispatch or (
+            1 if parallel.platform == "cpu" else _STEPS_PER_DISPATCH
+        )
+        self.log = RunLog(workdir, self.total, self.config.log.every_seconds, self.task.unit)
+
+    def run(self, **identity: str) -> dict[str, Any]:
+        try:
+            with _Signals() as self.signals:
+                self._announce()
+                state = self._start()
+                state = self._steps(state)
+                return self._finish(state, **identity)
+        finally:
+            self.log.close()
+
+    def _announce(self) -> None:
+        p, d = self.parallel, self.provenance
+        self.log.say(
+            f"{self.workdir}: {self.total} steps of {self.batch_size} {self.task.unit} on "
+            f"{p.num_devices} × {p.device_kind} ({p.platform}, {p.mode})"
+        )
+        self.log.say(
+            f"data: {d['name']} ({d['source']}), {d['num_train']} to train, {d['num_eval']} to "
+            f"evaluate; {d['note']}"
+        )
+
+    def _start(self) -> TrainState:
+        """The newest sound checkpoint, or step 0, which is saved at once."""
+        rng = jax.random.fold_in(jax.random.key(self.config.seed), 0)
+
+        def create(rng, start):
+            return TrainState.create(self.task.init(rng, start), self.tx)
+
+        checkpoint.clean(self.checkpoints)
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.parallel.replicated),
+            jax.eval_shape(create, rng, self.task.start),
+        )
+        restored = checkpoint.restore_newest(self.checkpoints, like, self.log.say)
+        if restored is None:
+            if (self.workdir / "metrics.jsonl").exists():
+                raise UserError(
+                    f"{self.workdir} has metrics but no checkpoint, so its state is lost: remove the "
+                    "workdir to start again, or choose another --workdir"
+                )
+            state = self.parallel.replicate(jax.jit(create)(rng, self.task.start))
+            self._save(state)
+        else:
+            state, progress = restored
+            before = progress["dataset"]
+            if before["fingerprint"] != self.provenance["fingerprint"]:
+                raise UserError(
+                    f"{self.workdir} was begun on other data ({before['name']}, {before['source']}, "
+                    f"fingerprint {before['fingerprint'][:12]}; now {self.provenance['source']}, "
+                    f"{self.provenance['fingerprint'][:12]}): give the same, or another --workdir"
+                )
+            self.clock.spent.update(progress["seconds"])
+            self.log.say(f"continuing at step {int(state.step)}")
+        self.log.begin(int(state.step))
+        self.num_params = sum(x.size for x in jax.tree.leaves(state.params))
+        return state
+
+    def _save(self, state: TrainState) -> None:
+        progress = {"seconds": self.clock.now(), "dataset": self.provenance}
+        step = checkpoint.save(self.checkpoints, state, progress, self.config.checkpoint.keep)
+        self.last_save = time.monotonic()
+        self.log.note(f"saved step {step}")
+
+    def _one_step(self) -> Callable:
+        """(state, resident, picks) -> (state, metrics): batch, then the pure step."""
+        rng = jax.random.fold_in(jax.random.key(self.config.seed), 2)
+        step = partial(
+            train_step,
+            apply_fn=self.task.apply_fn,
+            loss_fn=self.task.loss_fn,
+            tx=self.tx,
+            axis_name=self.parallel.axis_name,
+        )
+
+        def one_step(state, resident, picks):
+            batch = self.task.make_batch(resident, picks)
+            return step(state, batch, jax.random.fold_in(rng, state.step))
+
+        return one_step
+
+    def _picks(self, step: int, count: int) -> dict[str, jax.Array]:
+        """What the next `count` steps take: [count, batch]."""
+        flat = self.task.picks(step * self.batch_size, count * self.batch_size)
+        stacked = {k: v.reshape(count, self.batch_size) for k, v in flat.items()}
+        return self.parallel.shard_picks(stacked)
+
+    def _steps(self, state: TrainState) -> TrainState:
+        """Takes all remaining steps. One dispatch is under way while the one before is logged."""
+        step = int(state.step)
+        if step == self.total:
+            return state
+        resident = self.parallel.replicate(self.task.resident)
+        jitted = self.parallel.train(self._one_step())
+        programs: dict[int, Callable] = {}
+        pending: deque = deque()
+        began = time.monotonic()
+        self.last_save = began
+        while step < self.total:
+            boundary = min(self.total, (step // self.eval_steps + 1) * self.eval_steps)
+            count = min(self.per_dispatch, boundary - step)
+            picks = self._picks(step, count)
+            if count not in programs:
+                compiling = time.monotonic()
+                programs[count] = jitted.lower(state, resident, picks).compile()
+                self.parallel.check_memory(programs[count], self.batch_size)
+                self.clock.add("compile", compiling)
+                began += time.monotonic() - compiling
+            waiting = time.monotonic()
+            state, metrics = programs[count](state, resident, picks)
+            self.clock.add("wait", waiting)
+            step += count
+            pending.append((step, metrics))
+            due = time.monotonic() - self.last_save >= self.config.checkpoint.every_seconds
+            if step == boundary or due or self.signals.received:
+                while pending:
+                    self._log_steps(*pending.popleft())
+                self.clock.add("train", began)
+                if step == boundary < self.total:
+                    self._evaluate(state, step)
+                self.log.sync()
+                self._save(state)
+                if self.signals.received:
+                    self.log.say(f"stopped by {signal.Signals(self.signals.received).name}, saved")
+                    raise Stopped(self.signals.received)
+                began = time.monotonic()
+            elif len(pending) > 1:
+                self._log_steps(*pending.popleft())
+        return state
+
+    def _log_steps(self, last: int, metrics: dict[str, jax.Array]) -> None:
+        """Logs one dispatch that ended with step `last`; refuses to go on from numbers gone bad."""
+        waiting = time.monotonic()
+        host = jax.device_get(metrics)
+        self.clock.add("wait", waiting)
+        count = len(host["loss"])
+        for i in range(count):
+            step = last - count + i + 1
+            values = {k: float(v[i]) for k, v in host.items() if k != "finite"}
+            rate = float(self.rates[step - 1])
+            if not host["finite"][i]:
+                raise UserError(
+                    f"loss or gradient is not finite at step {step} (loss {values['loss']}, learning "
+                    f"rate {rate:.3g}): try a lower learning rate or config.optim.clip_norm=1 in "
+                    f"another --workdir; nothing of it was saved, sound checkpoints are in "
+                    f"{self.checkpoints}"
+                )
+            if step % self.config.log.every_steps == 0 or step == self.total:
+                self.log.metrics(
+                    {
+                        "step": step,
+                        "epoch": step * self.batch_size / self.task.num_examples,
+                        "split": "train",
+                        **values,
+                        "learning_rate": rate,
+                        "seconds": self.clock.now()["total"],
+                    }
+                )
+        shown = {k: values[k] for k in self.task.headline if k in values}
+        self.log.progress(last, shown, count * self.batch_size, self.batch_size)
+
+    def _evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
+        """The task's report, its headline logged."""
+        began = time.monotonic()
+        report = None
+        for report in self.task.evaluate(state.variables, self.parallel):
+            if report is None and self.signals.received and step == self.total:
+                raise Stopped(self.signals.received)
+        self.clock.add("eval", began)
+        line = {name: report[field] for name, field in self.task.headline.items()}
+        self.log.metrics(
+            {
+                "step": step,
+                "epoch": step * self.batch_size / self.task.num_examples,
+                "split": "eval",
+                **line,
+                "seconds": self.clock.now()["total"],
+            }
+        )
+        numbers = "  ".join(f"{k} {v:.4f}" for k, v in line.items())
+        self.log.say(f"step {step}/{self.total}  evaluation: {numbers}")
+        return report
+
+    def _finish(self, state: TrainState, *, name: str, variant: str, config_sha256: str) -> dict:
+        """Evaluates the last state and writes what remains of the workdir, the summary last."""
+        report = self._evaluate(state, self.total)
+        checkpoint.save_params(self.workdir / "params.npz", state.variables)
+        write_report(self.workdir, report)
+        draw_curves(self.workdir, title=f"{self.workdir.name}: {self.provenance['note']}")
+        seconds = self.clock.now()
+        speed = self.total * self.batch_size / max(seconds["train"], 1e-9)
+        summary = {
+            "task": self.task.name,
+            "config": name,
+            "variant": variant,
+            "dataset": self.provenance,
+            "eval_split": report["split"],
+            "seed": self.config.seed,
+            "params": self.num_params,
+            "steps": self.total,
+            "epochs": self.config.train.epochs,
+            "batch_size": self.batch_size,
+            "seconds": seconds,
+            "device": {
+                "platform": self.parallel.platform,
+                "kind": self.parallel.device_kind,
+                "count": self.parallel.num_devices,
+                "cpu_count": os.cpu_count(),
+            },
+            "versions": _versions(),
+            "config_sha256": config_sha256,
+            "state_sha256": checkpoint.fingerprint(state),
+            f"{self.task.unit}_per_second": round(speed, 1),
+            **self.task.summarize(report),
+        }
+        cli.write_atomic(self.workdir / "summary.json", cli.to_json(summary, indent=2) + "\n")
+        self.log.say(f"finished: {cli.to_json(self.task.summarize(report))}")
+        if self.provenance["source"] == "embedded":
+            self.log.say(self.provenance["note"])
+        return summary
+
+
+def _versions() -> dict[str, str]:
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names}

@@ -1,0 +1,175 @@
+"""From a recipe to an optax transformation: SGD-Nesterov, AdamW, or an orthogonalised update."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+
+from hw.cli import UserError
+
+Array = jax.Array
+
+# Quintic Newton–Schulz iteration p(s) = a s + b s³ + c s⁵ on singular values: its steep start at 0
+# brings all of them near 1 in a few steps. Source: Jordan et al. 2024, "Muon", section "Design".
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalize(matrix: Array, steps: int) -> Array:
+    """Approximates U Vᵀ of `matrix` = U S Vᵀ: the nearest semi-orthogonal matrix.
+
+    X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X, from X = matrix / ‖matrix‖_F, `steps` times; singular values
+    end between about 0.7 and 1.2, which is as good for an update as exactly 1.
+
+    Args:
+      matrix: [m, n].
+      steps: Newton–Schulz iterations.
+
+    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
+    """
+    a, b, c = _NEWTON_SCHULZ
+    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = wide / (jnp.linalg.norm(wide) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+def scale_by_orthogonal_momentum(momentum: float, steps: int) -> optax.GradientTransformation:
+    """Nesterov momentum, then each filter bank [k, k, in, out] orthogonalised as [k·k·in, out]."""
+
+    def orthogonal(updates, params=None):
+        del params
+        return jax.tree.map(
+            lambda u: orthogonalize(u.reshape(-1, u.shape[-1]), steps).reshape(u.shape), updates
+        )
+
+    return optax.chain(optax.trace(decay=momentum, nesterov=True), optax.stateless(orthogonal))
+
+
+def unit_filters() -> optax.GradientTransformation:
+    """Rescales a filter bank to Frobenius norm √out before each update: one unit a filter.
+
+    Normalisation follows every filter, so that its length means nothing to the output and only
+    divides its effective learning rate. To be placed last in a chain.
+    """
+
+    def rescale(updates, params):
+        def one(update, param):
+            length = jnp.sqrt(param.shape[-1]) / (jnp.linalg.norm(param) + 1e-7)
+            return update + (length - 1.0) * param
+
+        return jax.tree.map(one, updates, params)
+
+    return optax.stateless(rescale)
+
+
+def schedule(config: Any, total_steps: int) -> optax.Schedule:
+    """The factor on every learning rate at a step: linear warm-up to 1, then decay to `final`.
+
+    Args:
+      config: `schedule` ("linear", "cosine" or "constant"), `warmup` (fraction of all steps) and
+        `final` (the factor at the last step).
+      total_steps: of the whole run.
+    """
+    warmup = round(config.warmup * total_steps)
+    rest = max(1, total_steps - warmup)
+    decays = {
+        "linear": optax.linear_schedule(1.0, config.final, rest),
+        "cosine": optax.cosine_decay_schedule(1.0, rest, alpha=config.final),
+        "constant": optax.constant_schedule(1.0),
+    }
+    if config.schedule not in decays:
+        raise UserError(f"config.optim.schedule={config.schedule!r}: choose from {sorted(decays)}")
+    if not warmup:
+        return decays[config.schedule]
+    # Step 0 already moves: (1 + step) / warmup.
+    rise = optax.linear_schedule(1.0 / warmup, 1.0, max(1, warmup - 1))
+    return optax.join_schedules([rise, decays[config.schedule]], [warmup])
+
+
+def _check(config: Any) -> None:
+    """Refuses numbers that no run should start with; nan fails every comparison."""
+    rules = [("must be at least 0", lambda v: 0 <= v < math.inf, ("weight_decay", "clip_norm"))]
+    rules += [("must lie in [0, 1]", lambda v: 0 <= v <= 1, ("warmup", "final"))]
+    rules += [("must lie in [0, 1)", lambda v: 0 <= v < 1, ("momentum", "b2", "filters.momentum"))]
+    rules += [("must be at least 1", lambda v: v >= 1, ("filters.newton_schulz_steps",))]
+    positive = ("learning_rate", "head_learning_rate", "filters.learning_rate")
+    rules += [("must be positive", lambda v: 0 < v < math.inf, positive)]
+    for demand, holds, fields in rules:
+        for field in fields:
+            value = config
+            for part in field.split("."):
+                value = value[part]
+            if not holds(value):
+                raise UserError(f"config.optim.{field}={value} {demand}")
+
+
+def build(config: Any, total_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Builds the optimiser that `config.optim` describes, and its learning rate as a function of step.
+
+    Three groups of parameters have a learning rate each: the filter banks (4 axes), the head, and
+    the rest (biases and norms). "muon" orthogonalises the filters' update by `filters` and moves
+    the others by SGD with Nesterov momentum; "sgd" and "adamw" treat all groups alike.
+
+    Args:
+      config: `config.optim`; every field is read.
+      total_steps: of the whole run, for the schedule.
+
+    Returns:
+      (tx, learning rate at a step: of the filters for "muon", else of everything).
+
+    Raises:
+      UserError: a name that does not exist, or a number out of its range.
+    """
+    _check(config)
+    factor = schedule(config, total_steps)
+
+    def scaled(learning_rate: float) -> optax.Schedule:
+        return lambda step: learning_rate * factor(step)
+
+    def decayed(params):  # biases and norms are left alone
+        return jax.tree.map(lambda p: p.ndim > 1, params)
+
+    def sgd(learning_rate: float) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.add_decayed_weights(config.weight_decay, decayed),
+            optax.sgd(scaled(learning_rate), config.momentum, nesterov=True),
+        )
+
+    def groups(params):
+        def group(path, param):
+            return "filters" if param.ndim == 4 else "head" if "head" in path else "rest"
+
+        return traverse_util.path_aware_map(group, params)
+
+    if config.name == "sgd":
+        tx, rate = sgd(config.learning_rate), config.learning_rate
+    elif config.name == "adamw":
+        rate = config.learning_rate
+        tx = optax.adamw(
+            scaled(rate), config.momentum, config.b2, weight_decay=config.weight_decay, mask=decayed
+        )
+    elif config.name == "muon":
+        rate = config.filters.learning_rate
+        filters = optax.chain(
+            scale_by_orthogonal_momentum(config.filters.momentum, config.filters.newton_schulz_steps),
+            optax.scale_by_learning_rate(scaled(rate)),
+            unit_filters(),
+        )
+        tx = optax.multi_transform(
+            {
+                "filters": filters,
+                "head": sgd(config.head_learning_rate),
+                "rest": sgd(config.learning_rate),
+            },
+            groups,
+        )
+    else:
+        raise UserError(f"config.optim.name={config.name!r}: choose sgd, adamw or muon")
+    if config.clip_norm:
+        tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+    return tx, scaled(rate)

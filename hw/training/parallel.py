@@ -1,0 +1,153 @@
+"""One step on all devices: jit over a mesh, or pmap. Nothing else knows how many devices there are."""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from hw.cli import UserError
+
+AXIS = "batch"
+
+
+class Parallel:
+    """The devices of a run and the way a step is spread over them.
+
+    "jit" (default): the batch's indices are sharded over the mesh, data and state are replicated,
+    and XLA inserts the reductions, so that the program means what it means on one device.
+    "pmap": each device runs the step on its share and averages over `axis_name`.
+
+    Attributes:
+      mode: "jit" or "pmap".
+      mesh: one axis, AXIS, over all devices.
+      axis_name: AXIS under pmap, for the step and the model's batch statistics; None under jit.
+    """
+
+    def __init__(self, mode: str = "jit", devices: list | None = None):
+        if mode not in ("jit", "pmap"):
+            raise UserError(f"config.parallel={mode!r}: choose jit or pmap")
+        devices = jax.devices() if devices is None else devices
+        self.mode = mode
+        self.mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+        self.axis_name = AXIS if mode == "pmap" else None
+        self.replicated = NamedSharding(self.mesh, P())
+
+    @property
+    def num_devices(self) -> int:
+        return self.mesh.size
+
+    @property
+    def platform(self) -> str:
+        """ "cpu", "gpu" or "tpu"."""
+        return self.mesh.devices.flat[0].platform
+
+    @property
+    def device_kind(self) -> str:
+        return self.mesh.devices.flat[0].device_kind
+
+    def check_batch(self, size: int, field: str) -> None:
+        """Raises UserError unless a batch of `size` divides evenly among the devices."""
+        if size < 1 or size % self.num_devices:
+            raise UserError(f"{field}={size} must be a positive multiple of the {self.num_devices} devices")
+
+    def check_memory(self, program: Any, batch_size: int) -> None:
+        """Raises UserError if a compiled program needs more memory than a device has."""
+        device = self.mesh.devices.flat[0]
+        if device.platform == "cpu":
+            limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        else:
+            limit = (device.memory_stats() or {}).get("bytes_limit", math.inf)
+        sizes = program.memory_analysis()
+        if sizes is None:  # not every backend can tell
+            return
+        need = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+        # What the program donates it does not need twice.
+        need -= sizes.alias_size_in_bytes
+        if need > limit:
+            raise UserError(
+                f"config.train.batch_size={batch_size} needs {need / 2**30:.1f} GiB on each device, "
+                f"which has {limit / 2**30:.1f}: choose a smaller one"
+            )
+
+    def replicate(self, tree: Any) -> Any:
+        """Puts a copy of every array on every device."""
+        return jax.device_put(tree, self.replicated)
+
+    def shard(self, tree: Any) -> Any:
+        """Puts host arrays [batch, …] on the devices, each its share."""
+        return jax.device_put(tree, NamedSharding(self.mesh, P(AXIS)))
+
+    def shard_picks(self, tree: Any) -> Any:
+        """Puts host arrays [steps, batch] on the devices, each its share of every step."""
+        if self.mode == "pmap":  # which takes, and removes, an axis of exactly the devices
+            tree = jax.tree.map(lambda x: x.reshape(len(x), self.num_devices, -1), tree)
+        return jax.device_put(tree, NamedSharding(self.mesh, P(None, AXIS)))
+
+    def train(self, step_fn: Callable) -> Callable:
+        """Several steps as one dispatch.
+
+        Args:
+          step_fn: `(state, resident, picks) -> (state, metrics)`, one step; `picks` has the batch as
+            first axis and says which of the `resident` data to take.
+
+        Returns:
+          A jitted `(state, resident, picks) -> (state, metrics)` whose picks (by `shard_picks`) and
+          metrics have one more leading axis, the steps. It consumes (donates) the state it is given.
+        """
+
+        def dispatch(state, resident, picks):
+            if jax.tree.leaves(picks)[0].shape[0] == 1:
+                # Not through scan: a convolution in a loop is very slow on XLA:CPU.
+                state, metrics = step_fn(state, resident, jax.tree.map(lambda x: x[0], picks))
+                return state, jax.tree.map(lambda x: x[None], metrics)
+            return jax.lax.scan(lambda s, p: step_fn(s, resident, p), state, picks)
+
+        if self.mode == "pmap":
+            return jax.pmap(
+                dispatch,
+                axis_name=AXIS,
+                in_axes=(None, None, 1),
+                out_axes=None,
+                devices=list(self.mesh.devices.flat),
+                donate_argnums=0,
+            )
+        return jax.jit(
+            dispatch,
+            in_shardings=(
+                self.replicated,
+                self.replicated,
+                NamedSharding(self.mesh, P(None, AXIS)),
+            ),
+            out_shardings=self.replicated,
+            donate_argnums=0,
+        )
+
+    def map(self, fn: Callable) -> Callable:
+        """jit of `fn(variables, batch)` with the batch sharded; the result is whole on every device."""
+        return jax.jit(
+            fn,
+            in_shardings=(self.replicated, NamedSharding(self.mesh, P(AXIS))),
+            out_shardings=self.replicated,
+        )
+
+    def map_all(self, fn: Callable, variables: Any, batch: Mapping[str, np.ndarray], size: int):
+        """Yields `fn(variables, slice)` over slices of `size` examples; the last is padded, then cut.
+
+        Args:
+          fn: made by `map`.
+          variables: replicated.
+          batch: host arrays with one first axis.
+          size: examples a slice, a multiple of the number of devices.
+        """
+        total = len(next(iter(batch.values())))
+        for start in range(0, total, size):
+            part = {k: v[start : start + size] for k, v in batch.items()}
+            count = len(next(iter(part.values())))
+            padded = {k: np.pad(v, [(0, size - count)] + [(0, 0)] * (v.ndim - 1)) for k, v in part.items()}
+            out = jax.device_get(fn(variables, self.shard(padded)))
+            yield jax.tree.map(lambda x, count=count: x[:count], out)

@@ -1,0 +1,72 @@
+"""Augmentation against slow loops, and as a function of (rng, index, epoch) alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hw.data import augment
+
+
+@pytest.fixture
+def images():
+    return jnp.array(np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3)), jnp.uint8)
+
+
+def _call(images, index, epoch, seed=0, flip="random", limit=2):
+    index, epoch = jnp.array(index, jnp.int32), jnp.full(len(index), epoch, jnp.int32)
+    return np.asarray(augment.augment(jax.random.key(seed), images, index, epoch, flip=flip, limit=limit))
+
+
+def test_shift_equals_a_loop(images):
+    offsets = np.array([(0, 0), (2, -1), (-2, 2), (1, 1), (0, -2), (-1, 0)])
+    moved = augment.shift(images, jnp.array(offsets), 2)
+    for picture, (down, right), out in zip(np.asarray(images), offsets, np.asarray(moved), strict=True):
+        for i in range(8):
+            for j in range(8):
+                # The picture continues as its mirror image, the edge itself not repeated.
+                y, x = abs(i - down), abs(j - right)
+                y, x = (14 - y if y > 7 else y), (14 - x if x > 7 else x)
+                np.testing.assert_array_equal(out[i, j], picture[y, x])
+
+
+@pytest.mark.parametrize("flip", ["random", "alternating", "none"])
+def test_place_in_the_batch_does_not_matter(images, flip):
+    straight = _call(images, range(6), 3, flip=flip)
+    order = np.array([4, 2, 0, 5, 1, 3])
+    np.testing.assert_array_equal(_call(images[order], order, 3, flip=flip), straight[order])
+
+
+def test_epochs_and_seeds_draw_anew(images):
+    first = _call(images, range(6), 0)
+    assert (first == _call(images, range(6), 0)).all()
+    assert (first != _call(images, range(6), 1)).any()
+    assert (first != _call(images, range(6), 0, seed=1)).any()
+
+
+def test_alternating_flip_shows_both_sides_in_two_epochs(images):
+    many = jnp.tile(images, (50, 1, 1, 1))
+    index = np.arange(300)
+    mirrored = [
+        (_call(many, index, e, flip="alternating", limit=0) != np.asarray(many)).any((1, 2, 3))
+        for e in range(4)
+    ]
+    assert (mirrored[0] != mirrored[1]).all()
+    assert (mirrored[0] == mirrored[2]).all()
+    assert 100 < mirrored[0].sum() < 200  # a fair coin: 150 ± 8.7, so within 5.7 deviations
+
+
+def test_random_shift_is_uniform_over_its_range():
+    count, limit = 5000, 2
+    marked = jnp.zeros((count, 9, 9, 1)).at[:, 4, 4].set(1.0)
+    index, epoch = jnp.arange(count), jnp.zeros(count, jnp.int32)
+    moved = np.asarray(augment.random_shift(jax.random.key(0), marked, index, epoch, limit))
+    frequency = moved.sum((0, 3))[2:7, 2:7]
+    assert frequency.sum() == count  # nothing lands outside
+    assert abs(frequency - 200).max() < 5 * np.sqrt(200)
+
+
+def test_normalize():
+    out = augment.normalize(jnp.array([[[[10, 20, 30]]]], jnp.uint8), (10.0, 10.0, 10.0), (1.0, 2.0, 4.0))
+    np.testing.assert_allclose(out[0, 0, 0], [0.0, 5.0, 5.0])
+    assert out.dtype == jnp.float32

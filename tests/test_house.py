@@ -1,0 +1,105 @@
+"""The import rule: rooms further left never import rooms further right."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+# From left to right; a room may import its own and those of any row before. Entry points last but one.
+ROWS = [
+    {"hw.cli"},
+    {"hw.ops", "hw.data"},
+    {"hw.models"},
+    {"hw.training.parallel", "hw.training.losses", "hw.training.metrics", "hw.training.optim"}
+    | {"hw.training.step", "hw.training.checkpoint", "hw.training.log", "hw.training.tasks"},
+    {"hw.training.loop"},
+    {"hw.inference"},
+    {"hw.train", "hw.evaluate", "hw.predict", "hw.prepare"},
+    {"experiments"},
+]
+CUPBOARDS = {"utils", "util", "common", "helpers", "misc"}
+
+
+def _modules() -> dict[str, Path]:
+    files = [*REPOSITORY.glob("hw/**/*.py"), *REPOSITORY.glob("experiments/**/*.py")]
+    return {
+        ".".join(f.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): f for f in files
+    }
+
+
+def _imports(path: Path, known: set[str]) -> set[str]:
+    """Modules of ours that a file imports anywhere, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = {f"{node.module}.{a.name}" for a in node.names}
+            found |= {n if n in known else node.module for n in names}
+    return {n for n in found if n.split(".")[0] in ("hw", "experiments", "configs", "tests")}
+
+
+def _row(module: str) -> int:
+    for number, rooms in enumerate(ROWS):
+        if any(module == room or module.startswith(room + ".") for room in rooms):
+            return number
+    raise AssertionError(f"{module} stands in no room of the house: add it to ROWS where it belongs")
+
+
+# Packages whose __init__ holds nothing belong to no row.
+MODULES = {name: path for name, path in _modules().items() if name not in ("hw", "hw.training")}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_only_from_the_left(module):
+    for imported in _imports(MODULES[module], set(MODULES)):
+        if imported in ("hw", "hw.training"):
+            continue
+        assert _row(imported) <= _row(module), f"{module} imports {imported}, which stands right of it"
+        if module == "hw.cli":
+            raise AssertionError("cli stands apart and imports nothing of ours")
+
+
+def test_no_cycles():
+    graph = {m: _imports(p, set(MODULES)) & set(MODULES) for m, p in MODULES.items()}
+    finished: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]):
+        assert module not in path, f"cycle: {' -> '.join((*path, module))}"
+        if module not in finished:
+            for imported in graph[module] - {module}:
+                visit(imported, (*path, module))
+            finished.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_configs_import_only_ml_collections():
+    for config in REPOSITORY.glob("configs/*.py"):
+        for node in ast.walk(ast.parse(config.read_text())):
+            if isinstance(node, ast.Import):
+                assert {a.name for a in node.names} == {"ml_collections"}, config
+            assert not isinstance(node, ast.ImportFrom), config
+
+
+def test_only_checkpoint_imports_orbax():
+    users = {m for m, p in MODULES.items() if "import" in p.read_text() and "from orbax" in p.read_text()}
+    assert users == {"hw.training.checkpoint"}
+
+
+def test_no_cupboards_and_no_default_backend():
+    for module, path in MODULES.items():
+        assert module.split(".")[-1] not in CUPBOARDS
+        assert "default_backend(" not in path.read_text(), f"{module}: ask the mesh for its platform"
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported", "allowed"),
+    [("hw.data.images", "hw.models.resnet", False), ("hw.models.resnet", "hw.ops.convolution", True)],
+)
+def test_the_rule_itself_can_fail(importer, imported, allowed):
+    assert (_row(imported) <= _row(importer)) is allowed
