@@ -21,7 +21,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.data.name = "cifar10"
     config.data.source = "auto"  # or "tfds", "embedded": strict
     config.data.dir = ""  # "": TFDS_DATA_DIR, else TFDS's own default
-    config.data.holdout = 0  # tune with 5000: the last training pictures take the test set's place
+    config.data.holdout = 0  # tune with 5000: training pictures that take the test set's place
     config.data.embedded_train = 6000
     config.data.embedded_eval = 1000
     # Mean and standard deviation of CIFAR-10's training pixels, red, green, blue, of 255.
@@ -47,8 +47,8 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
 
     config.optim = ml_collections.ConfigDict()
     config.optim.name = "muon"  # "sgd", "adamw"
-    config.optim.learning_rate = 25.0  # biases and norms (everything, for sgd and adamw)
-    config.optim.head_learning_rate = 300.0  # large, because the head's output is divided by its width
+    config.optim.learning_rate = 5.0  # biases and norms (everything, for sgd and adamw)
+    config.optim.head_learning_rate = 150.0  # large, because the head's output is divided by its width
     config.optim.momentum = 0.85  # b1 for adamw
     config.optim.b2 = 0.999
     config.optim.weight_decay = 0.0

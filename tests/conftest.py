@@ -10,13 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-
-# Mixed types are a mistake until somebody writes down that they are meant.
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # A run of seconds: a net of three narrow stages on a few hundred pictures of the stand-in.
 TINY = {

@@ -51,5 +51,5 @@ def build(
         num_classes=num_outputs,
         dtype=jnp.dtype(dtype),
         axis_name=axis_name,
-        own_backward=num_devices == 1,
+        chunked=num_devices == 1,
     )

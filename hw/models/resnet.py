@@ -26,7 +26,7 @@ class Conv(nn.Module):
     stride: int = 1
     padding: str | Sequence[tuple[int, int]] = "SAME"
     dtype: Any = jnp.float32
-    own_backward: bool = True
+    chunked: bool = True
     kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
 
     @nn.compact
@@ -38,7 +38,7 @@ class Conv(nn.Module):
             kernel.astype(self.dtype),
             stride=self.stride,
             padding=self.padding,
-            own_backward=self.own_backward,
+            chunked=self.chunked,
         )
 
 
@@ -87,11 +87,11 @@ class ResNet(nn.Module):
     num_classes: int
     dtype: Any = jnp.float32
     axis_name: str | None = None
-    own_backward: bool = True
+    chunked: bool = True
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        conv = partial(Conv, dtype=self.dtype, own_backward=self.own_backward)
+        conv = partial(Conv, dtype=self.dtype, chunked=self.chunked)
         norm = partial(
             nn.BatchNorm,
             use_running_average=not train,
@@ -170,11 +170,11 @@ class HWNet(nn.Module):
     num_classes: int
     dtype: Any = jnp.float32
     axis_name: str | None = None
-    own_backward: bool = True
+    chunked: bool = True
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        conv = partial(Conv, dtype=self.dtype, own_backward=self.own_backward, kernel_init=_dirac)
+        conv = partial(Conv, dtype=self.dtype, chunked=self.chunked, kernel_init=_dirac)
         norm = partial(
             nn.BatchNorm,
             use_running_average=not train,
@@ -192,7 +192,7 @@ class HWNet(nn.Module):
             x.astype(self.dtype),
             stem.value.astype(self.dtype),
             padding="VALID",
-            own_backward=self.own_backward,
+            chunked=self.chunked,
         )
         x = nn.gelu(x + bias.astype(self.dtype))
         for width in self.widths:

@@ -387,6 +387,12 @@ class LayerError(UserError):
         self.word = word
 
 
+def _quote(text: str) -> str:
+    """Quotes what a user wrote, harmless to a terminal and at most 40 characters of it."""
+    shown = repr(text)[1:-1]
+    return f'"{shown if len(shown) <= 40 else shown[:37] + "..."}"'
+
+
 def _place(index: int, word: str) -> str:
     return f"layer {index + 1} {_quote(word)}"
 
@@ -437,12 +443,6 @@ _SINGLE = ("channels", "units", "groups")
 _MAX_DIGITS = 6  # No layer has a million of anything; a slip of the finger is found here.
 
 
-def _quote(text: str) -> str:
-    """Quotes what a user wrote, harmless to a terminal and at most 40 characters of it."""
-    shown = text if len(text) <= 40 else text[:37] + "..."
-    return f'"{repr(shown)[1:-1]}"'
-
-
 def _integers(text: str) -> Shape:
     digits = text.split("x")
     if max(map(len, digits)) > _MAX_DIGITS:
@@ -476,7 +476,7 @@ def _parse_layer(word: str) -> Layer:
         match = _OPTION.match(rest)
         part = match[0] if match else rest
         option = _NUMBER.sub("N", part)
-        if option not in options:
+        if not match or option not in options:
             known = f"options are {', '.join(options)}" if options else f"{kind} has no options"
             raise UserError(f"cannot read {_quote(part)}; {known}")
         field, value = _OPTIONS[option]

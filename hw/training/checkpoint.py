@@ -101,7 +101,7 @@ def save(directory: Path, state: Any, progress: dict[str, Any], keep: int) -> in
     if not final.exists():
         try:
             partial.mkdir(parents=True)
-            ocp.save(partial / "state", state)
+            ocp.save((partial / "state").absolute(), state)  # orbax takes no relative path
             (partial / "progress.json").write_text(cli.to_json(progress))
             (partial / _MANIFEST).write_text(_manifest(step, _hashes(partial)))
             _sync(partial)
@@ -174,7 +174,7 @@ def restore_newest(
             say(f"WARNING: CHECKPOINT {step} IS DAMAGED ({damage}); set aside as {aside}")
             continue
         progress = json.loads((folder / "progress.json").read_text())
-        return ocp.load(folder / "state", like), progress
+        return ocp.load((folder / "state").absolute(), like), progress
     damaged = sorted(p.name for p in directory.glob("damaged-*"))
     if damaged:
         raise UserError(
@@ -186,6 +186,7 @@ def restore_newest(
 
 def _load_anything(path: Path) -> Any:
     """Loads a saved tree as nested dicts, onto one device, by the shapes that it records itself."""
+    path = path.absolute()
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return ocp.load(
         path,

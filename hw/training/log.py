@@ -44,8 +44,9 @@ class RunLog:
         self._metrics = None
         self._events = None
         self._bar = None
-        self._last_line = self._last_call = time.monotonic()
-        self._rate: float | None = None
+        self._last_line = time.monotonic()
+        self._last_call: float | None = None
+        self._rate = 0.0
 
     def say(self, line: str) -> None:
         """Prints a line on standard error, above the bar where there is one, and in train.log."""
@@ -89,9 +90,10 @@ class RunLog:
           per_step: examples a step.
         """
         now = time.monotonic()
-        rate = count / max(now - self._last_call, 1e-9)
-        # A running mean over about ten calls.
-        self._rate = rate if self._rate is None else 0.9 * self._rate + 0.1 * rate
+        if self._last_call is not None:  # the first call would count the compilation
+            rate = count / max(now - self._last_call, 1e-9)
+            # A running mean over about ten calls.
+            self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate
         self._last_call = now
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
@@ -100,11 +102,10 @@ class RunLog:
         if now - self._last_line >= self._every_seconds or step == self._total:
             self._last_line = now
             numbers = "  ".join(f"{k} {v:.4f}" for k, v in values.items())
-            left = round((self._total - step) * per_step / self._rate)
-            line = (
-                f"step {step}/{self._total}  {numbers}  {self._rate:.0f} {self._unit}/s  "
-                f"{left // 60}:{left % 60:02d} left"
-            )
+            line = f"step {step}/{self._total}  {numbers}"
+            if self._rate:
+                left = round((self._total - step) * per_step / self._rate)
+                line += f"  {self._rate:.0f} {self._unit}/s  {left // 60}:{left % 60:02d} left"
             if self._bar is None:
                 print(line, file=sys.stderr)
             self.note(line)

@@ -20,9 +20,10 @@ from ml_collections import ConfigDict
 
 from hw import cli, data, models
 from hw.cli import Stopped, UserError
+from hw.data.cache import cache_dir
 from hw.training import checkpoint, optim
 from hw.training.log import RunLog, draw_curves, write_report
-from hw.training.parallel import Parallel
+from hw.training.parallel import Parallel, keep_programs
 from hw.training.step import TrainState, train_step
 from hw.training.tasks import TASKS, Task
 
@@ -66,6 +67,10 @@ class _Clock:
     def add(self, part: str, since: float) -> None:
         """Adds the seconds since `since` (of time.monotonic) to `part`."""
         self.spent[part] += time.monotonic() - since
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _lock(workdir: Path) -> int:
@@ -200,7 +205,7 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
         config_text = cli.to_json(config.to_dict(), indent=2) + "\n"
         _check_config(workdir, config_text)
         if (workdir / "summary.json").exists():
-            print(f"{workdir} is finished: see summary.json there", file=sys.stderr)
+            _say(f"{workdir} is finished: see summary.json there")
             return json.loads((workdir / "summary.json").read_text())
         return _Run(config, workdir, parallel, clock).run(
             name=name, variant=variant, config_sha256=cli.sha256(config_text)
@@ -226,6 +231,7 @@ class _Run:
     def __init__(self, config: ConfigDict, workdir: Path, parallel: Parallel, clock: _Clock):
         self.workdir, self.parallel, self.clock = workdir, parallel, clock
         self.checkpoints = workdir / "checkpoints"
+        keep_programs(cache_dir(_say))
         self.dataset = data.load(config.data)
         self.provenance = self.dataset.provenance
         self.config = with_stand_in(config, self.provenance["source"])

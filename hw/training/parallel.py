@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +14,16 @@ from jax.sharding import PartitionSpec as P
 from hw.cli import UserError
 
 AXIS = "batch"
+
+
+def keep_programs(folder: Path | None) -> None:
+    """Keeps compiled programs in `folder`, so that a second start need not compile; None: nowhere.
+
+    What lies there is executed: the folder must be the user's alone.
+    """
+    if folder is not None:
+        jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 class Parallel:

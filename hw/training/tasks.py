@@ -189,7 +189,8 @@ def images(config: Any, dataset: Dataset, module: nn.Module) -> Task:
         name="images",
         num_examples=len(dataset.train.label),
         resident={"image": dataset.train.image, "label": dataset.train.label},
-        start=dataset.train.image[:_NUM_START_IMAGES],
+        # Spread over the whole set, for some copies are sorted by class.
+        start=dataset.train.image[:: max(1, len(dataset.train.label) // _NUM_START_IMAGES)],
         init=init,
         picks=lambda start, count: batches.examples(config.seed, start, count, len(dataset.train.label)),
         make_batch=make_batch,

@@ -2,6 +2,7 @@
 
 import pickle
 import zipfile
+from pathlib import Path
 
 import chex
 import jax
@@ -52,6 +53,15 @@ def test_round_trip(saved):
     assert progress == {"seconds": {"total": 1.5}} and not said
     assert checkpoint.fingerprint(state) == checkpoint.fingerprint(_state(5))
     assert checkpoint.fingerprint(state) != checkpoint.fingerprint(_state(3))
+
+
+def test_a_relative_folder_will_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    directory = Path("runs/checkpoints")
+    checkpoint.save(directory, _state(2), {"dataset": {}}, keep=1)
+    assert int(_restore(directory)[0][0].step) == 2
+    (directory.parent / "config.json").write_text("{}")
+    assert set(checkpoint.load_run(directory.parent, print)[2]) == {"params", "batch_stats"}
 
 
 def test_keeps_the_newest(saved):

@@ -1,0 +1,27 @@
+"""Files on disk -> numpy arrays, with where they came from."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from hw.cli import UserError
+from hw.data import images
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def load(config: Any, say: Callable[[str], None] = _to_stderr) -> images.Dataset:
+    """Loads the dataset that `config.data` describes.
+
+    Args:
+      config: `config.data`; its `name` chooses the dataset, the rest is that dataset's own.
+      say: is given one line for each thing the user should know (default: standard error).
+
+    Raises:
+      UserError: the dataset is unknown, missing or damaged, or an option is wrong.
+    """
+    if config.name != "cifar10":
+        raise UserError(f"config.data.name={config.name!r} is unknown: the choice is 'cifar10'")
+    return images.load_images(config, say)

@@ -1,0 +1,604 @@
+"""hw.data.images: what is read is what was written, whatever is wrong is said, and nothing is waited for."""
+
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hw import cli, data
+from hw.cli import UserError
+from hw.data import cache, images
+
+REAL = os.environ.get("TFDS_DATA_DIR")
+NUM_TRAIN, NUM_TEST = 40, 20
+
+
+@pytest.fixture(autouse=True)
+def at_home(tmp_path, monkeypatch):
+    """A home, a cache and an environment of the test's own, and no way to the network."""
+    for name in ("TFDS_DATA_DIR", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with socket.socket() as free:  # a port that nobody listens at
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(images, "ARCHIVE_URL", f"http://127.0.0.1:{free.getsockname()[1]}/a.tar.gz")
+
+
+def noise(n: int, seed: int) -> images.Split:
+    rng = np.random.default_rng(seed)
+    return images.Split(rng.integers(0, 256, (n, 32, 32, 3), np.uint8), (np.arange(n) % 10).astype(np.int32))
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return noise(NUM_TRAIN, 1), noise(NUM_TEST, 2)
+
+
+@pytest.fixture(scope="module")
+def original(pictures, tmp_path_factory):
+    data_dir = tmp_path_factory.mktemp("original")
+    images._write(data_dir / "cifar10" / images.VERSION, *pictures, "Sixty squares of noise.")
+    return data_dir
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    """A prepared dataset of the test's own, `DIR/cifar10/3.0.2`."""
+    shutil.copytree(original, tmp_path / "data")
+    return tmp_path / "data" / "cifar10" / images.VERSION
+
+
+def config(folder: Path | str = "", **changes) -> SimpleNamespace:
+    data_dir = str(Path(folder).parents[1]) if folder else ""
+    fields = {"name": "cifar10", "source": "auto", "dir": data_dir, "holdout": 0}
+    return SimpleNamespace(**fields | {"embedded_train": 60, "embedded_eval": 30} | changes)
+
+
+def silent(line: str) -> None:
+    raise AssertionError(f"nothing should be said, but: {line}")
+
+
+def content(split: images.Split) -> list[tuple[bytes, int]]:
+    return sorted((i.tobytes(), int(k)) for i, k in zip(split.image, split.label, strict=True))
+
+
+def serialize(label: int, picture: Image.Image, identity: str) -> bytes:
+    """A record as TFDS writes it, but with anything in it."""
+    import tensorflow_datasets as tfds
+
+    png = io.BytesIO()
+    picture.save(png, "PNG")
+    features = tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(None, None, None)),
+            "label": tfds.features.Scalar(np.int64),
+        }
+    )
+    return features.serialize_example({"id": identity, "image": png.getvalue(), "label": label})
+
+
+def overwrite(folder: Path, count: int, **wrong) -> None:
+    """Replaces the test split by `count` records, the last of them wrong."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    sound = {"label": 3, "picture": Image.new("RGB", (32, 32))}
+    writer = ArrayRecordWriter(str(folder / "cifar10-test.array_record-00000-of-00001"), "group_size:1")
+    for i in range(count):
+        record = sound | {"identity": f"test_{i:05d}"} | (wrong if i == count - 1 else {})
+        writer.write(serialize(**record))
+    writer.close()
+
+
+# --- A prepared dataset ---
+
+
+def test_what_is_read_is_what_was_written(folder, pictures):
+    dataset = data.load(config(folder), lambda line: None)
+    train, test = pictures
+    assert dataset.train.image.dtype == np.uint8 and dataset.train.label.dtype == np.int32
+    assert content(dataset.train) == content(train)
+    assert content(dataset.eval) == content(test)
+    assert (dataset.eval_name, dataset.classes) == ("test", images.CLASSES)
+    assert dataset.provenance == {
+        "name": "cifar10",
+        "source": "tfds",
+        "fingerprint": dataset.provenance["fingerprint"],
+        "num_train": NUM_TRAIN,
+        "num_eval": NUM_TEST,
+        "note": "40 train / 20 test images: not the full CIFAR-10. Sixty squares of noise.",
+        "classes": list(images.CLASSES),
+    }
+    assert len(bytes.fromhex(dataset.provenance["fingerprint"])) == 32
+
+
+def test_every_copy_gives_the_same_arrays_and_another_picture_another_fingerprint(folder, pictures, tmp_path):
+    train, test = pictures
+    order = np.random.default_rng(0).permutation(NUM_TRAIN)
+    shuffled = images.Split(train.image[order], train.label[order])
+    altered = images.Split(train.image.copy(), train.label)
+    altered.image[17, 5, 6, 2] ^= 1
+    loaded = {"original": data.load(config(folder), lambda line: None)}
+    for name, split in {"shuffled": shuffled, "altered": altered}.items():
+        copy = tmp_path / name / "cifar10" / images.VERSION
+        images._write(copy, split, test, "")
+        loaded[name] = data.load(config(copy), lambda line: None)
+    np.testing.assert_array_equal(loaded["original"].train.image, loaded["shuffled"].train.image)
+    np.testing.assert_array_equal(loaded["original"].train.label, loaded["shuffled"].train.label)
+    prints = {name: dataset.provenance["fingerprint"] for name, dataset in loaded.items()}
+    assert prints["original"] == prints["shuffled"] != prints["altered"]
+
+
+def test_fingerprint_knows_every_array(pictures):
+    arrays = images._arrays(*pictures)
+    seen = {cache.digest(arrays), cache.digest([a.reshape(-1) for a in arrays])}
+    for i, array in enumerate(arrays):
+        changed = array.copy()
+        changed.flat[-1] += 1
+        seen.add(cache.digest([*arrays[:i], changed, *arrays[i + 1 :]]))
+    assert len(seen) == 6
+
+
+def test_where_it_is_looked_for(folder, monkeypatch, tmp_path):
+    home = tmp_path / "home" / "tensorflow_datasets"
+    shutil.copytree(folder.parents[1], home)
+    assert images.default_data_dir() == home
+    assert data.load(config(source="tfds"), lambda line: None).provenance["source"] == "tfds"
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "empty"))
+    with pytest.raises(UserError, match="empty"):
+        data.load(config(source="tfds"), silent)
+    assert len(data.load(config(folder, source="tfds"), lambda line: None).train) == NUM_TRAIN
+
+
+def test_holdout_is_the_last_of_the_training_pictures(folder):
+    whole = data.load(config(folder), lambda line: None)
+    held = data.load(config(folder, holdout=15), silent)
+    assert (held.eval_name, len(held.train), len(held.eval)) == ("holdout", 25, 15)
+    np.testing.assert_array_equal(np.concatenate([held.train.image, held.eval.image]), whole.train.image)
+    np.testing.assert_array_equal(np.concatenate([held.train.label, held.eval.label]), whole.train.label)
+    assert held.provenance["fingerprint"] == whole.provenance["fingerprint"]
+    assert (held.provenance["num_train"], held.provenance["num_eval"]) == (25, 15)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("holdout", -1),
+        ("holdout", 60),
+        ("source", "web"),
+        ("name", "mnist"),
+        ("embedded_train", 0),
+        ("embedded_eval", -3),
+    ],
+)
+def test_bad_values(field, value):
+    with pytest.raises(UserError, match=field if field != "name" else "mnist"):
+        data.load(config(**{"source": "embedded", field: value}), lambda line: None)
+
+
+def edit(name: str, old: str, new: str):
+    def fault(folder: Path) -> None:
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new, 1))
+
+    return fault
+
+
+def alter(change):
+    """A fault in the bytes of the only training shard."""
+
+    def fault(folder: Path) -> None:
+        shard = folder / "cifar10-train.array_record-00000-of-00001"
+        shard.write_bytes(change(bytearray(shard.read_bytes())))
+
+    return fault
+
+
+def flip(content: bytearray) -> bytearray:
+    content[30_000] ^= 1
+    return content
+
+
+def drop(name: str):
+    return lambda folder: (folder / name).unlink()
+
+
+SHARD = "cifar10-test.array_record-00000-of-00001"
+GREY, SMALL = Image.new("L", (32, 32)), Image.new("RGB", (16, 32))
+FAULTS = {
+    "shard missing": (drop(SHARD), "missing or empty"),
+    "shard empty": (alter(lambda b: b[:0]), "missing or empty"),
+    "shard halved": (alter(lambda b: b[: len(b) // 2]), "truncated or altered"),
+    "shard of one block": (alter(lambda b: b[: 1 << 16]), "truncated or altered|holds 0 records"),
+    "last byte lost": (alter(lambda b: b[:-1]), "truncated or altered"),
+    "bit flipped": (alter(flip), "truncated or altered"),
+    "shard is text": (alter(lambda b: b"x" * 100_000), "truncated or altered"),
+    "too few records": (lambda f: overwrite(f, NUM_TEST - 1), "holds 19 records, not 20"),
+    "too many records": (lambda f: overwrite(f, NUM_TEST + 1), "holds 21 records, not 20"),
+    "no records declared": (edit("dataset_info.json", '"20"', '"0"'), "no test pictures"),
+    "split missing": (edit("dataset_info.json", '"test"', '"tset"'), "test"),
+    "no dataset_info": (drop("dataset_info.json"), "dataset_info.json"),
+    "no features": (drop("features.json"), "features.json"),
+    "no labels": (drop("label.labels.txt"), "label.labels.txt"),
+    "dataset_info cut off": (edit("dataset_info.json", "}", ""), "JSONDecodeError"),
+    "dataset_info a list": (lambda f: (f / "dataset_info.json").write_text("[]"), "TypeError"),
+    "wrong shape": (edit("features.json", '"32"', '"28"'), "28, 32, 3"),
+    "wrong type": (edit("features.json", "uint8", "uint16"), "uint16"),
+    "wrong class names": (edit("label.labels.txt", "airplane", "plane"), "its classes are plane"),
+    "classes swapped": (edit("label.labels.txt", "cat\ndeer", "deer\ncat"), "deer, cat"),
+    "a small picture": (lambda f: overwrite(f, NUM_TEST, picture=SMALL), r"\(16, 32\) RGB"),
+    "a grey picture": (lambda f: overwrite(f, NUM_TEST, picture=GREY), r"\(32, 32\) L"),
+    "label 10": (lambda f: overwrite(f, NUM_TEST, label=10), "3 to 10"),
+    "label -1": (lambda f: overwrite(f, NUM_TEST, label=-1), "-1 to 3"),
+    "a picture twice": (lambda f: overwrite(f, NUM_TEST, identity="test_00000"), "twice"),
+    "folder empty": (lambda f: [p.unlink() for p in f.iterdir()], "dataset_info.json"),
+    "folder a file": (lambda f: (shutil.rmtree(f), f.write_text("")), "dataset_info.json"),
+}
+
+
+def test_the_faults_are_faults_of_a_sound_dataset(folder):
+    overwrite(folder, NUM_TEST)
+    data.load(config(folder, source="tfds"), lambda line: None)
+
+
+@pytest.mark.parametrize("source", ["auto", "tfds"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_damage_is_said_at_once_with_the_command_that_mends_it(folder, fault, source):
+    make, message = FAULTS[fault]
+    make(folder)
+    start = time.monotonic()
+    with pytest.raises(images.Damaged, match=message) as caught:
+        data.load(config(folder, source=source), lambda line: None)
+    assert time.monotonic() - start < 5
+    assert f"python -m hw.prepare cifar10 --data-dir={folder.parents[1]}" in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+def test_another_format_is_refused_and_not_ours_to_replace(folder):
+    edit("dataset_info.json", "array_record", "tfrecord")(folder)
+    for attempt in (
+        lambda: data.load(config(folder), silent),
+        lambda: images.prepare_cifar10(folder.parents[1], silent),
+    ):
+        with pytest.raises(UserError, match="tfrecord.*TFDS_DATA_DIR") as caught:
+            attempt()
+        assert not isinstance(caught.value, images.Damaged)
+    assert len(list(folder.iterdir())) == 5
+
+
+# --- Missing, and no network ---
+
+
+def test_missing_is_an_error_where_it_was_demanded(tmp_path):
+    with pytest.raises(UserError, match=r"python -m hw\.prepare cifar10 --data-dir='.*a b'"):
+        data.load(config(source="tfds", dir=str(tmp_path / "a b")), silent)
+
+
+def hang(*args, **kwargs):
+    threading.Event().wait(20)
+    raise OSError("gave up")
+
+
+@pytest.mark.parametrize("network", ["closed port", "resolver hangs", "silent server"])
+def test_without_network_the_stand_in_says_so_within_five_seconds(tmp_path, monkeypatch, network):
+    with socket.socket() as server:  # takes connections and never answers
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        if network == "silent server":
+            monkeypatch.setattr(images, "ARCHIVE_URL", f"http://127.0.0.1:{server.getsockname()[1]}/x")
+        elif network == "resolver hangs":
+            monkeypatch.setattr(socket, "getaddrinfo", hang)
+        said = []
+        start = time.monotonic()
+        dataset = data.load(config(dir=str(tmp_path / "data")), said.append)
+        assert time.monotonic() - start < 5
+    note = "EMBEDDED STAND-IN, NOT CIFAR-10: 60 + 30 DRAWN FIGURES"
+    assert "cannot reach" in said[0] and "--archive=FILE" in said[0]
+    assert said[1:] == [note]
+    assert dataset.provenance | {"fingerprint": ""} == {
+        "name": "figures",
+        "source": "embedded",
+        "fingerprint": "",
+        "num_train": 60,
+        "num_eval": 30,
+        "note": note,
+        "classes": list(images.FIGURES),
+    }
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_unfinished_preparation_is_not_taken_for_a_dataset(folder):
+    folder.rename(folder.with_name("incomplete.3.0.2"))
+    with pytest.raises(UserError, match="no prepared CIFAR-10"):
+        data.load(config(folder, source="tfds"), silent)
+
+
+# --- The cache ---
+
+
+def entries(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache" / "hw").glob("*"))
+
+
+def refuse(*args):
+    raise AssertionError("decoded again")
+
+
+def test_a_second_start_decodes_nothing(folder, monkeypatch, tmp_path):
+    said = []
+    first = data.load(config(folder), said.append)
+    assert len(said) == 1 and "decoding" in said[0]
+    monkeypatch.setattr(images, "_decode", refuse)
+    second = data.load(config(folder), silent)
+    assert second.provenance == first.provenance
+    for name in ("train", "eval"):
+        np.testing.assert_array_equal(getattr(second, name).image, getattr(first, name).image)
+        np.testing.assert_array_equal(getattr(second, name).label, getattr(first, name).label)
+        assert getattr(second, name).label.dtype == np.int32
+    (entry,) = entries(tmp_path)
+    assert entry.parent.stat().st_mode & 0o777 == 0o700
+    assert entry.parent.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_second_start_does_not_even_import_tfds(folder, tmp_path):
+    program = (
+        "import sys; from types import SimpleNamespace as N; from hw import data;"
+        f"data.load(N(name='cifar10', source='tfds', dir={str(folder.parents[1])!r}, holdout=0));"
+        "print('tensorflow_datasets' in sys.modules, 'tensorflow' in sys.modules, 'jax' in sys.modules)"
+    )
+    outputs = [
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert outputs == ["True False False\n", "False False False\n"]
+
+
+@pytest.mark.parametrize("change", ["time", "size", "another file"])
+def test_a_changed_dataset_is_decoded_again(folder, monkeypatch, change):
+    data.load(config(folder), lambda line: None)
+    shard = folder / SHARD
+    if change == "time":
+        os.utime(shard, ns=(1, 1))
+    elif change == "size":
+        (folder / "features.json").write_text((folder / "features.json").read_text() + " ")
+    else:
+        (folder / "LICENSE").write_text("")
+    monkeypatch.setattr(images, "_decode", refuse)
+    with pytest.raises(AssertionError, match="decoded again"):
+        data.load(config(folder), lambda line: None)
+
+
+class Payload:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def harm_cache(entry: Path, how: str, trap: Path) -> None:
+    content = bytearray(entry.read_bytes())
+    if how == "bit flipped":
+        content[len(content) // 2] ^= 1
+        entry.write_bytes(content)
+    elif how == "truncated":
+        entry.write_bytes(content[: len(content) // 3])
+    elif how == "empty":
+        entry.write_bytes(b"")
+    elif how == "other arrays":  # a sound zip file, whose pictures are not those of its digest
+        with np.load(entry) as file:
+            arrays = dict(file)
+        arrays["arr_0"] = arrays["arr_0"][::-1]
+        with entry.open("wb") as file:
+            np.savez(file, **arrays)
+    elif how == "arrays missing":
+        with entry.open("wb") as file:
+            np.savez(file, sha256=np.array("0" * 64))
+    elif how == "payload":
+        with entry.open("wb") as file:
+            np.savez(file, sha256=np.array(Payload(trap), dtype=object))
+
+
+@pytest.mark.parametrize(
+    "how", ["bit flipped", "truncated", "empty", "other arrays", "arrays missing", "payload"]
+)
+def test_a_damaged_cache_is_dropped_and_made_anew(folder, tmp_path, how):
+    first = data.load(config(folder), lambda line: None)
+    (entry,) = entries(tmp_path)
+    harm_cache(entry, how, tmp_path / "trap")
+    said = []
+    again = data.load(config(folder), said.append)
+    assert "damaged cache" in said[0] and "decoding" in said[1]
+    assert again.provenance == first.provenance
+    np.testing.assert_array_equal(again.train.image, first.train.image)
+    data.load(config(folder), silent)
+    assert not (tmp_path / "trap").exists()
+
+
+@pytest.mark.parametrize("owner", ["others may write", "another's", "no folder", "full"])
+def test_a_cache_that_is_not_ours_or_cannot_be_written_is_done_without(folder, tmp_path, monkeypatch, owner):
+    place = tmp_path / "cache" / "hw"
+    if owner == "others may write":
+        place.mkdir(parents=True)
+        place.chmod(0o770)
+    elif owner == "another's":
+        monkeypatch.setattr(os, "getuid", lambda: place.parent.parent.stat().st_uid + 1)
+    elif owner == "no folder":
+        (tmp_path / "cache").write_text("a file")
+    else:
+
+        def full(path, content):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(cli, "write_atomic", full)
+    said = []
+    dataset = data.load(config(folder), said.append)
+    assert len(dataset.train) == NUM_TRAIN
+    assert any("no cache" in line or "not cached: " in line for line in said)
+    assert entries(tmp_path) == []
+
+
+def test_a_relative_cache_home_is_ignored(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    assert cache.cache_dir(silent) == tmp_path / "home" / ".cache" / "hw"
+    assert not (tmp_path / "here").exists()
+
+
+# --- The stand-in ---
+
+
+def test_figures_are_the_same_at_every_call_and_equally_often():
+    train, test = images.embedded(1003, 200)
+    again, _ = images.embedded(1003, 1)
+    np.testing.assert_array_equal(train.image, again.image)
+    np.testing.assert_array_equal(train.label, again.label)
+    assert train.image.shape == (1003, 32, 32, 3) and train.image.dtype == np.uint8
+    assert train.label.shape == (1003,) and train.label.dtype == np.int32
+    assert set(np.bincount(train.label, minlength=10)) == {100, 101}
+    assert set(np.bincount(test.label, minlength=10)) == {20}
+    everything = {picture.tobytes() for split in (train, test) for picture in split.image}
+    assert len(everything) == 1203  # no picture twice, and none of the test's in training
+
+
+def test_figures_are_distinct_and_stay_in_the_picture():
+    y, x = np.mgrid[-1.25:1.25:200j, -1.25:1.25:200j]
+    masks = [figure(x, y) < 0 for figure in images.FIGURES.values()]
+    for i, mask in enumerate(masks):
+        assert 0.05 < mask.mean() < 0.5
+        assert not np.any(mask & (np.hypot(x, y) > 1.3))
+        for other in masks[:i]:
+            assert (mask & other).sum() < 0.8 * (mask | other).sum()
+
+
+def test_labels_name_the_figures(monkeypatch):
+    """With one class's figure left out, exactly the pictures of that label show no figure."""
+
+    def contrast(split: images.Split) -> np.ndarray:
+        return split.image.astype(float).std((1, 2)).mean(1)
+
+    whole, _ = images.embedded(200, 1)
+    for i, name in enumerate(images.FIGURES):
+        with monkeypatch.context() as patch:
+            patch.setitem(images.FIGURES, name, lambda x, y: np.hypot(x, y) + 1)
+            without, _ = images.embedded(200, 1)
+        changed = np.any(whole.image != without.image, axis=(1, 2, 3))
+        np.testing.assert_array_equal(changed, whole.label == i)
+        assert np.mean(contrast(without)[changed]) < 0.8 * np.mean(contrast(whole)[changed])
+
+
+def test_a_linear_model_is_lost():
+    train, test = images.embedded(6000, 1000)
+    x, z = (s.image.reshape(len(s), -1).astype(np.float32) / 64 - 2 for s in (train, test))
+    mean = x.mean(0)
+    x, z = x - mean, z - mean
+    gram, cross = x.T @ x, x.T @ np.eye(10, dtype=np.float32)[train.label]
+    # Least squares on the classes, with ridges from next to nothing (it learns its pictures by heart)
+    # to heavy; the best of them.
+    fits = [np.linalg.solve(gram + l2 * np.eye(3072, dtype=np.float32), cross) for l2 in (1e2, 1e4, 1e6)]
+    assert np.mean((x @ fits[0]).argmax(1) == train.label) > 0.4  # the fit itself is sound
+    assert max(np.mean((z @ fit).argmax(1) == test.label) for fit in fits) < 0.3
+
+
+def test_holdout_of_the_stand_in():
+    dataset = data.load(config(source="embedded", holdout=10), lambda line: None)
+    assert (dataset.eval_name, len(dataset.train), len(dataset.eval)) == ("holdout", 50, 10)
+
+
+# --- Anybody's pictures ---
+
+
+def test_a_picture_of_the_networks_own_size_is_not_touched(tmp_path):
+    pixels = noise(1, 0).image[0]
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(images.read_picture(tmp_path / "a.png"), pixels)
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"]
+)
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (640, 480)])
+def test_any_mode_and_size(tmp_path, mode, size):
+    Image.new(mode, size).save(tmp_path / "a.tiff")
+    picture = images.read_picture(tmp_path / "a.tiff")
+    assert picture.shape == (32, 32, 3) and picture.dtype == np.uint8
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    Image.fromarray(np.full((32, 32), 0x80FF, np.uint16)).save(tmp_path / "a.png")
+    assert set(images.read_picture(tmp_path / "a.png").flat) == {0x80}
+
+
+def test_transparency_is_white_and_the_centre_is_kept(tmp_path):
+    picture = Image.new("RGBA", (96, 32), (200, 0, 0, 255))
+    picture.paste((0, 0, 0, 0), (32, 0, 64, 16))
+    picture.paste((0, 0, 255, 255), (32, 16, 64, 32))
+    picture.save(tmp_path / "a.png")
+    expected = np.full((32, 32, 3), 255)
+    expected[16:] = 0, 0, 255
+    np.testing.assert_array_equal(images.read_picture(tmp_path / "a.png"), expected)
+
+
+def test_exif_orientation(tmp_path):
+    pixels = noise(1, 0).image[0]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side: to be turned clockwise
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(images.read_picture(tmp_path / "a.png"), np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "empty", "truncated", "folder", "bomb"])
+def test_no_picture(tmp_path, monkeypatch, kind):
+    path = tmp_path / "a.png"
+    if kind == "folder":
+        path.mkdir()
+    elif kind in ("text", "empty"):
+        path.write_text("hello" if kind == "text" else "")
+    elif kind != "missing":
+        Image.fromarray(noise(1, 0).image[0]).save(path)
+        if kind == "truncated":
+            path.write_bytes(path.read_bytes()[:1500])
+        else:
+            monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match=r"cannot read .*a\.png: \w") as caught:
+        images.read_picture(path)
+    assert "\n" not in str(caught.value)
+
+
+# --- The real thing ---
+
+
+@pytest.mark.skipif(not REAL, reason="TFDS_DATA_DIR is not set: no real CIFAR-10 here")
+def test_real_cifar10_cold_and_warm():
+    cold = data.load(config(dir=REAL, source="tfds"), lambda line: None)
+    assert (len(cold.train), len(cold.eval)) == (50_000, 10_000)
+    assert set(np.bincount(cold.train.label)) == {5000} and set(np.bincount(cold.eval.label)) == {1000}
+    info = json.loads((Path(REAL) / "cifar10" / images.VERSION / "dataset_info.json").read_text())
+    assert cold.provenance["note"] == info["description"]
+    # The mean and the standard deviation that the field normalises by.
+    np.testing.assert_allclose(cold.train.image.mean((0, 1, 2)), [125.31, 122.95, 113.87], atol=0.1)
+    np.testing.assert_allclose(cold.train.image.std((0, 1, 2)), [62.99, 62.09, 66.70], atol=0.1)
+
+    start = time.monotonic()
+    warm = data.load(config(dir=REAL, source="tfds", holdout=5000), silent)
+    assert time.monotonic() - start < 2
+    assert warm.provenance["fingerprint"] == cold.provenance["fingerprint"]
+    np.testing.assert_array_equal(warm.eval.image, cold.train.image[-5000:])
+    np.testing.assert_array_equal(warm.train.label, cold.train.label[:-5000])
+    # Fair: 500 of a class give or take five standard deviations of drawing without regard to it.
+    assert np.all(np.abs(np.bincount(warm.eval.label, minlength=10) - 500) < 105)

@@ -1,0 +1,91 @@
+"""SIGKILL at any moment, also while a checkpoint is written: the same command continues bit for bit."""
+
+import itertools
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from hw.training import checkpoint
+
+
+def _newest(workdir) -> int:
+    """The newest checkpoint's step; -1 where there is none."""
+    return max(checkpoint.steps(workdir / "checkpoints"), default=-1)
+
+
+def _writing(workdir) -> int:
+    """The step of the checkpoint that is being written; -1 where there is none."""
+    unfinished = (workdir / "checkpoints").glob(".saving-*")
+    return max((int(p.name.removeprefix(".saving-")) for p in unfinished), default=-1)
+
+
+def _kill(process, workdir, mode: str, rng: random.Random, startup: float, pace: float) -> float:
+    """Kills a process by SIGKILL; returns the seconds that it took to its first save, if it got there.
+
+    Args:
+      mode: "saving", while a checkpoint is being written; "step", at any moment after a save;
+        "moment", at any moment at all.
+      rng: chooses the moment.
+      startup: seconds from the start of a process to its first save.
+      pace: seconds of a step and its save.
+    """
+    goal = _newest(workdir) + rng.randint(1, 3)
+    if mode == "moment":
+        time.sleep(rng.uniform(0, startup + 4 * pace))
+    else:
+        before = _newest(workdir)
+        process.wait_until(lambda: max(_writing(workdir), _newest(workdir)) > before)
+        startup = time.monotonic() - process.began
+        if mode == "saving":
+            process.wait_until(lambda: _writing(workdir) >= goal)
+            time.sleep(rng.choice([0, rng.uniform(0, pace / 4)]))
+        else:
+            process.wait_until(lambda: _newest(workdir) >= max(1, goal))
+            time.sleep(rng.uniform(0, pace))
+    process.send(signal.SIGKILL)
+    assert process.end() == -signal.SIGKILL, f"it had ended before: {process.stderr}"
+    return startup
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_killed_run_continues_bit_for_bit(kills, start, uninterrupted, differences, sound, tmp_path):
+    seed = int(os.environ.get("HW_KILL_SEED", time.time_ns() % 10**6))
+    print(
+        f"\n{kills} kills from HW_KILL_SEED={seed}; {uninterrupted.pace * 1000:.0f} ms for a step and a save"
+    )
+    rng = random.Random(seed)
+    workdir = tmp_path / "run"
+    # From the second kill on there is a checkpoint beyond step 0.
+    modes = ["saving", "step", *itertools.islice(itertools.cycle(["saving", "moment", "step"]), kills - 2)]
+    startup, saving, beyond_start = 0.0, 0, 0
+    for number, mode in enumerate(modes, 1):
+        process = start(workdir)
+        startup = _kill(process, workdir, mode, rng, startup, uninterrupted.pace)
+        newest, writing = _newest(workdir), _writing(workdir)
+        if writing >= 0:
+            place = f"while step {writing} was being saved"
+        else:
+            place = "between two saves" if newest > 0 else "before the first checkpoint after step 0"
+        seconds = time.monotonic() - process.began
+        print(f"kill {number} ({mode}) after {seconds:.2f} s: {place}; newest checkpoint: {newest}")
+        saving += writing >= 0
+        beyond_start += newest > 0
+        sound(workdir)
+    process = start(workdir)
+    assert process.end() == 0, process.stderr
+    assert "continuing at step" in process.stderr
+    assert beyond_start >= kills / 2 and saving >= kills // 4
+    assert differences(workdir, uninterrupted.workdir) == []
+    assert not list((workdir / "checkpoints").glob(".*")), "unfinished work was left behind"
+
+
+def test_the_comparison_can_fail(start, uninterrupted, differences, tmp_path):
+    process = start(tmp_path / "run", "--config.seed=1", "--config.checkpoint.every_seconds=1000")
+    assert process.end() == 0, process.stderr
+    found = differences(tmp_path / "run", uninterrupted.workdir)
+    metrics = [v for v in found if v.startswith("metrics")]
+    assert len(metrics) >= 80 and "params: params/head/kernel" in found
+    assert any("state_sha256" in v for v in found)

@@ -1,0 +1,310 @@
+"""A user's mistakes: exit code 2 and one line that names the culprit, never a traceback."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from hw import cli, evaluate, predict, prepare, train
+from hw.training import checkpoint
+
+REPOSITORY = Path(__file__).parents[2]
+COMMANDS = sorted(
+    p.stem for p in (REPOSITORY / "hw").glob("*.py") if 'if __name__ == "__main__"' in p.read_text()
+)
+
+
+@pytest.fixture
+def mistake(capsys, monkeypatch, tmp_path):
+    """Runs a command's main in this process; returns the one line that it must leave on standard error."""
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *args: devices)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def mistake(module, *arguments: str, late: bool = False) -> str:
+        # ml_collections loads a config into the module of the one before; processes have none.
+        monkeypatch.delitem(sys.modules, "config_config", raising=False)
+        began = time.monotonic()
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(module.main, [str(v) for v in arguments])
+        out, err = capsys.readouterr()
+        assert stopped.value.code == 2, err
+        assert time.monotonic() - began < 5
+        assert out == ""
+        *before, line = err.splitlines()
+        assert line.startswith("error: ") and len(line) > 15
+        assert "Traceback" not in err
+        # What can be known only with the data at hand may come after what is said of the data.
+        assert not before or late, err
+        return line
+
+    return mistake
+
+
+# --- hw.train: what can be known before any work ---
+
+SMALL = ["--config=configs/resnet.py", "--config.data.source=embedded", "--config.data.embedded_train=320"]
+
+# What is added to a sound command, and what the line must name.
+FLAGS = [
+    (["--config.optim.learning_rat=1"], ["learning_rat"]),
+    (["--config.nothing.there=1"], ["nothing"]),
+    (["--confg=configs/resnet.py"], ["confg"]),
+    (["--nonsense"], ["nonsense"]),
+    (["--config.seed=abc"], ["seed", "abc"]),
+    (["--config.seed=1.5"], ["seed", "1.5"]),
+    (["--config.train.batch_size=many"], ["train.batch_size", "many"]),
+    (["--config.model.hwnet.widths=(8,'x',8)"], ["widths"]),
+    (["stray"], ["stray"]),
+    (["--", "--config.seed=1"], ["--config.seed=1"]),
+    (["--config.optim.learning_rate=-1"], ["optim.learning_rate", "-1"]),
+    (["--config.optim.learning_rate=nan"], ["optim.learning_rate", "nan"]),
+    (["--config.optim.learning_rate=inf"], ["optim.learning_rate", "inf"]),
+    (["--config.optim.filters.learning_rate=0"], ["optim.filters.learning_rate", "0"]),
+    (["--config.optim.momentum=1"], ["optim.momentum", "1"]),
+    (["--config.optim.weight_decay=-0.1"], ["optim.weight_decay", "-0.1"]),
+    (["--config.optim.clip_norm=nan"], ["optim.clip_norm", "nan"]),
+    (["--config.optim.warmup=2"], ["optim.warmup", "2"]),
+    (["--config.optim.name=adamm"], ["optim.name", "adamm", "adamw"]),
+    (["--config.optim.schedule=step"], ["optim.schedule", "step", "linear"]),
+    (["--config.model.name=alexnet"], ["model.name", "alexnet", "resnet20"]),
+    (["--config.model.dtype=float8"], ["model.dtype", "float8", "bfloat16"]),
+    (["--config.task=music"], ["task", "music", "images"]),
+    (["--config.parallel=magic"], ["parallel", "magic", "pmap"]),
+    (["--config.data.name=mnist"], ["data.name", "mnist", "cifar10"]),
+    (["--config.data.source=web"], ["data.source", "web", "embedded"]),
+    (["--config.data.embedded_train=0"], ["embedded_train"]),
+    (["--config.data.embedded_train=-3"], ["embedded_train"]),
+    (["--config.data.holdout=-1"], ["data.holdout", "-1"]),
+    (["--config.data.source=tfds", "--config.data.dir=/nowhere"], ["/nowhere", "hw.prepare cifar10"]),
+    (["--config.augment.flip=upside"], ["augment.flip", "upside", "alternating"]),
+    (["--config.augment.shift=-1"], ["augment.shift", "-1"]),
+    (["--config.augment.shift=16"], ["augment.shift", "16"]),
+    (["--config.train.epochs=nan"], ["train.epochs", "nan"]),
+    (["--config.train.epochs=-1"], ["train.epochs", "-1"]),
+    (["--config.embedded.epochs=nan"], ["embedded.epochs", "nan"]),
+    (["--config.embedded.epochs=inf"], ["embedded.epochs", "inf"]),
+    (["--config.train.batch_size=0"], ["train.batch_size", "0"]),
+    (["--config.train.batch_size=-32"], ["train.batch_size", "-32"]),
+    (["--config.embedded.batch_size=0"], ["embedded.batch_size", "0"]),
+    (["--config.eval.batch_size=0"], ["eval.batch_size", "0"]),
+    (["--config.train.label_smoothing=1"], ["train.label_smoothing"]),
+    (["--config.eval.tta=ten"], ["eval.tta", "ten", "mirror"]),
+    (["--config.eval.temperature=nan"], ["eval.temperature"]),
+    (["--config.eval.every_epochs=-1"], ["eval.every_epochs", "-1"]),
+    (["--config.checkpoint.keep=0"], ["checkpoint.keep", "0"]),
+    (["--config.checkpoint.every_seconds=nan"], ["checkpoint.every_seconds", "nan"]),
+    (["--config.log.every_steps=0"], ["log.every_steps", "0"]),
+    (["--config.seed=-1"], ["seed", "-1"]),
+    (["--config.seed=4294967296"], ["seed", "4294967296"]),
+    (["--config.model.hwnet.widths=(0,8,8)"], ["model.hwnet.widths", "0"]),
+    (["--config.model.hwnet.widths=()"], ["model.hwnet.widths"]),
+    (["--config.model.hwnet.norm_momentum=1.5"], ["model.hwnet.norm_momentum", "1.5"]),
+]
+
+
+@pytest.mark.parametrize(("extra", "named"), FLAGS, ids=[" ".join(e) for e, _ in FLAGS])
+def test_a_wrong_flag_or_value(mistake, tmp_path, extra, named):
+    # The real recipe: its numbers are whole, so that only the one change is wrong.
+    small = [
+        "--config.data.source=embedded",
+        "--config.data.embedded_train=320",
+        "--config.data.embedded_eval=96",
+    ]
+    line = mistake(train, "--config=configs/resnet.py", *small, f"--workdir={tmp_path / 'run'}", *extra)
+    assert not [v for v in named if v not in line], line
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+HEAD = "def get_config(variant=None):\n"
+CONFIGS = {
+    "missing": (None, "o such file"),
+    "syntax": ("def get_config(:\n", "invalid syntax"),
+    "import": ("import nothing_of_this_name\n", "nothing_of_this_name"),
+    "function": ("x = 1\n", "get_config"),
+    "failing": (HEAD + "    return 1 / 0\n", "ZeroDivisionError"),
+    "number": (HEAD + "    return 7\n", "config"),
+    "empty": ("from ml_collections import ConfigDict\n" + HEAD + "    return ConfigDict()\n", "seed"),
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_config_file_that_is_none(mistake, tmp_path, kind):
+    content, said = CONFIGS[kind]
+    file = tmp_path / "recipe.py"
+    if content is not None:
+        file.write_text(content)
+    line = mistake(train, f"--config={file}", f"--workdir={tmp_path / 'run'}")
+    assert said in line and (str(file) in line or kind in ("failing", "import", "empty"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_that_is_missing_or_of_an_unknown_variant(mistake):
+    assert "--config=configs/resnet.py" in mistake(train)
+    assert "--config" in mistake(train, "--workdir=somewhere")
+    assert "config" in mistake(train, "--config")
+    line = mistake(train, "--config=configs/resnet.py:resnet99")
+    assert "resnet99" in line and "resnet20" in line
+    assert "configs/none.py" in mistake(train, "--config=configs/none.py")
+
+
+def test_a_batch_that_does_not_divide_among_the_devices(mistake, monkeypatch, tmp_path):
+    # jax.devices is bound to one device by `mistake`; here all eight are wanted.
+    monkeypatch.setattr(jax, "devices", lambda *args: jax.local_devices())
+    sound = {"train.batch_size": 64, "eval.batch_size": 64, "embedded.batch_size": 64}
+    for field in sound:
+        batches = sound | {field: 60}
+        line = mistake(
+            train,
+            *SMALL,
+            *(f"--config.{k}={v}" for k, v in batches.items()),
+            f"--workdir={tmp_path / 'run'}",
+            late=field.startswith("embedded"),
+        )
+        assert f"config.{field}=60" in line and "8 devices" in line
+
+
+def test_eight_devices_and_a_batch_of_60_as_a_process(start, environment, tmp_path):
+    process = start(
+        tmp_path / "run",
+        "--config.train.batch_size=60",
+        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+    )
+    assert process.end() == 2
+    assert time.monotonic() - process.began < 15
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("error: ") and "config.train.batch_size=60" in line and "8 devices" in line
+
+
+def test_a_batch_that_no_memory_holds(start, tmp_path):
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    size = memory // 2**17  # a picture as float32, and eight activations like it, are 2^17 bytes
+    process = start(tmp_path / "run", f"--config.embedded.batch_size={size}")
+    assert process.end() == 2, process.stderr
+    assert len(process.errors) == 1 and process.stderr.splitlines()[-1] == process.errors[0]
+    # Named is the field that has the number, not the one for another dataset.
+    assert f"config.embedded.batch_size={size}" in process.errors[0], process.errors
+    assert "smaller" in process.errors[0]
+
+
+def test_a_loss_that_is_not_finite(start, sound, tmp_path):
+    workdir = tmp_path / "run"
+    huge = ("learning_rate", "head_learning_rate", "filters.learning_rate")
+    process = start(workdir, *(f"--config.optim.{k}=3e37" for k in huge), "--config.checkpoint.keep=9")
+    assert process.end() == 2, process.stderr
+    assert len(process.errors) == 1 and process.stderr.splitlines()[-1] == process.errors[0]
+    line = process.errors[0]
+    assert "not finite at step" in line and "learning rate" in line and "e+37" in line
+    assert "clip_norm" in line and "checkpoints" in line
+    failed = int(line.split(" at step ")[1].split()[0])
+    steps = sound(workdir)
+    assert steps and max(steps) < failed
+    for step in steps:
+        state = checkpoint._load_anything(workdir / "checkpoints" / str(step) / "state")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+            assert np.isfinite(leaf).all(), f"step {step}: {jax.tree_util.keystr(path)}"
+    assert "nan" not in (workdir / "metrics.jsonl").read_text().lower()
+    assert not (workdir / "summary.json").exists() and not (workdir / "params.npz").exists()
+
+
+# --- every command ---
+
+
+def _run(command: str, *arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", f"hw.{command}", *arguments],
+        cwd=REPOSITORY,
+        # Buffered, as a user's are: what is written at the very end must find the pipe closed too.
+        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_all_commands_are_known():
+    assert set(COMMANDS) >= {"train", "evaluate", "predict", "prepare"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command):
+    process = _run(command, "--help")
+    assert process.returncode == 0 and process.stderr == ""
+    assert f"hw.{command}" in process.stdout and len(process.stdout) > 200
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_into_a_closed_pipe(command):
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = _run(command, "--help", stdout=writing)
+    os.close(writing)
+    assert process.stderr == "" and process.returncode == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_unknown_option_as_a_process(command):
+    process = _run(command, "--nonsense=1")
+    assert process.returncode == 2 and process.stdout == ""
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("error: ") and f"hw.{command} --help" in line
+
+
+def test_evaluate(mistake, tmp_path):
+    assert "--workdir" in mistake(evaluate)
+    assert "--nonsense" in mistake(evaluate, "--model=resnet", "--nonsense")
+    assert "--work" in mistake(evaluate, f"--work={tmp_path}")  # no abbreviations
+    assert "--model" in mistake(evaluate, "--model=gpt")
+    assert "not allowed with" in mistake(evaluate, "--model=resnet", f"--workdir={tmp_path}")
+    assert "many" in mistake(evaluate, f"--workdir={tmp_path}", "--batch-size=many")
+    assert str(tmp_path / "none") in mistake(evaluate, f"--workdir={tmp_path / 'none'}")
+    assert str(tmp_path) in mistake(evaluate, f"--workdir={tmp_path}")
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json" in mistake(evaluate, f"--workdir={tmp_path}")
+
+
+def test_evaluate_in_batches_that_are_none(mistake, uninterrupted):
+    run = f"--workdir={uninterrupted.workdir}"
+    assert "-3" in mistake(evaluate, run, "--batch-size=-3", late=True)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def test_predict(mistake, uninterrupted, picture, tmp_path):
+    run = f"--workdir={uninterrupted.workdir}"
+    text, empty, half = (tmp_path / name for name in ("notes.jpg", "empty.png", "half.png"))
+    text.write_text("this is no picture")
+    empty.write_bytes(b"")
+    half.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+    assert "IMAGE" in mistake(predict, run)
+    for file in (text, empty, half, tmp_path / "none.png", tmp_path):
+        assert str(file) in mistake(predict, run, file)
+    assert str(tmp_path / "none") in mistake(predict, f"--workdir={tmp_path / 'none'}", picture)
+    assert "--jso" in mistake(predict, run, text, "--jso")
+
+
+def test_prepare(mistake, tmp_path):
+    (tmp_path / "archive.tar.gz").write_bytes(b"no archive")
+    here = f"--data-dir={tmp_path / 'data'}"
+    assert "dataset" in mistake(prepare)
+    assert "mnist" in mistake(prepare, "mnist")
+    assert "--sha256" in mistake(prepare, "cifar10", here, "--sha256=00")
+    assert "SHA-256" in mistake(prepare, "cifar10", here, f"--archive={tmp_path / 'archive.tar.gz'}")
+    assert "none.tar.gz" in mistake(prepare, "cifar10", here, f"--archive={tmp_path / 'none.tar.gz'}")
+    assert not (tmp_path / "data" / "cifar10").exists()
+
+
+def test_json_that_cannot_be_written(mistake, uninterrupted, picture):
+    run = f"--workdir={uninterrupted.workdir}"
+    assert "/nowhere/x.json" in mistake(predict, run, picture, "--json=/nowhere/x.json")

@@ -1,0 +1,87 @@
+"""SIGTERM and SIGINT: finish the step, save, exit 143 or 130; the same command continues."""
+
+import hashlib
+import json
+import signal
+import time
+
+from hw.training import checkpoint, log
+
+
+def _rests_at(workdir, sound) -> int:
+    """The step at which a stopped run rests: its newest checkpoint, up to which it has all metrics."""
+    step = sound(workdir)[-1]
+    lines = [v for v in log.read_metrics(workdir / "metrics.jsonl") if v["split"] == "train"]
+    assert [v["step"] for v in lines] == list(range(1, step + 1))
+    return step
+
+
+def test_stopped_runs_continue_bit_for_bit(start, uninterrupted, differences, sound, tmp_path):
+    workdir = tmp_path / "run"
+    metrics = workdir / "metrics.jsonl"
+    rare = "--config.checkpoint.every_seconds=1000"  # so that nothing but the signal saves
+
+    # Before the first step, while it is being compiled: that step is taken and saved.
+    process = start(workdir, rare)
+    process.wait_until(lambda: "data: " in process.stderr)
+    process.send(signal.SIGTERM)
+    assert process.end() == 143, process.stderr
+    assert process.stderr.splitlines()[-1] == "stopped by SIGTERM, saved"
+    assert _rests_at(workdir, sound) == 1
+
+    # In the midst of the steps, by control-C; how often is logged may have changed.
+    process = start(workdir, rare, "--config.log.every_seconds=0.1")
+    process.wait_until(lambda: len(log.read_metrics(metrics)) >= 10)
+    process.send(signal.SIGINT)
+    sent = time.monotonic()
+    assert process.end() == 130, process.stderr
+    assert time.monotonic() - sent < 10
+    assert process.stderr.splitlines()[-1] == "stopped by SIGINT, saved"
+    assert 10 <= _rests_at(workdir, sound) < 40
+    assert "continuing at step 1\n" in process.stderr
+
+    # After the last step, in the final evaluation: nothing of it is kept, it will be done again.
+    process = start(workdir, rare)
+    process.wait_until(lambda: (workdir / "checkpoints" / "80").exists())
+    process.send(signal.SIGTERM)
+    assert process.end() == 143, process.stderr
+    assert _rests_at(workdir, sound) == 80
+    assert not (workdir / "summary.json").exists()
+
+    process = start(workdir, rare)
+    assert process.end() == 0, process.stderr
+    assert "continuing at step 80\n" in process.stderr
+    assert differences(workdir, uninterrupted.workdir) == []
+    spent = json.loads((workdir / "summary.json").read_text())["seconds"]
+    assert spent["total"] > sum(spent[k] for k in ("compile", "train", "eval"))
+
+
+def test_a_second_signal_ends_it_at_once(start, tmp_path):
+    process = start(tmp_path / "run")
+    process.wait_until(lambda: "data: " in process.stderr)
+    process.send(signal.SIGINT)
+    time.sleep(0.05)  # two that come together are one
+    process.send(signal.SIGINT)
+    began = time.monotonic()
+    assert process.end() == -signal.SIGINT
+    assert time.monotonic() - began < 2
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") in ([], [0])
+
+
+def _content(folder) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "folder"
+        for p in sorted(folder.rglob("*"))
+    }
+
+
+def test_a_finished_run_says_so_and_changes_nothing(start, uninterrupted):
+    before = _content(uninterrupted.workdir)
+    process = start(uninterrupted.workdir)
+    assert process.end() == 0
+    assert time.monotonic() - process.began < 15
+    assert process.stdout == ""
+    (line,) = process.stderr.splitlines()
+    assert "is finished" in line and str(uninterrupted.workdir) in line
+    assert _content(uninterrupted.workdir) == before
+    assert "summary.json" in before and "params.npz" in before

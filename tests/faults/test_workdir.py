@@ -1,0 +1,266 @@
+"""The workdir: locked, read-only, full, changed, damaged. What was saved stays, and is never mistaken."""
+
+import errno
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from hw import cli, train
+from hw.data import images
+from hw.training import checkpoint
+
+
+@pytest.fixture
+def mount(tmp_path):
+    """Mounts a tmpfs with given options where only our own processes see it; returns its folder."""
+    holders = []
+
+    def mount(options: str) -> Path:
+        point = tmp_path / f"disk{len(holders)}"
+        point.mkdir()
+        script = 'mount -t tmpfs -o "$1" tmpfs "$2" && echo mounted && exec sleep 900'
+        command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+        try:
+            holder = subprocess.Popen(
+                [*command, "sh", options, point], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        except FileNotFoundError:
+            pytest.skip("no unshare (util-linux) to mount a small disk with")
+        holders.append(holder)
+        if holder.stdout.readline() != "mounted\n":
+            pytest.skip(f"this kernel lets nobody mount a small disk: {holder.stderr.read().strip()}")
+        return Path(f"/proc/{holder.pid}/root{point}")
+
+    yield mount
+    for holder in holders:
+        holder.kill()
+        holder.communicate()
+
+
+@pytest.fixture
+def begun(uninterrupted, tmp_path) -> Path:
+    """A copy of the run as a kill would have left it after its last save: steps 79 and 80 are there."""
+    workdir = tmp_path / "begun"
+    shutil.copytree(uninterrupted.workdir, workdir)
+    for file in workdir.iterdir():
+        if file.name not in ("config.json", "metrics.jsonl", "train.log", "checkpoints"):
+            file.unlink()
+    assert checkpoint.steps(workdir / "checkpoints") == [79, 80]
+    return workdir
+
+
+@pytest.fixture
+def refused(arguments, environment, capsys, monkeypatch):
+    """Runs hw.train in this process: it must exit with 2; returns the error line and what went before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", environment["XDG_CACHE_HOME"])
+
+    def refused(workdir: Path, *extra: str) -> tuple[str, list[str]]:
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(train.main, [*arguments, f"--workdir={workdir}", *extra])
+        out, err = capsys.readouterr()
+        assert stopped.value.code == 2, err
+        assert out == ""
+        *before, line = err.splitlines()
+        assert line.startswith("error: ") and not any(v.startswith(("error", "Trace")) for v in before)
+        return line, before
+
+    return refused
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """hw.train in this process sees one device, as the processes do."""
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *args: devices)
+
+
+def _damage(workdir: Path, step: int) -> None:
+    """Flips one bit of the largest file of a checkpoint."""
+    files = (p for p in (workdir / "checkpoints" / str(step)).rglob("*") if p.is_file())
+    largest = max(files, key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 16
+    largest.write_bytes(content)
+
+
+# --- whose workdir it is ---
+
+
+def test_the_second_of_two_processes_leaves(start, sound, tmp_path):
+    workdir = tmp_path / "run"
+    first = start(workdir)
+    first.wait_until(lambda: (workdir / "checkpoints" / "2").exists())
+    first.send(signal.SIGSTOP)
+    kept = sorted((p, p.stat().st_mtime_ns) for p in workdir.rglob("*"))
+    second = start(workdir)
+    assert second.end() == 2
+    assert time.monotonic() - second.began < 15  # 5 s after its check, and a start of Python and JAX
+    (line,) = second.stderr.splitlines()
+    assert line.startswith("error: another process is training in ") and str(workdir) in line
+    assert sorted((p, p.stat().st_mtime_ns) for p in workdir.rglob("*")) == kept
+    first.send(signal.SIGCONT)
+    first.send(signal.SIGTERM)
+    assert first.end() == 143, first.stderr
+    assert sound(workdir)
+
+
+def test_a_workdir_that_cannot_be_made(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/run")):
+        line, before = refused(workdir)
+        assert "cannot write in" in line and str(workdir) in line and "--workdir" in line
+        assert not before
+
+
+def test_a_read_only_disk_is_found_at_once(start, mount, tmp_path):
+    workdir = mount("ro") / "run"
+    process = start(tmp_path / "output", f"--workdir={workdir}")
+    assert process.end() == 2
+    assert time.monotonic() - process.began < 15
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("error: cannot write in") and "Read-only file system" in line
+
+
+# --- a full disk ---
+
+
+def _fill(disk: Path, leave: int) -> None:
+    """Fills a disk but for `leave` bytes."""
+    with (disk / "ballast").open("wb", buffering=0) as ballast:
+        try:
+            while True:
+                ballast.write(bytes(4096))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+        ballast.truncate(ballast.tell() - leave)
+
+
+def test_a_full_disk_costs_nothing_that_was_saved(start, uninterrupted, differences, sound, mount, tmp_path):
+    disk = mount("size=24m")
+    workdir = disk / "run"
+    # First no byte is left; then, at the next start, enough for metrics and too little for a checkpoint.
+    for leave, goal in ((0, 3), (128 * 1024, 6)):
+        process = start(tmp_path / "output", f"--workdir={workdir}")
+        process.wait_until(lambda goal=goal: checkpoint.steps(workdir / "checkpoints")[-1:] >= [goal])
+        _fill(disk, leave)
+        assert process.end() == 2, process.stderr
+        assert len(process.errors) == 1, process.stderr
+        assert process.errors[0] == process.stderr.splitlines()[-1]
+        assert "No space left" in process.errors[0] or "could not save" in process.errors[0]
+        steps = sound(workdir)
+        assert steps and steps[-1] < 80
+        said = [v for v in (workdir / "train.log").read_text().splitlines() if " saved step " in v]
+        assert int(said[-1].split()[-1]) in steps
+        # Steps after the last sound checkpoint have no metrics that a reader could take for lasting.
+        (disk / "ballast").unlink()
+    process = start(tmp_path / "output", f"--workdir={workdir}")
+    assert process.end() == 0, process.stderr
+    assert f"continuing at step {steps[-1]}\n" in process.stderr
+    assert differences(workdir, uninterrupted.workdir) == []
+
+
+# --- a changed config ---
+
+
+def test_a_changed_config_is_refused_field_by_field(refused, uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    shutil.copy(uninterrupted.workdir / "config.json", workdir)
+    changes = {"seed": 3, "optim.b2": 0.5, "model.hwnet.norm_momentum": 0.7, "data.embedded_train": 300}
+    line, before = refused(workdir, *(f"--config.{k}={v}" for k, v in changes.items()))
+    assert not before
+    assert "seed: 0 there, 3 now" in line and "optim.b2: 0.999 there, 0.5 now" in line
+    assert (
+        "hwnet.norm_momentum: 0.6 there, 0.7 now" in line
+        and "data.embedded_train: 320 there, 300 now" in line
+    )
+    assert line.count(" there, ") == len(changes)
+    line, _ = refused(workdir, "--config.train.label_smoothing=0.1")
+    assert line.count(" there, ") == 1 and "train.label_smoothing" in line
+    # Of two formats of one thing: a config.json that is none.
+    (workdir / "config.json").write_text("{")
+    line, _ = refused(workdir)
+    assert "config.json" in line
+
+
+def test_what_does_not_touch_the_numbers_may_change(start, begun, uninterrupted, differences):
+    process = start(
+        begun,
+        "--config.parallel=pmap",
+        "--config.data.dir=/nowhere",
+        "--config.checkpoint.keep=5",
+        "--config.checkpoint.every_seconds=7",
+        "--config.log.every_seconds=3",
+    )
+    assert process.end() == 0, process.stderr
+    assert "continuing at step 80" in process.stderr
+    assert differences(begun, uninterrupted.workdir) == []
+    summary = json.loads((begun / "summary.json").read_text())
+    assert summary["config_sha256"] == cli.sha256((begun / "config.json").read_text())
+
+
+# --- damage ---
+
+
+def test_a_damaged_newest_checkpoint_is_replaced_by_an_older_one(start, begun, uninterrupted, differences):
+    _damage(begun, 80)
+    with (begun / "metrics.jsonl").open("a") as file:
+        file.write('{"accuracy": 0.1')  # a line cut short by the same crash
+    process = start(begun)
+    assert process.end() == 0, process.stderr
+    lines = process.stderr.splitlines()
+    (warning,) = [v for v in lines if "DAMAGED" in v]
+    assert "80" in warning and "altered" in warning and warning in (begun / "train.log").read_text()
+    assert "continuing at step 79" in lines
+    assert differences(begun, uninterrupted.workdir) == []
+
+
+def test_without_a_sound_checkpoint_it_never_starts_again(refused, begun):
+    for step in (79, 80):
+        _damage(begun, step)
+    metrics = (begun / "metrics.jsonl").read_bytes()
+    for _ in range(2):
+        line, _ = refused(begun)
+        assert "no checkpoint" in line and "damaged-79" in line and "--workdir" in line
+        assert (begun / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_metrics_without_checkpoints_are_refused(refused, begun):
+    shutil.rmtree(begun / "checkpoints")
+    metrics = (begun / "metrics.jsonl").read_bytes()
+    line, _ = refused(begun)
+    assert "has metrics but no checkpoint" in line and str(begun) in line
+    assert (begun / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_other_data_than_before_is_refused(refused, begun, arguments, monkeypatch):
+    before = checkpoint.steps(begun / "checkpoints")
+    metrics = (begun / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(images, "EMBEDDED_SEED", images.EMBEDDED_SEED + 1)
+    line, _ = refused(begun)
+    assert "other data" in line and "fingerprint" in line and "--workdir" in line
+    assert checkpoint.steps(begun / "checkpoints") == before
+    assert (begun / "metrics.jsonl").read_bytes() == metrics
+
+
+# --- the cache of compiled programs ---
+
+
+def test_a_damaged_cache_stops_nobody(start, uninterrupted, begun, environment, differences, tmp_path):
+    # A kill or a full disk can cut an entry of JAX's own cache short, for JAX writes it in place.
+    cache = tmp_path / "cache"
+    shutil.copytree(environment["XDG_CACHE_HOME"], cache)
+    entries = [p for p in cache.rglob("*-cache") if p.is_file()]
+    assert len(entries) >= 2, "no compiled program was kept"
+    for entry in entries:
+        entry.write_bytes(entry.read_bytes()[: entry.stat().st_size // 2])
+    shutil.rmtree(begun / "checkpoints" / "80")
+    process = start(begun, env={"XDG_CACHE_HOME": str(cache)})
+    assert process.end() == 0, process.stderr
+    assert differences(begun, uninterrupted.workdir) == []

@@ -1,0 +1,231 @@
+"""The networks against the integers of conv_arithmetic, and what they must be able to learn."""
+
+import math
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.extend.core import jaxprs_in_params
+from ml_collections import ConfigDict
+
+from hw import models
+from hw.cli import UserError
+from hw.models import resnet
+from hw.ops.conv_arithmetic import parse_layers, trace
+from hw.training import losses
+
+HWNET = {"widths": (64, 128, 256), "norm_momentum": 0.6}
+
+
+def _build(name, **kwargs):
+    config = ConfigDict({"name": name, "dtype": "float32", "hwnet": HWNET})
+    return models.build(config, num_outputs=10, platform="cpu", **kwargs)
+
+
+def _variables(module, x):
+    return jax.jit(partial(module.init, train=False))(jax.random.key(0), x)
+
+
+def _stages(stem, blocks, widths):
+    """Words of the main path of a ResNet of basic blocks, and of its projections with their inputs."""
+    main, projections, size, width_in = [stem], [], 32, widths[0]
+    for stage, width in enumerate(widths):
+        for block in range(blocks):
+            stride = 2 if stage and not block else 1
+            if stride == 2:
+                projections.append(((size, size, width_in), f"conv{width}k1s2nobias"))
+                size //= 2
+            main += [f"conv{width}k3s{stride}p1nobias", f"conv{width}k3p1nobias"]
+            width_in = width
+    return main, projections, size
+
+
+def _arithmetic(name):
+    """(parameters, multiply-adds) of a network, from its description in words."""
+    if name == "hwnet":
+        # conv, pool, conv a stage; norms have a bias alone; the stem's kernel is no parameter.
+        body = " ".join(f"conv{w}k3samenobias pool2 conv{w}k3samenobias" for w in HWNET["widths"])
+        stem = trace((32, 32, 3), parse_layers("conv24k2nobias"))
+        net = trace((31, 31, 24), parse_layers(body))
+        head = trace((256,), parse_layers("dense10nobias"))
+        params = 24 + net.total_params + 2 * sum(HWNET["widths"]) + head.total_params
+        return params, stem.total_macs + net.total_macs + head.total_macs
+    blocks, widths = (3, (16, 32, 64)) if name == "resnet20" else (2, (64, 128, 256, 512))
+    main, projections, size = _stages(f"conv{widths[0]}k3p1nobias", blocks, widths)
+    net = trace((32, 32, 3), parse_layers(" ".join(main)))
+    assert net.reports[-1].output == (size, size, widths[-1])
+    parts = [net, trace((widths[-1],), parse_layers("dense10"))]
+    norms = sum(r.output[-1] for r in net.reports)
+    if name == "resnet18":
+        parts += [trace(shape, parse_layers(word)) for shape, word in projections]
+        norms += sum(widths[1:])
+    return sum(p.total_params for p in parts) + 2 * norms, sum(p.total_macs for p in parts)
+
+
+def _macs(jaxpr) -> int:
+    """Multiply-adds of the convolutions and matrix products that a program really contains."""
+    total = 0
+    for equation in jaxpr.eqns:
+        out = equation.outvars[0].aval.shape
+        if equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            total += math.prod(out) * math.prod(kernel[:3])
+        elif equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += math.prod(out) * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+        for inner in jaxprs_in_params(equation.params):
+            total += _macs(inner)
+    return total
+
+
+# The field's own counts: He et al. 2015 table 6 (0.27 M); kuangliu/pytorch-cifar's ResNet18.
+KNOWN = {"resnet20": 269_722, "resnet18": 11_173_962}
+
+
+@pytest.mark.parametrize("name", ["hwnet", "resnet20", "resnet18"])
+def test_parameters_and_arithmetic(name):
+    module = _build(name, num_devices=2)
+    pictures = jnp.zeros((1, 32, 32, 3))
+    variables = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), pictures)
+    params, macs = _arithmetic(name)
+    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    assert count == params
+    assert count == KNOWN.get(name, count)
+    program = jax.make_jaxpr(partial(module.apply, train=False))(variables, pictures)
+    assert _macs(program.jaxpr) == macs
+
+
+def test_resnet18_multiply_adds_are_the_known_half_billion():
+    assert _arithmetic("resnet18")[1] == pytest.approx(0.556e9, rel=0.005)
+
+
+@pytest.mark.parametrize(("name", "size"), [("hwnet", 24), ("hwnet", 32), ("resnet20", 32)])
+def test_logits_are_float32_and_statistics_move(name, size):
+    module = models.build(
+        ConfigDict({"name": name, "dtype": "auto", "hwnet": {"widths": (8, 8, 16), "norm_momentum": 0.6}}),
+        num_outputs=7,
+        platform="tpu",  # computes in bfloat16
+        num_devices=2,
+    )
+    x = jax.random.normal(jax.random.key(1), (4, size, size, 3))
+    variables = _variables(module, x)
+    if name == "hwnet":
+        variables = module.fit_stem(variables, x)
+    logits, updated = jax.jit(partial(module.apply, train=True, mutable=["batch_stats"]))(variables, x)
+    chex.assert_shape(logits, (4, 7))
+    chex.assert_type(logits, jnp.float32)
+    chex.assert_tree_all_finite((logits, updated))
+    assert module.dtype == jnp.bfloat16
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(variables["params"]))
+    before, after = jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(updated["batch_stats"])
+    assert all((a != b).any() for a, b in zip(before, after, strict=True))
+
+
+def test_basic_block_against_a_plain_restatement():
+    # At evaluation, with numpy loops for its convolutions.
+    block = resnet.BasicBlock(8, 2, "pad", *_parts())
+    x = np.random.default_rng(0).normal(size=(1, 6, 6, 4)).astype(np.float32)
+    variables = block.init(jax.random.key(0), x)
+    out = np.asarray(block.apply(variables, x))
+    kernels = [np.asarray(variables["params"][f"Conv_{i}"]["kernel"], np.float64) for i in range(2)]
+
+    def conv(x, kernel, stride):
+        x = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+        size = (x.shape[0] - 3) // stride + 1
+        result = np.empty((size, size, kernel.shape[-1]))
+        for i in range(size):
+            for j in range(size):
+                window = x[i * stride : i * stride + 3, j * stride : j * stride + 3]
+                result[i, j] = np.tensordot(window, kernel, 3)
+        return result
+
+    norm = 1 / np.sqrt(1 + 1e-5)  # fresh statistics: mean 0, variance 1
+    y = np.maximum(conv(x[0], kernels[0], 2) * norm, 0)
+    y = conv(y, kernels[1], 1) * norm
+    shortcut = np.zeros((3, 3, 8))
+    shortcut[..., 2:6] = x[0, ::2, ::2]
+    np.testing.assert_allclose(out[0], np.maximum(y + shortcut, 0), rtol=1e-4, atol=1e-5)
+
+
+def _parts():
+    from flax import linen as nn
+
+    conv = partial(resnet.Conv, chunked=False)
+    return conv, partial(nn.BatchNorm, use_running_average=True, epsilon=1e-5)
+
+
+def test_whitening_makes_patches_white():
+    r = np.random.default_rng(0)
+    # Correlated pictures: smoothed noise, channels mixed.
+    noise = r.normal(size=(200, 12, 12, 3))
+    images = noise + np.roll(noise, 1, 1) + np.roll(noise, 1, 2)
+    images = jnp.array(images @ r.normal(size=(3, 3)), jnp.float32)
+    kernel = resnet.whitening_kernel(images, epsilon=0.0)
+    out = jax.lax.conv_general_dilated(
+        images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    out = np.asarray(out, np.float64).reshape(-1, 24)
+    covariance = out.T @ out / len(out)
+    np.testing.assert_allclose(covariance[:12, :12], np.eye(12), atol=2e-3)
+    np.testing.assert_allclose(kernel[..., 12:], -kernel[..., :12])
+
+
+def test_filters_start_as_copies():
+    variables = _variables(_build("hwnet"), jnp.zeros((1, 32, 32, 3)))
+    kernel = np.asarray(variables["params"]["Conv_0"]["kernel"])  # 24 -> 64
+    copied = np.zeros((3, 3, 24, 24))
+    copied[1, 1] = np.eye(24)
+    np.testing.assert_array_equal(kernel[..., :24], copied)
+    assert np.all(kernel[..., 24:].std(axis=(0, 1, 2)) > 0.01)
+
+
+@pytest.mark.parametrize("name", ["hwnet", "resnet20"])
+def test_overfits_one_batch(name):
+    narrow = {"widths": (16, 16, 16), "norm_momentum": 0.6}
+    config = ConfigDict({"name": name, "dtype": "float32", "hwnet": narrow})
+    module = models.build(config, num_outputs=10, platform="cpu", num_devices=2)
+    r = np.random.default_rng(0)
+    x = jnp.array(r.normal(size=(20, 16, 16, 3)), jnp.float32)
+    y = jnp.array(r.integers(0, 10, 20))
+    variables = _variables(module, x)
+    if name == "hwnet":
+        variables = module.fit_stem(variables, x)
+    rest = {k: v for k, v in variables.items() if k != "params"}
+    tx = optax.adam({"hwnet": 0.05, "resnet20": 0.01}[name])
+
+    @jax.jit
+    def step(params, opt_state):
+        def objective(params):
+            logits, _ = module.apply({"params": params, **rest}, x, train=True, mutable=["batch_stats"])
+            return losses.cross_entropy(logits, y).mean(), logits
+
+        (loss, logits), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        updates, opt_state = tx.update(grads, opt_state)
+        return optax.apply_updates(params, updates), opt_state, loss, (logits.argmax(-1) == y).mean()
+
+    params, opt_state = variables["params"], tx.init(variables["params"])
+    for _ in range(150):
+        params, opt_state, loss, accuracy = step(params, opt_state)
+        if accuracy == 1.0 and loss < 0.2:
+            return
+    raise AssertionError(f"after 150 steps: loss {loss}, accuracy {accuracy}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "resnet19"}, "resnet19"),
+        ({"dtype": "float16"}, "float16"),
+        ({"hwnet": {"widths": (), "norm_momentum": 0.6}}, "widths"),
+        ({"hwnet": {"widths": (8, -1), "norm_momentum": 0.6}}, "widths"),
+        ({"hwnet": {"widths": (8,), "norm_momentum": 1.0}}, "norm_momentum"),
+    ],
+)
+def test_bad_values_are_named(changes, message):
+    config = ConfigDict({"name": "hwnet", "dtype": "auto", "hwnet": HWNET} | changes)
+    with pytest.raises(UserError, match=message):
+        models.build(config, num_outputs=10, platform="cpu")

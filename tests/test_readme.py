@@ -1,0 +1,70 @@
+"""What the README says is what the logs and the code say."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments import table
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text()
+
+
+def _between(mark: str) -> str:
+    found = re.search(rf"<!-- {mark} -->\n(.*?)\n<!-- end -->", README, re.DOTALL)
+    assert found, f"the README has no part marked {mark}"
+    return found[1]
+
+
+def test_results_are_those_of_the_logs():
+    assert _between("results") == table.table()
+    assert table.table().count("\n") >= 2, "no study is committed"
+
+
+def test_committed_logs_are_whole():
+    # A summary's accuracy must be its evaluation's, its curve must end where it says, and its config
+    # must be the one it names: a number edited by hand breaks one of them.
+    for path in table.RESULTS.glob("*/seed-*/summary.json"):
+        summary = json.loads(path.read_text())
+        report = json.loads((path.parent / "evaluation.json").read_text())
+        lines = [json.loads(v) for v in (path.parent / "metrics.jsonl").read_text().splitlines()]
+        assert summary["test_accuracy"] == report["accuracy"] == lines[-1]["accuracy"]
+        correct = sum(row[k] for k, row in enumerate(report["confusion"]))
+        assert correct / summary["dataset"]["num_eval"] == pytest.approx(summary["test_accuracy"])
+        train = [v for v in lines if v["split"] == "train"]
+        assert [v["step"] for v in train] == list(range(1, summary["steps"] + 1))
+        config = (path.parent / "config.json").read_bytes()
+        assert hashlib.sha256(config).hexdigest() == summary["config_sha256"]
+
+
+def test_final_runs_saw_the_test_set_once():
+    for path in table.RESULTS.glob("*/seed-*/summary.json"):
+        if json.loads(path.read_text())["eval_split"] == "test":
+            lines = [json.loads(v) for v in (path.parent / "metrics.jsonl").read_text().splitlines()]
+            assert [v["split"] for v in lines].count("eval") == 1, path
+
+
+def test_rooms_are_the_tree():
+    # Every file that the README's tree names exists, and every module of hw/ is named in it.
+    tree = _between("rooms")
+    for module in REPOSITORY.glob("hw/**/*.py"):
+        if module.name != "__init__.py":
+            assert module.name in tree, f"{module.name} is not in the README's tree"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    # By hand: mean 2, sd 1, t(0.975, 2 degrees) = 4.302653, half width 4.302653 / sqrt(3) = 2.484138.
+    [([1.0, 2.0, 3.0], (2.0, 1.0, 2.0 - 2.484138, 2.0 + 2.484138))],
+)
+def test_interval_by_hand(values, expected):
+    assert table.interval(values) == pytest.approx(expected, rel=1e-6)
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if "://" not in target:
+            assert (REPOSITORY / target).exists(), f"the README links {target}"
