@@ -40,7 +40,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.model.hwnet.norm_momentum = 0.6  # few steps: the running statistics must be young
 
     config.train = ml_collections.ConfigDict()
-    config.train.epochs = 5.0
+    config.train.epochs = 4.0
     config.train.batch_size = 500
     config.train.steps_per_dispatch = 0  # 0: one on CPU, 50 elsewhere
     config.train.label_smoothing = 0.2
@@ -48,7 +48,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.optim = ml_collections.ConfigDict()
     config.optim.name = "muon"  # "sgd", "adamw"
     config.optim.learning_rate = 5.0  # biases and norms (everything, for sgd and adamw)
-    config.optim.head_learning_rate = 150.0  # large, because the head's output is divided by its width
+    config.optim.head_learning_rate = 0.6
     config.optim.momentum = 0.85  # b1 for adamw
     config.optim.b2 = 0.999
     config.optim.weight_decay = 0.0

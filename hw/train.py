@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from hw import cli
 
@@ -35,15 +35,21 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues | None:
         return None
     try:
         stray = values(arguments)[1:]
+        if values.config is not None and not isinstance(values.config, ConfigDict):
+            # A file that is not there shows only when the config is used.
+            raise TypeError(f"get_config returned {values.config.seed!r}, which is no ConfigDict")
     except Exception as error:  # a config file is a program: it may fail in any way
-        expected = isinstance(error, flags.Error | OSError | ValueError | LookupError | AttributeError)
-        raise cli.UserError(
-            f"{'' if expected else type(error).__name__ + ': '}{error} (see hw.train --help)"
-        ) from error
-    if stray:
-        raise cli.UserError(f"stray argument {stray[0]!r} (see hw.train --help)")
+        # An unknown field is a KeyError, or an AttributeError around one.
+        cause = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
+        if isinstance(cause, KeyError):
+            reason = f"no such field of the config: {cause.args[0]}"
+        else:  # the library reports a whole traceback, whose last line says what is wrong
+            reason = (str(error) or type(error).__name__).strip().splitlines()[-1]
+        raise cli.UserError(f"{reason} (see hw.train --help)") from error
     if values.config is None:
         raise cli.UserError("--config=FILE.py is missing, for example --config=configs/resnet.py")
+    if stray:
+        raise cli.UserError(f"stray argument {stray[0]!r} (see hw.train --help)")
     return values
 
 

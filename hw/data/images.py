@@ -131,7 +131,7 @@ def load_images(config: Any, say: Say) -> Dataset:
     if config.holdout:
         if not 0 < config.holdout < len(train):
             raise UserError(f"config.data.holdout={config.holdout}: must lie in [0, {len(train)})")
-        # Spread evenly over the set, for some copies are sorted by class.
+        # Spread evenly over the set: fair in whatever order the pictures stand.
         held = np.zeros(len(train), bool)
         held[np.arange(config.holdout) * len(train) // config.holdout] = True
         eval_name, test, train = "holdout", train[held], train[~held]
@@ -290,9 +290,8 @@ def _decode_split(records: Any) -> Split:
 def _in_order(split: Split) -> Split:
     """Sorts a split by the SHA-256 of each picture (then by label).
 
-    That is the same order whatever the shuffling and the names of a copy, and as good as random, so
-    that the last 5,000 are a fair sample. By their "id" they would not be: copies exist whose ids are
-    sorted by class.
+    That is the same order whatever the shuffling and the names of a copy, and as good as random. The
+    order of the "id" is neither: a copy has been met whose ids are sorted by class.
     """
     keys = [
         (hashlib.sha256(image).digest(), label) for image, label in zip(split.image, split.label, strict=True)

@@ -199,8 +199,11 @@ class HWNet(nn.Module):
             x = nn.gelu(norm()(max_pool2(conv(width)(x))))
             x = x + nn.gelu(norm()(conv(width)(x)))
         x = jnp.max(x, axis=(1, 2)).astype(jnp.float32)
-        # Divided by the width: the head starts quiet, whatever the width, and learns by large steps.
-        return nn.Dense(self.num_classes, use_bias=False, name="head")(x) / self.widths[-1]
+        # From zero, so that the first prediction is no prejudice; divided by √width, so that a step
+        # of the head moves the logits alike at any width.
+        zeros = nn.initializers.zeros_init()
+        head = nn.Dense(self.num_classes, use_bias=False, kernel_init=zeros, name="head")
+        return head(x) / self.widths[-1] ** 0.5
 
     @staticmethod
     def fit_stem(variables: dict, images: Array) -> dict:

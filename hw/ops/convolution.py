@@ -25,8 +25,8 @@ import jax.numpy as jnp
 from jax import lax
 
 # One chunk's patches. Two cores have 2 MiB of L2 and share L3: from 1 to 5 MiB the speed is the same
-# to a tenth; at 10 MiB and above, 24 to 64 channels at 31² fall from 104 to 63 GFLOP/s; one image at a
-# time leaves the product too short at 3² (74 against 147).
+# to a tenth, but the weight gradient from 24 to 64 channels at 31² falls from 104 GFLOP/s at 3 MiB to 74
+# at 8 and 63 at 17, and one image at a time leaves the product too short at 3² (74 against 147).
 CHUNK_BYTES = 5 * 2**19
 
 
@@ -112,25 +112,43 @@ def _xla(stride, pads, x_bhwc, kernel_ijco):
     return lax.conv_general_dilated(x_bhwc, kernel_ijco, (stride, stride), pads, dimension_numbers=dims)
 
 
+def _forward_pays(x_shape, kernel_shape):
+    """Whether two cores are faster with our product of patches than with XLA's convolution.
+
+    All figures are GFLOP/s of float32 on the development machine, XLA's first, batch 500 unless said.
+    """
+    (_, height, width, c), (rows, columns, _, o) = x_shape, kernel_shape
+    # XLA has no fast code for images smaller than the kernel: 4 GFLOP/s against 79 at 2², 256 channels.
+    if height < rows or width < columns:
+        return True
+    # With 16 to 127 input channels it keeps to one core: 53 against 92 from 24 to 64 at 31², 73 against
+    # 108 from 64 to 64 and 80 against 124 from 64 to 128 at 15², 94 against 129 at 11². Not so where
+    # outputs are narrow (16 to 16 at 32²: 50 against 22), images small (64 to 64 at 8², batch 128: 95
+    # against 56) or kernels 1×1, which have no patches.
+    return rows * columns > 1 and 16 <= c < 128 and o >= 64 and height * width >= 100
+
+
+def _dkernel_pays(dy_shape, kernel_shape):
+    """The same for the gradient for the weights."""
+    _, height, width, o = dy_shape
+    # It pays everywhere but in narrow layers (16 to 16 at 32²: 51 against 37), save for a stem of 3
+    # colours (5 against 23), and for outputs of a few pixels (256 channels at 2²: 75 against 51).
+    return (o >= 64 or kernel_shape[2] < 8) and height * width >= 9
+
+
 def _cpu(stride, pads, x_bhwc, kernel_ijco):
     """The convolution as Y_po = P_pk K_ko, chunk after chunk, where that is faster than XLA's."""
-    rows, columns, c, o = kernel_ijco.shape
-    # XLA has no fast code for images smaller than the kernel (2 GFLOP/s against 60 at 2² and 256
-    # channels), and below 128 input channels it keeps to one core (64 to 128 at 15²: 79 against 119).
-    # Fewer than 64 outputs make the product too narrow (16 to 16 at 32²: 50 against 22), and a
-    # 1×1 kernel has no patches.
-    small = x_bhwc.shape[1] < rows or x_bhwc.shape[2] < columns
-    if not small and (rows * columns == 1 or c >= 128 or o < 64):
+    if not _forward_pays(x_bhwc.shape, kernel_ijco.shape):
         return _xla(stride, pads, x_bhwc, kernel_ijco)
     chunk, (b, h, w, n) = _patches(stride, pads, x_bhwc, kernel_ijco)
-    kernel_ko = kernel_ijco.reshape(-1, o)
+    kernel_ko = kernel_ijco.reshape(-1, kernel_ijco.shape[-1])
 
     def body(step, y_bhwo):
         start = jnp.minimum(step * n, b - n)  # the last chunk may repeat a few images
-        y_nhwo = (chunk(start, n) @ kernel_ko).reshape(n, h, w, o)
+        y_nhwo = (chunk(start, n) @ kernel_ko).reshape(n, h, w, -1)
         return lax.dynamic_update_slice_in_dim(y_bhwo, y_nhwo, start, 0)
 
-    return lax.fori_loop(0, -(-b // n), body, jnp.zeros((b, h, w, o), x_bhwc.dtype))
+    return lax.fori_loop(0, -(-b // n), body, jnp.zeros((b, h, w, kernel_ko.shape[1]), x_bhwc.dtype))
 
 
 def _cpu_dx(stride, pads, x_bhwc, kernel_ijco, dy_bhwo):
@@ -148,20 +166,18 @@ def _cpu_dkernel(stride, pads, x_bhwc, kernel_ijco, dy_bhwo):
 
     With one patch a row, P_pk, that is dK_ok = Σ_chunks dYᵀ_op P_pk.
     """
-    c, o = kernel_ijco.shape[2:]
-    # Narrow layers gain nothing (16 to 16 at 32²: 51 against 37), nor do outputs of a few pixels
-    # (2² at 256 channels: 75 against 51). A stem of 3 colours does (5 against 23).
-    if (o < 64 and c >= 8) or dy_bhwo.shape[1] * dy_bhwo.shape[2] < 9:
+    if not _dkernel_pays(dy_bhwo.shape, kernel_ijco.shape):
         return jax.vjp(lambda k: _xla(stride, pads, x_bhwc, k), kernel_ijco)[1](dy_bhwo)[0]
     chunk, (b, _, _, n) = _patches(stride, pads, x_bhwc, kernel_ijco)
 
     def term(start, n):
-        dy_po = lax.dynamic_slice_in_dim(dy_bhwo, start, n).reshape(-1, o)
+        dy_po = lax.dynamic_slice_in_dim(dy_bhwo, start, n).reshape(-1, kernel_ijco.shape[-1])
         # In this order rather than P^T dY: 104 against 82 for 24 to 64 at 31², equal elsewhere.
         return dy_po.T @ chunk(start, n)
 
     rest = b % n  # the images that fill no chunk start the sum
-    first_ok = term(0, rest) if rest else jnp.zeros((o, kernel_ijco.size // o), dy_bhwo.dtype)
+    zero_ok = jnp.zeros((kernel_ijco.shape[-1], kernel_ijco[..., 0].size), dy_bhwo.dtype)
+    first_ok = term(0, rest) if rest else zero_ok
     dkernel_ok = lax.fori_loop(0, b // n, lambda step, sum_ok: sum_ok + term(rest + step * n, n), first_ok)
     return dkernel_ok.T.reshape(kernel_ijco.shape)
 
@@ -171,7 +187,8 @@ def _patches(stride, pads, x_bhwc, kernel_ijco):
     rows, columns = kernel_ijco.shape[:2]
     zero = jnp.zeros((), x_bhwc.dtype)
     padded_bhwc = lax.pad(x_bhwc, zero, ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))
-    b, h, w = x_bhwc.shape[0], *_output_size(padded_bhwc.shape[1:3], (rows, columns), stride)
+    b, height, width, _ = padded_bhwc.shape
+    h, w = (height - rows) // stride + 1, (width - columns) // stride + 1
     k = kernel_ijco.size // kernel_ijco.shape[-1]
     n = min(b, max(1, round(CHUNK_BYTES / (h * w * k * x_bhwc.dtype.itemsize))))
 
@@ -186,7 +203,3 @@ def _patches(stride, pads, x_bhwc, kernel_ijco):
         return jnp.concatenate(taps, axis=-1).reshape(-1, k)
 
     return chunk, (b, h, w, n)
-
-
-def _output_size(padded, kernel, stride):
-    return tuple((size - f) // stride + 1 for size, f in zip(padded, kernel, strict=True))

@@ -58,8 +58,12 @@ class RunLog:
         self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         self._text.flush()
 
-    def begin(self, step: int) -> None:
-        """Starts or continues at `step`: drops metrics of later steps, which will come again."""
+    def begin(self, step: int) -> list[dict[str, Any]]:
+        """Starts or continues at `step`: drops metrics of later steps, which will come again.
+
+        Returns:
+          The lines of metrics that stay.
+        """
         kept = [
             line
             for line in read_metrics(self._metrics_path)
@@ -71,6 +75,7 @@ class RunLog:
         self._events = SummaryWriter(str(self._workdir), purge_step=step + 1)
         if sys.stderr.isatty():
             self._bar = tqdm(total=self._total, initial=step, unit="step", dynamic_ncols=True)
+        return kept
 
     def metrics(self, line: dict[str, Any]) -> None:
         """Appends one object to metrics.jsonl and its numbers to the TensorBoard events."""
@@ -112,7 +117,8 @@ class RunLog:
 
     def sync(self) -> None:
         """Waits until the metrics are on the disk: a checkpoint must not be newer than its metrics."""
-        os.fsync(self._metrics.fileno())
+        if self._metrics is not None:
+            os.fsync(self._metrics.fileno())
 
     def close(self) -> None:
         """Closes what is open."""

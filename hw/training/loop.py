@@ -9,13 +9,14 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from hw import cli, data, models
@@ -52,21 +53,27 @@ class _Signals:
 
 
 class _Clock:
-    """Seconds spent on the parts of a run, over all the processes that worked on it."""
+    """Seconds spent on the parts of a run, over all the processes that worked on it.
 
-    def __init__(self, spent: dict[str, float] | None = None):
-        self.spent = {"total": 0.0, "compile": 0.0, "train": 0.0, "wait": 0.0, "eval": 0.0} | (spent or {})
+    `total` runs from the start of the command; `train` is the training loop without compilation and
+    evaluation; `step` the share of it in, or waiting for, the compiled step; `save` another share.
+    """
+
+    def __init__(self):
+        self.spent = dict.fromkeys(("total", "compile", "train", "step", "save", "eval"), 0.0)
         self._mark = time.monotonic()
 
     def now(self) -> dict[str, float]:
-        """The parts so far; `total` runs from the start of the process."""
-        return {k: round(v, 3) for k, v in self.spent.items()} | {
-            "total": round(self.spent["total"] + time.monotonic() - self._mark, 3)
-        }
+        """The parts so far."""
+        total = self.spent["total"] + time.monotonic() - self._mark
+        return {name: round(seconds, 3) for name, seconds in (self.spent | {"total": total}).items()}
 
-    def add(self, part: str, since: float) -> None:
-        """Adds the seconds since `since` (of time.monotonic) to `part`."""
-        self.spent[part] += time.monotonic() - since
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Adds the seconds spent inside to the part `name`."""
+        began = time.monotonic()
+        yield
+        self.spent[name] += time.monotonic() - began
 
 
 def _say(line: str) -> None:
@@ -117,8 +124,7 @@ def _check_config(workdir: Path, text: str) -> None:
         f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
         for name in sorted(old.keys() | new.keys())
         if (name in old) != (name in new)
-        or (old[name] != new[name]
-        and not any(name == m or name.startswith(m + ".") for m in _MAY_CHANGE))
+        or (old[name] != new[name] and not any(name == m or name.startswith(m + ".") for m in _MAY_CHANGE))
     ]
     if differing:
         raise UserError(
@@ -175,6 +181,24 @@ def build_task(config: ConfigDict, parallel: Parallel, dataset: Any) -> Task:
         axis_name=parallel.axis_name,
     )
     return TASKS[config.task](config, dataset, module)
+
+
+def one_step(task: Task, tx: optax.GradientTransformation, parallel: Parallel, seed: int) -> Callable:
+    """`(state, resident, picks) -> (state, metrics)`: the task's batch, then the pure step."""
+    rng = jax.random.fold_in(jax.random.key(seed), 2)
+
+    def step(state, resident, picks):
+        return train_step(
+            state,
+            task.make_batch(resident, picks),
+            jax.random.fold_in(rng, state.step),
+            apply_fn=task.apply_fn,
+            loss_fn=task.loss_fn,
+            tx=tx,
+            axis_name=parallel.axis_name,
+        )
+
+    return step
 
 
 def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict[str, Any]:
@@ -302,32 +326,18 @@ class _Run:
                 )
             self.clock.spent.update(progress["seconds"])
             self.log.say(f"continuing at step {int(state.step)}")
-        self.log.begin(int(state.step))
+        kept = self.log.begin(int(state.step))
+        self.evaluated = {line["step"] for line in kept if line["split"] == "eval"}
         self.num_params = sum(x.size for x in jax.tree.leaves(state.params))
         return state
 
     def _save(self, state: TrainState) -> None:
-        progress = {"seconds": self.clock.now(), "dataset": self.provenance}
-        step = checkpoint.save(self.checkpoints, state, progress, self.config.checkpoint.keep)
+        with self.clock.part("save"):
+            self.log.sync()  # a checkpoint must not be newer than its metrics
+            progress = {"seconds": self.clock.now(), "dataset": self.provenance}
+            step = checkpoint.save(self.checkpoints, state, progress, self.config.checkpoint.keep)
         self.last_save = time.monotonic()
         self.log.note(f"saved step {step}")
-
-    def _one_step(self) -> Callable:
-        """(state, resident, picks) -> (state, metrics): batch, then the pure step."""
-        rng = jax.random.fold_in(jax.random.key(self.config.seed), 2)
-        step = partial(
-            train_step,
-            apply_fn=self.task.apply_fn,
-            loss_fn=self.task.loss_fn,
-            tx=self.tx,
-            axis_name=self.parallel.axis_name,
-        )
-
-        def one_step(state, resident, picks):
-            batch = self.task.make_batch(resident, picks)
-            return step(state, batch, jax.random.fold_in(rng, state.step))
-
-        return one_step
 
     def _picks(self, step: int, count: int) -> dict[str, jax.Array]:
         """What the next `count` steps take: [count, batch]."""
@@ -338,51 +348,49 @@ class _Run:
     def _steps(self, state: TrainState) -> TrainState:
         """Takes all remaining steps. One dispatch is under way while the one before is logged."""
         step = int(state.step)
-        if step == self.total:
-            return state
         resident = self.parallel.replicate(self.task.resident)
-        jitted = self.parallel.train(self._one_step())
+        jitted = self.parallel.train(one_step(self.task, self.tx, self.parallel, self.config.seed))
         programs: dict[int, Callable] = {}
         pending: deque = deque()
-        began = time.monotonic()
-        self.last_save = began
-        while step < self.total:
+        self.last_save = time.monotonic()
+        while True:
+            # After the save, so that a signal need not wait for it: it is taken up on resumption.
+            if 0 < step < self.total and step % self.eval_steps == 0 and step not in self.evaluated:
+                self._evaluate(state, step)
+            if step == self.total:
+                return state
             boundary = min(self.total, (step // self.eval_steps + 1) * self.eval_steps)
             count = min(self.per_dispatch, boundary - step)
-            picks = self._picks(step, count)
+            with self.clock.part("train"):
+                picks = self._picks(step, count)
             if count not in programs:
-                compiling = time.monotonic()
-                programs[count] = jitted.lower(state, resident, picks).compile()
+                with self.clock.part("compile"):
+                    programs[count] = jitted.lower(state, resident, picks).compile()
                 self.parallel.check_memory(programs[count], self.batch_size)
-                self.clock.add("compile", compiling)
-                began += time.monotonic() - compiling
-            waiting = time.monotonic()
-            state, metrics = programs[count](state, resident, picks)
-            self.clock.add("wait", waiting)
-            step += count
-            pending.append((step, metrics))
-            due = time.monotonic() - self.last_save >= self.config.checkpoint.every_seconds
-            if step == boundary or due or self.signals.received:
-                while pending:
+            with self.clock.part("train"):
+                with self.clock.part("step"):
+                    state, metrics = programs[count](state, resident, picks)
+                step += count
+                pending.append((step, metrics))
+                due = time.monotonic() - self.last_save >= self.config.checkpoint.every_seconds
+                if step == boundary or due or self.signals.received:
+                    while pending:
+                        self._log_steps(*pending.popleft())
+                    self._save(state)
+                    if self.signals.received:
+                        self._stop()
+                elif len(pending) > 1:
                     self._log_steps(*pending.popleft())
-                self.clock.add("train", began)
-                if step == boundary < self.total:
-                    self._evaluate(state, step)
-                self.log.sync()
-                self._save(state)
-                if self.signals.received:
-                    self.log.say(f"stopped by {signal.Signals(self.signals.received).name}, saved")
-                    raise Stopped(self.signals.received)
-                began = time.monotonic()
-            elif len(pending) > 1:
-                self._log_steps(*pending.popleft())
-        return state
+
+    def _stop(self) -> None:
+        """Ends the process for a signal; what there is has been saved."""
+        self.log.say(f"stopped by {signal.Signals(self.signals.received).name}, saved")
+        raise Stopped(self.signals.received)
 
     def _log_steps(self, last: int, metrics: dict[str, jax.Array]) -> None:
         """Logs one dispatch that ended with step `last`; refuses to go on from numbers gone bad."""
-        waiting = time.monotonic()
-        host = jax.device_get(metrics)
-        self.clock.add("wait", waiting)
+        with self.clock.part("step"):
+            host = jax.device_get(metrics)
         count = len(host["loss"])
         for i in range(count):
             step = last - count + i + 1
@@ -411,12 +419,10 @@ class _Run:
 
     def _evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
         """The task's report, its headline logged."""
-        began = time.monotonic()
-        report = None
-        for report in self.task.evaluate(state.variables, self.parallel):
-            if report is None and self.signals.received and step == self.total:
-                raise Stopped(self.signals.received)
-        self.clock.add("eval", began)
+        with self.clock.part("eval"):
+            for report in self.task.evaluate(state.variables, self.parallel):
+                if report is None and self.signals.received:
+                    self._stop()
         line = {name: report[field] for name, field in self.task.headline.items()}
         self.log.metrics(
             {
@@ -436,7 +442,8 @@ class _Run:
         report = self._evaluate(state, self.total)
         checkpoint.save_params(self.workdir / "params.npz", state.variables)
         write_report(self.workdir, report)
-        draw_curves(self.workdir, title=f"{self.workdir.name}: {self.provenance['note']}")
+        data = f"{self.provenance['name']} ({self.provenance['source']})"
+        draw_curves(self.workdir, title=f"{self.workdir.name} on {data}, seed {self.config.seed}")
         seconds = self.clock.now()
         speed = self.total * self.batch_size / max(seconds["train"], 1e-9)
         summary = {

@@ -1,5 +1,6 @@
 """SIGKILL at any moment, also while a checkpoint is written: the same command continues bit for bit."""
 
+import contextlib
 import itertools
 import os
 import random
@@ -16,14 +17,18 @@ def _newest(workdir) -> int:
     return max(checkpoint.steps(workdir / "checkpoints"), default=-1)
 
 
-def _writing(workdir) -> int:
-    """The step of the checkpoint that is being written; -1 where there is none."""
-    unfinished = (workdir / "checkpoints").glob(".saving-*")
-    return max((int(p.name.removeprefix(".saving-")) for p in unfinished), default=-1)
+def _writing(workdir) -> dict[tuple, int]:
+    """The unfinished folders in checkpoints/, and the steps that they are of."""
+    found = {}
+    for folder in (workdir / "checkpoints").glob(".saving-*"):
+        with contextlib.suppress(FileNotFoundError):  # finished just now
+            status = folder.stat()
+            found[folder.name, status.st_ino, status.st_mtime_ns] = int(folder.name.removeprefix(".saving-"))
+    return found
 
 
 def _kill(process, workdir, mode: str, rng: random.Random, startup: float, pace: float) -> float:
-    """Kills a process by SIGKILL; returns the seconds that it took to its first save, if it got there.
+    """Kills a process by SIGKILL; returns its own seconds to its first save, or `startup`.
 
     Args:
       mode: "saving", while a checkpoint is being written; "step", at any moment after a save;
@@ -32,18 +37,22 @@ def _kill(process, workdir, mode: str, rng: random.Random, startup: float, pace:
       startup: seconds from the start of a process to its first save.
       pace: seconds of a step and its save.
     """
-    goal = _newest(workdir) + rng.randint(1, 3)
+    newest, leftover = _newest(workdir), max(_writing(workdir).values(), default=-1)
+    goal = max(newest, leftover) + rng.randint(1, 3)
+
+    def saving() -> bool:
+        return max(_writing(workdir).values(), default=-1) >= goal
+
     if mode == "moment":
         time.sleep(rng.uniform(0, startup + 4 * pace))
     else:
-        before = _newest(workdir)
-        process.wait_until(lambda: max(_writing(workdir), _newest(workdir)) > before)
+        process.wait_until(lambda: _newest(workdir) > newest or saving())
         startup = time.monotonic() - process.began
         if mode == "saving":
-            process.wait_until(lambda: _writing(workdir) >= goal)
-            time.sleep(rng.choice([0, rng.uniform(0, pace / 4)]))
+            process.wait_until(saving)
+            time.sleep(rng.choice([0, rng.uniform(0, pace / 2)]))
         else:
-            process.wait_until(lambda: _newest(workdir) >= max(1, goal))
+            process.wait_until(lambda: _newest(workdir) >= goal)
             time.sleep(rng.uniform(0, pace))
     process.send(signal.SIGKILL)
     assert process.end() == -signal.SIGKILL, f"it had ended before: {process.stderr}"
@@ -53,25 +62,26 @@ def _kill(process, workdir, mode: str, rng: random.Random, startup: float, pace:
 @pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_run_continues_bit_for_bit(kills, start, uninterrupted, differences, sound, tmp_path):
     seed = int(os.environ.get("HW_KILL_SEED", time.time_ns() % 10**6))
-    print(
-        f"\n{kills} kills from HW_KILL_SEED={seed}; {uninterrupted.pace * 1000:.0f} ms for a step and a save"
-    )
+    pace = uninterrupted.pace
+    print(f"\n{kills} kills from HW_KILL_SEED={seed}; a step and its save take {pace * 1000:.0f} ms")
     rng = random.Random(seed)
     workdir = tmp_path / "run"
     # From the second kill on there is a checkpoint beyond step 0.
     modes = ["saving", "step", *itertools.islice(itertools.cycle(["saving", "moment", "step"]), kills - 2)]
     startup, saving, beyond_start = 0.0, 0, 0
     for number, mode in enumerate(modes, 1):
+        leftovers = _writing(workdir)
         process = start(workdir)
-        startup = _kill(process, workdir, mode, rng, startup, uninterrupted.pace)
-        newest, writing = _newest(workdir), _writing(workdir)
-        if writing >= 0:
-            place = f"while step {writing} was being saved"
+        startup = _kill(process, workdir, mode, rng, startup, pace)
+        newest = _newest(workdir)
+        writing = [step for folder, step in _writing(workdir).items() if folder not in leftovers]
+        if writing:
+            place = f"while step {writing[0]} was being saved"
         else:
             place = "between two saves" if newest > 0 else "before the first checkpoint after step 0"
         seconds = time.monotonic() - process.began
         print(f"kill {number} ({mode}) after {seconds:.2f} s: {place}; newest checkpoint: {newest}")
-        saving += writing >= 0
+        saving += bool(writing)
         beyond_start += newest > 0
         sound(workdir)
     process = start(workdir)
