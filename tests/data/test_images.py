@@ -18,7 +18,7 @@ from PIL import Image
 
 from hw import cli, data
 from hw.cli import UserError
-from hw.data import cache, images
+from hw.data import cache, figures, images
 
 REAL = os.environ.get("TFDS_DATA_DIR")
 NUM_TRAIN, NUM_TEST = 40, 20
@@ -321,7 +321,7 @@ def test_without_network_the_stand_in_says_so_within_five_seconds(tmp_path, monk
         "num_train": 60,
         "num_eval": 30,
         "note": note,
-        "classes": list(images.FIGURES),
+        "classes": list(figures.FIGURES),
     }
     assert not (tmp_path / "data").exists()
 
@@ -467,58 +467,6 @@ def test_a_relative_cache_home_is_ignored(monkeypatch, tmp_path):
 
 
 # --- The stand-in ---
-
-
-def test_figures_are_the_same_at_every_call_and_equally_often():
-    train, test = images.embedded(1003, 200)
-    again, _ = images.embedded(1003, 1)
-    np.testing.assert_array_equal(train.image, again.image)
-    np.testing.assert_array_equal(train.label, again.label)
-    assert train.image.shape == (1003, 32, 32, 3) and train.image.dtype == np.uint8
-    assert train.label.shape == (1003,) and train.label.dtype == np.int32
-    assert set(np.bincount(train.label, minlength=10)) == {100, 101}
-    assert set(np.bincount(test.label, minlength=10)) == {20}
-    everything = {picture.tobytes() for split in (train, test) for picture in split.image}
-    assert len(everything) == 1203  # no picture twice, and none of the test's in training
-
-
-def test_figures_are_distinct_and_stay_in_the_picture():
-    y, x = np.mgrid[-1.25:1.25:200j, -1.25:1.25:200j]
-    masks = [figure(x, y) < 0 for figure in images.FIGURES.values()]
-    for i, mask in enumerate(masks):
-        assert 0.05 < mask.mean() < 0.5
-        assert not np.any(mask & (np.hypot(x, y) > 1.3))
-        for other in masks[:i]:
-            assert (mask & other).sum() < 0.85 * (mask | other).sum()
-
-
-def test_labels_name_the_figures(monkeypatch):
-    """With one class's figure left out, exactly the pictures of that label show no figure."""
-
-    def contrast(split: images.Split) -> np.ndarray:
-        return split.image.astype(float).std((1, 2)).mean(1)
-
-    whole, _ = images.embedded(200, 1)
-    for i, name in enumerate(images.FIGURES):
-        with monkeypatch.context() as patch:
-            patch.setitem(images.FIGURES, name, lambda x, y: np.hypot(x, y) + 1)
-            without, _ = images.embedded(200, 1)
-        changed = np.any(whole.image != without.image, axis=(1, 2, 3))
-        np.testing.assert_array_equal(changed, whole.label == i)
-        assert np.mean(contrast(without)[changed]) < 0.8 * np.mean(contrast(whole)[changed])
-
-
-def test_a_linear_model_is_lost():
-    train, test = images.embedded(6000, 1000)
-    x, z = (s.image.reshape(len(s), -1).astype(np.float32) / 64 - 2 for s in (train, test))
-    mean = x.mean(0)
-    x, z = x - mean, z - mean
-    gram, cross = x.T @ x, x.T @ np.eye(10, dtype=np.float32)[train.label]
-    # Least squares on the classes, with ridges from next to nothing (it learns its pictures by heart)
-    # to heavy; the best of them.
-    fits = [np.linalg.solve(gram + l2 * np.eye(3072, dtype=np.float32), cross) for l2 in (1e2, 1e5)]
-    assert np.mean((x @ fits[0]).argmax(1) == train.label) > 0.4  # the fit itself is sound
-    assert max(np.mean((z @ fit).argmax(1) == test.label) for fit in fits) < 0.3
 
 
 def test_holdout_of_the_stand_in():

@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from hw import cli, train
-from hw.data import images
+from hw.data import figures
 from hw.training import checkpoint
 
 
@@ -244,7 +244,7 @@ def test_metrics_without_checkpoints_are_refused(refused, begun):
 def test_other_data_than_before_is_refused(refused, begun, arguments, monkeypatch):
     before = checkpoint.steps(begun / "checkpoints")
     metrics = (begun / "metrics.jsonl").read_bytes()
-    monkeypatch.setattr(images, "EMBEDDED_SEED", images.EMBEDDED_SEED + 1)
+    monkeypatch.setattr(figures, "SEED", figures.SEED + 1)
     line, _ = refused(begun)
     assert "other data" in line and "fingerprint" in line and "--workdir" in line
     assert checkpoint.steps(begun / "checkpoints") == before

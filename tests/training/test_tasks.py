@@ -1,0 +1,111 @@
+"""What the loop is told of pictures: views, evaluation, and that nothing is fitted on the test set."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hw.cli import UserError
+from hw.data.images import Dataset, Split
+from hw.training import metrics, tasks
+from hw.training.loop import total_steps, with_stand_in
+from hw.training.parallel import Parallel
+
+
+def _dataset(eval_name):
+    r = np.random.default_rng(0)
+    label = r.integers(0, 3, 300).astype(np.int32)
+    # The first pixel's red tells the class, seven times in ten.
+    shown = np.where(r.random(300) < 0.7, label, r.integers(0, 3, 300))
+    image = np.zeros((300, 4, 4, 3), np.uint8)
+    image[:, 0, 0, 0] = shown
+    split = Split(image, label)
+    return Dataset(split, split, eval_name, ("a", "b", "c"), {})
+
+
+def _overconfident(variables, batch):
+    logits = 9.0 * jax.nn.one_hot(batch["image"][:, 0, 0, 0], 3)
+    return {"logits": logits, "logits_tta": logits[:, ::-1]}
+
+
+def _evaluate(dataset, temperature=2.0):
+    parallel = Parallel(devices=jax.devices()[:1])
+    return list(
+        tasks.evaluate_images(
+            {}, parallel, logits_of=_overconfident, dataset=dataset, batch_size=64, temperature=temperature
+        )
+    )
+
+
+def test_evaluation_yields_after_every_batch_and_then_the_report():
+    *waits, report = _evaluate(_dataset("test"))
+    assert waits == [None] * 5  # ⌈300 / 64⌉
+    label, shown = _dataset("test").eval.label, _dataset("test").eval.image[:, 0, 0, 0]
+    assert report["accuracy"] == pytest.approx(np.mean(label == shown))
+    assert report["accuracy_tta"] == pytest.approx(np.mean(label == 2 - shown))
+    assert report["split"] == "test" and report["num_examples"] == 300
+
+
+def test_on_the_test_set_the_temperature_is_the_recipes_own():
+    *_, report = _evaluate(_dataset("test"), temperature=2.0)
+    logits = np.asarray(_overconfident({}, {"image": _dataset("test").eval.image})["logits"])
+    assert report["temperature"] == 2.0
+    assert report["nll_calibrated"] == pytest.approx(metrics.nll(logits / 2, _dataset("test").eval.label))
+    *_, report = _evaluate(_dataset("test"), temperature=0.0)
+    assert report["temperature"] is None and report["nll_calibrated"] is None
+
+
+def test_on_a_holdout_each_half_is_judged_by_the_others_temperature():
+    dataset = _dataset("holdout")
+    *_, report = _evaluate(dataset)
+    logits = np.asarray(_overconfident({}, {"image": dataset.eval.image})["logits"])
+    labels = dataset.eval.label
+    losses = [
+        metrics.nll(logits[a::2] / metrics.fit_temperature(logits[b::2], labels[b::2]), labels[a::2])
+        for a, b in ((0, 1), (1, 0))
+    ]
+    assert report["nll_calibrated"] == pytest.approx(np.mean(losses), rel=1e-6)
+    assert report["nll_calibrated"] < report["nll"] and report["ece_calibrated"] < report["ece"]
+    assert report["temperature"] == pytest.approx(metrics.fit_temperature(logits, labels))
+
+
+def test_views_are_mirrored_and_moved():
+    images = jnp.array(np.random.default_rng(0).normal(size=(2, 6, 6, 3)), jnp.float32)
+    views = tasks.image_views(images, tasks.TTA_VIEWS["six"])
+    np.testing.assert_array_equal(views[0], images)
+    np.testing.assert_array_equal(views[1], images[:, :, ::-1])
+    np.testing.assert_array_equal(views[2][:, :-1, :-1], images[:, 1:, 1:])  # up and to the left
+    np.testing.assert_array_equal(views[5][:, 1:, 1:], images[:, :, ::-1][:, :-1, :-1])
+
+
+@pytest.mark.parametrize("name", sorted(tasks.TTA_VIEWS))
+def test_weights_of_views_sum_to_one_and_the_first_is_the_picture(name):
+    assert sum(v[3] for v in tasks.TTA_VIEWS[name]) == pytest.approx(1.0)
+    assert tasks.TTA_VIEWS[name][0][:3] == (False, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("augment.flip", "sideways"),
+        ("augment.shift", -1),
+        ("augment.shift", 16),
+        ("eval.tta", "seven"),
+        ("train.label_smoothing", 1.0),
+        ("train.label_smoothing", float("nan")),
+        ("eval.temperature", -1.0),
+    ],
+)
+def test_bad_values_are_named(tiny_config, field, value):
+    tiny_config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=field.split(".")[-1]):
+        tasks.images(tiny_config, _dataset("test"), module=None)
+
+
+def test_total_steps_and_the_stand_ins_schedule(tiny_config):
+    # 320 pictures, batch 32, 2 epochs: 20 steps; 1.05 epochs are 10.5, so 11.
+    short = with_stand_in(tiny_config, "embedded")
+    assert total_steps(short, 320) == 20
+    short.train.epochs = 1.05
+    assert total_steps(short, 320) == 11
+    assert with_stand_in(tiny_config, "tfds").train.epochs == tiny_config.train.epochs
