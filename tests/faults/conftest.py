@@ -18,12 +18,13 @@ from hw.training import checkpoint, log
 REPOSITORY = Path(__file__).parents[2]
 
 STEPS = 80
-# Beyond the tiny recipe: 80 steps with an evaluation half-way, each step saved, and learning rates at
+EVAL_STEPS = 5
+# Beyond the tiny recipe: 80 steps, each saved, an evaluation after every fifth, and learning rates at
 # which so small a net learns, so that its losses differ from step to step.
 RECIPE = {
     "embedded.batch_size": 16,
     "embedded.epochs": 4.0,
-    "eval.every_epochs": 2.0,
+    "eval.every_epochs": 0.25,
     "checkpoint.every_seconds": 0.0,
     "optim.learning_rate": 0.1,
     "optim.head_learning_rate": 1.0,
@@ -133,7 +134,9 @@ def uninterrupted(start, tmp_path_factory) -> Reference:
     lines = log.read_metrics(workdir / "metrics.jsonl")
     train = [v for v in lines if v["split"] == "train"]
     assert [v["step"] for v in train] == list(range(1, STEPS + 1))
-    assert [v["step"] for v in lines if v["split"] == "eval"] == [STEPS // 2, STEPS]
+    assert [v["step"] for v in lines if v["split"] == "eval"] == list(
+        range(EVAL_STEPS, STEPS + 1, EVAL_STEPS)
+    )
     # It learns: equality of runs in which nothing moves would prove nothing.
     assert len({v["loss"] for v in train}) == STEPS and all(v["grad_norm"] > 0 for v in train)
     return Reference(workdir, pace)

@@ -11,6 +11,9 @@ import pytest
 
 from hw.training import checkpoint
 
+EVAL_STEPS = 5  # as in conftest.py
+CYCLE = ("evaluation", "moment", "saving", "step")
+
 
 def _newest(workdir) -> int:
     """The newest checkpoint's step; -1 where there is none."""
@@ -32,13 +35,15 @@ def _kill(process, workdir, mode: str, rng: random.Random, startup: float, pace:
 
     Args:
       mode: "saving", while a checkpoint is being written; "step", at any moment after a save;
-        "moment", at any moment at all.
+        "evaluation", after the save that comes before one; "moment", at any moment at all.
       rng: chooses the moment.
       startup: seconds from the start of a process to its first save.
       pace: seconds of a step and its save.
     """
     newest, leftover = _newest(workdir), max(_writing(workdir).values(), default=-1)
     goal = max(newest, leftover) + rng.randint(1, 3)
+    if mode == "evaluation":
+        goal = (max(newest, 0) // EVAL_STEPS + 1) * EVAL_STEPS
 
     def saving() -> bool:
         return max(_writing(workdir).values(), default=-1) >= goal
@@ -53,7 +58,7 @@ def _kill(process, workdir, mode: str, rng: random.Random, startup: float, pace:
             time.sleep(rng.choice([0, rng.uniform(0, pace / 2)]))
         else:
             process.wait_until(lambda: _newest(workdir) >= goal)
-            time.sleep(rng.uniform(0, pace))
+            time.sleep(rng.uniform(0, pace if mode == "step" else pace / 4))
     process.send(signal.SIGKILL)
     assert process.end() == -signal.SIGKILL, f"it had ended before: {process.stderr}"
     return startup
@@ -67,7 +72,7 @@ def test_a_killed_run_continues_bit_for_bit(kills, start, uninterrupted, differe
     rng = random.Random(seed)
     workdir = tmp_path / "run"
     # From the second kill on there is a checkpoint beyond step 0.
-    modes = ["saving", "step", *itertools.islice(itertools.cycle(["saving", "moment", "step"]), kills - 2)]
+    modes = ["saving", "step", *itertools.islice(itertools.cycle(CYCLE), kills - 2)]
     startup, saving, beyond_start = 0.0, 0, 0
     for number, mode in enumerate(modes, 1):
         leftovers = _writing(workdir)

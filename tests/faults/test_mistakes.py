@@ -128,8 +128,8 @@ CONFIGS = {
     "syntax": ("def get_config(:\n", "invalid syntax"),
     "import": ("import nothing_of_this_name\n", "nothing_of_this_name"),
     "function": ("x = 1\n", "get_config"),
-    "failing": (HEAD + "    return 1 / 0\n", "ZeroDivisionError"),
-    "number": (HEAD + "    return 7\n", "config"),
+    "failing": (HEAD + "    return 1 / 0\n", "division by zero"),
+    "number": (HEAD + "    return 7\n", "ConfigDict"),
     "empty": ("from ml_collections import ConfigDict\n" + HEAD + "    return ConfigDict()\n", "seed"),
 }
 
@@ -141,7 +141,7 @@ def test_a_config_file_that_is_none(mistake, tmp_path, kind):
     if content is not None:
         file.write_text(content)
     line = mistake(train, f"--config={file}", f"--workdir={tmp_path / 'run'}")
-    assert said in line and (str(file) in line or kind in ("failing", "import", "empty"))
+    assert said in line and (file.name in line or kind == "empty")
     assert not (tmp_path / "run").exists()
 
 
