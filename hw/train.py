@@ -45,9 +45,13 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues | None:
             reason = f"no such field of the config: {cause.args[0]}"
         else:  # the library reports a whole traceback, whose last line says what is wrong
             reason = (str(error) or type(error).__name__).strip().splitlines()[-1]
+            if "No such file" in reason:
+                reason += ": recipes (configs/) come with a clone of the repository, not with a wheel"
         raise cli.UserError(f"{reason} (see hw.train --help)") from error
     if values.config is None:
         raise cli.UserError("--config=FILE.py is missing, for example --config=configs/resnet.py")
+    if "seed" not in values.config:
+        raise cli.UserError(f"{values['config'].config_filename} is no recipe: it has no field seed")
     if stray:
         raise cli.UserError(f"stray argument {stray[0]!r} (see hw.train --help)")
     return values

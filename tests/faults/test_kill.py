@@ -7,10 +7,9 @@ import random
 import signal
 import time
 
-import pytest
-
 from hw.training import checkpoint
 
+KILLS = 20
 EVAL_STEPS = 5  # as in conftest.py
 CYCLE = ("evaluation", "moment", "saving", "step")
 
@@ -64,15 +63,14 @@ def _kill(process, workdir, mode: str, rng: random.Random, startup: float, pace:
     return startup
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_killed_run_continues_bit_for_bit(kills, start, uninterrupted, differences, sound, tmp_path):
+def test_a_killed_run_continues_bit_for_bit(start, uninterrupted, differences, sound, tmp_path):
     seed = int(os.environ.get("HW_KILL_SEED", time.time_ns() % 10**6))
     pace = uninterrupted.pace
-    print(f"\n{kills} kills from HW_KILL_SEED={seed}; a step and its save take {pace * 1000:.0f} ms")
+    print(f"\n{KILLS} kills from HW_KILL_SEED={seed}; a step and its save take {pace * 1000:.0f} ms")
     rng = random.Random(seed)
     workdir = tmp_path / "run"
     # From the second kill on there is a checkpoint beyond step 0.
-    modes = ["saving", "step", *itertools.islice(itertools.cycle(CYCLE), kills - 2)]
+    modes = ["saving", "step", *itertools.islice(itertools.cycle(CYCLE), KILLS - 2)]
     startup, saving, beyond_start = 0.0, 0, 0
     for number, mode in enumerate(modes, 1):
         leftovers = _writing(workdir)
@@ -92,7 +90,7 @@ def test_a_killed_run_continues_bit_for_bit(kills, start, uninterrupted, differe
     process = start(workdir)
     assert process.end() == 0, process.stderr
     assert "continuing at step" in process.stderr
-    assert beyond_start >= kills / 2 and saving >= kills // 4
+    assert beyond_start >= KILLS / 2 and saving >= KILLS // 4
     assert differences(workdir, uninterrupted.workdir) == []
     assert not list((workdir / "checkpoints").glob(".*")), "unfinished work was left behind"
 

@@ -55,6 +55,8 @@ def test_stopped_runs_continue_bit_for_bit(start, uninterrupted, differences, so
     assert differences(workdir, uninterrupted.workdir) == []
     spent = json.loads((workdir / "summary.json").read_text())["seconds"]
     assert spent["total"] > sum(spent[k] for k in ("compile", "train", "eval"))
+    # No process's share is lost: the part is never greater than the whole.
+    assert spent["step"] + spent["save"] < spent["train"] + 0.01
 
 
 def test_a_second_signal_ends_it_at_once(start, tmp_path):
