@@ -47,7 +47,7 @@ def _percent(values: Sequence[float]) -> str:
 def table() -> str:
     """The table of all image studies, as Markdown."""
     rows = [
-        "| recipe and logs | data | parameters | test accuracy | with test views | seeds | whole run | device |",
+        "| recipe, logs | data | parameters | test accuracy | with test views | seeds | whole run | device |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for study in sorted(p for p in RESULTS.iterdir() if p.is_dir()):

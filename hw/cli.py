@@ -102,7 +102,10 @@ def emit_json(value: Any, destination: str) -> None:
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> None:
     """Runs `main(argv)` and ends the process with the exit code that its outcome calls for."""
     try:
-        code = main(sys.argv[1:] if argv is None else argv) or 0
+        try:
+            code = main(sys.argv[1:] if argv is None else argv) or 0
+        except SystemExit as ended:  # argparse, after --help
+            code = ended.code or 0
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

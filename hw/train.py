@@ -37,7 +37,8 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues | None:
         stray = values(arguments)[1:]
         if values.config is not None and not isinstance(values.config, ConfigDict):
             # A file that is not there shows only when the config is used.
-            raise TypeError(f"get_config returned {values.config.seed!r}, which is no ConfigDict")
+            getattr(values.config, "seed", None)
+            raise TypeError(f"get_config returned {values.config!r}, which is no ConfigDict")
     except Exception as error:  # a config file is a program: it may fail in any way
         # An unknown field is a KeyError, or an AttributeError around one.
         cause = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
@@ -45,6 +46,9 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues | None:
             reason = f"no such field of the config: {cause.args[0]}"
         else:  # the library reports a whole traceback, whose last line says what is wrong
             reason = (str(error) or type(error).__name__).strip().splitlines()[-1]
+            if not isinstance(error, flags.Error):  # from within the file
+                file = next((a.partition("=")[2] for a in argv if a.startswith("--config=")), "--config")
+                reason = f"{file}: {reason}"
             if "No such file" in reason:
                 reason += ": recipes (configs/) come with a clone of the repository, not with a wheel"
         raise cli.UserError(f"{reason} (see hw.train --help)") from error

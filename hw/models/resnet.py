@@ -223,7 +223,7 @@ def resnet18(**arguments: Any) -> nn.Module:
 
 def hwnet(*, widths: Sequence[int], norm_momentum: float, **arguments: Any) -> nn.Module:
     """Our own net, see `HWNet`, with its values checked."""
-    if not widths or min(widths) < 1:
+    if not widths or not all(isinstance(w, int) and w >= 1 for w in widths):
         raise UserError(f"config.model.hwnet.widths={widths}: needs positive widths")
     if not 0 <= norm_momentum < 1:
         raise UserError(f"config.model.hwnet.norm_momentum={norm_momentum}: must lie in [0, 1)")

@@ -8,6 +8,7 @@ process ended; whatever has happened to it since then, the manifest tells.
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -16,11 +17,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging as absl_logging
 from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
 from hw import cli
 from hw.cli import UserError
+
+# When a save fails, orbax's threads print a traceback each; `save` says it in one line.
+absl_logging.set_verbosity(absl_logging.FATAL)
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 _MANIFEST = "manifest.json"
 # Folders with these prefixes are unfinished work of a process that ended; they may be removed.

@@ -1,5 +1,6 @@
 """What a run leaves for people: lines on the terminal and in train.log, metrics.jsonl, events, figures."""
 
+import contextlib
 import json
 import os
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from hw import cli
@@ -72,7 +75,10 @@ class RunLog:
         ]
         cli.write_atomic(self._metrics_path, "".join(cli.to_json(line) + "\n" for line in kept))
         self._metrics = self._metrics_path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(self._workdir), purge_step=step + 1)
+        # Not SummaryWriter: its thread dies of a full disk, aloud, and its queue then blocks for ever.
+        self._events = EventsWriter(str(self._workdir / "events"))
+        # From here on TensorBoard forgets what an earlier process wrote of later steps.
+        self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
         if sys.stderr.isatty():
             self._bar = tqdm(total=self._total, initial=step, unit="step", dynamic_ncols=True)
         return kept
@@ -81,9 +87,15 @@ class RunLog:
         """Appends one object to metrics.jsonl and its numbers to the TensorBoard events."""
         self._metrics.write(cli.to_json(line) + "\n")
         self._metrics.flush()
-        for name in line.keys() - {"step", "split"}:
-            if line[name] is not None and np.isfinite(line[name]):
-                self._events.add_scalar(f"{line['split']}/{name}", line[name], line["step"])
+        values = [
+            Summary.Value(tag=f"{line['split']}/{name}", simple_value=line[name])
+            for name in sorted(line.keys() - {"step", "split"})
+            if line[name] is not None and np.isfinite(line[name])
+        ]
+        self._event(line["step"], summary=Summary(value=values))
+
+    def _event(self, step: int, **content: Any) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
     def progress(self, step: int, values: dict[str, float], count: int, per_step: int) -> None:
         """Shows where the run is: moves the bar, and writes a plain line every so many seconds.
@@ -119,6 +131,7 @@ class RunLog:
         """Waits until the metrics are on the disk: a checkpoint must not be newer than its metrics."""
         if self._metrics is not None:
             os.fsync(self._metrics.fileno())
+            self._events.flush()
 
     def close(self) -> None:
         """Closes what is open."""
@@ -126,7 +139,8 @@ class RunLog:
             self._bar.close()
         for file in (self._metrics, self._events, self._text):
             if file is not None:
-                file.close()
+                with contextlib.suppress(OSError):  # a full disk has been told of by now
+                    file.close()
 
 
 def _save_svg(figure: Any, path: Path) -> None:

@@ -26,7 +26,7 @@ from hw.training import checkpoint, optim
 from hw.training.log import RunLog, draw_curves, write_report
 from hw.training.parallel import Parallel, keep_programs
 from hw.training.step import TrainState, train_step
-from hw.training.tasks import TASKS, Task
+from hw.training.tasks import CHECKS, TASKS, Task
 
 # What may change between two starts of one run: it does not touch the numbers.
 _MAY_CHANGE = ("parallel", "data.dir", "checkpoint", "log")
@@ -61,19 +61,19 @@ class _Clock:
 
     def __init__(self):
         self.spent = dict.fromkeys(("total", "compile", "train", "step", "save", "eval"), 0.0)
-        self._mark = time.monotonic()
+        self._open = {"total": time.monotonic()}
 
     def now(self) -> dict[str, float]:
-        """The parts so far."""
-        total = self.spent["total"] + time.monotonic() - self._mark
-        return {name: round(seconds, 3) for name, seconds in (self.spent | {"total": total}).items()}
+        """The parts so far, those that are still open up to this moment."""
+        now = time.monotonic()
+        return {name: round(spent + now - self._open.get(name, now), 3) for name, spent in self.spent.items()}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Adds the seconds spent inside to the part `name`."""
-        began = time.monotonic()
+        self._open[name] = time.monotonic()
         yield
-        self.spent[name] += time.monotonic() - began
+        self.spent[name] += time.monotonic() - self._open.pop(name)
 
 
 def _say(line: str) -> None:
@@ -115,6 +115,7 @@ def _check_config(workdir: Path, text: str) -> None:
     path = workdir / "config.json"
     if not path.exists():
         cli.write_atomic(path, text)
+    if path.read_text() == text:
         return
     try:
         old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
@@ -131,11 +132,14 @@ def _check_config(workdir: Path, text: str) -> None:
             f"{workdir} holds a run of another configuration ({'; '.join(differing)}): give the same "
             "one, or another --workdir"
         )
+    cli.write_atomic(path, text)  # what may change has changed
 
 
 def _check_numbers(config: ConfigDict) -> None:
     """Refuses numbers of the loop's own that no run should start with (nan fails every comparison)."""
     for field, least in (
+        ("data.holdout", 0),
+        ("embedded.batch_size", 1),
         ("train.epochs", 0),
         ("embedded.epochs", 0),
         ("checkpoint.every_seconds", 0),
@@ -155,6 +159,7 @@ def _check_numbers(config: ConfigDict) -> None:
         raise UserError(f"config.seed={config.seed} must be below 2^32")
     if config.task not in TASKS:
         raise UserError(f"config.task={config.task!r}: choose from {sorted(TASKS)}")
+    CHECKS[config.task](config)
 
 
 def total_steps(config: ConfigDict, num_examples: int) -> int:
@@ -224,6 +229,7 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
     parallel.check_batch(config.eval.batch_size, "config.eval.batch_size")
     optim.build(config.optim, total_steps=1)
     models.build(config.model, num_outputs=2, platform=parallel.platform)
+    batch = f"config.train.batch_size={config.train.batch_size}"
     lock = _lock(workdir)
     try:
         config_text = cli.to_json(config.to_dict(), indent=2) + "\n"
@@ -231,15 +237,13 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
         if (workdir / "summary.json").exists():
             _say(f"{workdir} is finished: see summary.json there")
             return json.loads((workdir / "summary.json").read_text())
-        return _Run(config, workdir, parallel, clock).run(
-            name=name, variant=variant, config_sha256=cli.sha256(config_text)
-        )
+        run = _Run(config, workdir, parallel, clock)
+        batch = run.batch
+        return run.run(name=name, variant=variant, config_sha256=cli.sha256(config_text))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(
-            f"out of memory at config.train.batch_size={config.train.batch_size}: choose a smaller one"
-        ) from error
+        raise UserError(f"out of memory at {batch}: choose a smaller one") from error
     except OSError as error:
         raise UserError(
             f"{error.filename or workdir}: {error.strerror}; what was saved is intact: mend it, then "
@@ -259,7 +263,9 @@ class _Run:
         self.dataset = data.load(config.data)
         self.provenance = self.dataset.provenance
         self.config = with_stand_in(config, self.provenance["source"])
-        parallel.check_batch(self.config.train.batch_size, "config.embedded.batch_size")
+        field = "embedded" if self.provenance["source"] == "embedded" else "train"
+        self.batch = f"config.{field}.batch_size={self.config.train.batch_size}"
+        parallel.check_batch(self.config.train.batch_size, f"config.{field}.batch_size")
         self.task = build_task(self.config, parallel, self.dataset)
         self.batch_size = self.config.train.batch_size
         self.total = total_steps(self.config, self.task.num_examples)
@@ -366,7 +372,7 @@ class _Run:
             if count not in programs:
                 with self.clock.part("compile"):
                     programs[count] = jitted.lower(state, resident, picks).compile()
-                self.parallel.check_memory(programs[count], self.batch_size)
+                self.parallel.check_memory(programs[count], self.batch)
             with self.clock.part("train"):
                 with self.clock.part("step"):
                     state, metrics = programs[count](state, resident, picks)
@@ -398,7 +404,7 @@ class _Run:
             rate = float(self.rates[step - 1])
             if not host["finite"][i]:
                 raise UserError(
-                    f"loss or gradient is not finite at step {step} (loss {values['loss']}, learning "
+                    f"loss, gradient or state is not finite at step {step} (loss {values['loss']}, learning "
                     f"rate {rate:.3g}): try a lower learning rate or config.optim.clip_norm=1 in "
                     f"another --workdir; nothing of it was saved, sound checkpoints are in "
                     f"{self.checkpoints}"

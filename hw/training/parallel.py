@@ -66,7 +66,7 @@ class Parallel:
         if size < 1 or size % self.num_devices:
             raise UserError(f"{field}={size} must be a positive multiple of the {self.num_devices} devices")
 
-    def check_memory(self, program: Any, batch_size: int) -> None:
+    def check_memory(self, program: Any, batch: str) -> None:
         """Raises UserError if a compiled program needs more memory than a device has."""
         device = self.mesh.devices.flat[0]
         if device.platform == "cpu":
@@ -81,7 +81,7 @@ class Parallel:
         need -= sizes.alias_size_in_bytes
         if need > limit:
             raise UserError(
-                f"config.train.batch_size={batch_size} needs {need / 2**30:.1f} GiB on each device, "
+                f"{batch} needs {need / 2**30:.1f} GiB on each device, "
                 f"which has {limit / 2**30:.1f}: choose a smaller one"
             )
 

@@ -67,8 +67,8 @@ def train_step(
       axis_name: a mapped axis over which gradients, statistics and metrics are averaged (pmap).
 
     Returns:
-      The state after, and float32 scalars: loss_fn's means, `grad_norm`, and `finite`: 1 while loss
-      and gradient are finite. A step that is not finite must not be saved.
+      The state after, and float32 scalars: loss_fn's means, `grad_norm`, and `finite`: 1 while loss,
+      gradient and the state after are finite. A step that is not finite must not be saved.
     """
 
     def objective(params):
@@ -82,7 +82,6 @@ def train_step(
         grads, metrics, model_state = jax.lax.pmean((grads, metrics, model_state), axis_name)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     grad_norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
     state = TrainState(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
@@ -90,4 +89,9 @@ def train_step(
         opt_state=opt_state,
         carry=carry,
     )
+    # A finite gradient can still overflow what it is added to, or a statistic that the loss does not show.
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+    for leaf in jax.tree.leaves(state):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            finite &= jnp.isfinite(leaf).all()
     return state, {**metrics, "grad_norm": grad_norm, "finite": finite.astype(jnp.float32)}

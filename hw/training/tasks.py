@@ -141,8 +141,8 @@ def evaluate_images(
     } | report
 
 
-def images(config: Any, dataset: Dataset, module: nn.Module) -> Task:
-    """Classification of pictures."""
+def check_images(config: Any) -> None:
+    """Refuses what `images` has no use for; cheap, before any data is there."""
     if config.augment.flip not in augment.FLIPS:
         raise UserError(f"config.augment.flip={config.augment.flip!r}: choose from {sorted(augment.FLIPS)}")
     if not 0 <= config.augment.shift < 16:
@@ -154,6 +154,10 @@ def images(config: Any, dataset: Dataset, module: nn.Module) -> Task:
     if not 0 <= config.eval.temperature < np.inf:
         raise UserError("config.eval.temperature must be at least 0 (0: not fitted)")
 
+
+def images(config: Any, dataset: Dataset, module: nn.Module) -> Task:
+    """Classification of pictures."""
+    check_images(config)
     rng_augment = jax.random.fold_in(jax.random.key(config.seed), 1)
     normalize = partial(augment.normalize, mean=config.data.mean, std=config.data.std)
 
@@ -214,3 +218,4 @@ def images(config: Any, dataset: Dataset, module: nn.Module) -> Task:
 
 
 TASKS = {"images": images}
+CHECKS = {"images": check_images}

@@ -100,4 +100,4 @@ def test_a_program_that_does_not_fit():
     huge = jax.ShapeDtypeStruct((2**40,), jnp.float32)
     program = jax.jit(lambda x: x + 1).lower(huge).compile()
     with pytest.raises(UserError, match="batch_size=7 needs"):
-        parallel.check_memory(program, 7)
+        parallel.check_memory(program, "config.train.batch_size=7")
