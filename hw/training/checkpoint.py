@@ -6,6 +6,7 @@ when it is whole and on the disk, so that a folder named by a step is a complete
 process ended; whatever has happened to it since then, the manifest tells.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -24,11 +25,12 @@ from orbax.checkpoint import v1 as ocp
 from hw import cli
 from hw.cli import UserError
 
-# When a save fails, orbax's threads print a traceback each; `save` says it in one line.
+# When a save fails, orbax logs a traceback; `save` says it in one line.
 absl_logging.set_verbosity(absl_logging.FATAL)
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 _MANIFEST = "manifest.json"
+_SPACE_BESIDE_ARRAYS = 2**20  # bytes for manifest, metadata and the entries of folders: ample
 # Folders with these prefixes are unfinished work of a process that ended; they may be removed.
 _SAVING, _DELETING = ".saving-", ".deleting-"
 
@@ -107,6 +109,10 @@ def save(directory: Path, state: Any, progress: dict[str, Any], keep: int) -> in
     if not final.exists():
         try:
             partial.mkdir(parents=True)
+            # Asked first, for orbax's threads each print a traceback when they meet the disk's end.
+            need = sum(x.nbytes for x in jax.tree.leaves(state)) + _SPACE_BESIDE_ARRAYS
+            if shutil.disk_usage(partial).free < need:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             ocp.save((partial / "state").absolute(), state)  # orbax takes no relative path
             (partial / "progress.json").write_text(cli.to_json(progress))
             (partial / _MANIFEST).write_text(_manifest(step, _hashes(partial)))

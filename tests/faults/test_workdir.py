@@ -131,9 +131,23 @@ def test_a_read_only_disk_is_found_at_once(start, mount, tmp_path):
 # --- a full disk ---
 
 
+def _stop_between_saves(process, workdir: Path) -> None:
+    """Stops a process at a moment when it writes no checkpoint."""
+    while True:
+        process.send(signal.SIGSTOP)
+        time.sleep(0.05)
+        if not list((workdir / "checkpoints").glob(".*")):
+            return
+        process.send(signal.SIGCONT)
+        time.sleep(0.01)
+
+
 def _keep_full(disk: Path, leave: int, process) -> int:
     """Lets no more than `leave` bytes be free on a disk until the process ends; returns its exit code."""
     with (disk / "ballast").open("ab", buffering=0) as ballast:
+        status = os.statvfs(disk)
+        ballast.write(bytes(max(0, status.f_bavail * status.f_frsize - leave)))
+        process.send(signal.SIGCONT)
         while process.popen.poll() is None:
             status = os.statvfs(disk)
             free = status.f_bavail * status.f_frsize
@@ -152,6 +166,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(start, uninterrupted, differen
         before = checkpoint.steps(workdir / "checkpoints")[-1:] or [0]
         process = start(tmp_path / "output", f"--workdir={workdir}")
         process.wait_until(lambda b=before: checkpoint.steps(workdir / "checkpoints")[-1:] >= [b[0] + 3])
+        _stop_between_saves(process, workdir)
         assert _keep_full(disk, leave, process) == 2, process.stderr
         assert len(process.errors) == 1, process.stderr
         assert process.errors[0] == process.stderr.splitlines()[-1]
