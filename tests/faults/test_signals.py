@@ -59,7 +59,7 @@ def test_stopped_runs_continue_bit_for_bit(start, uninterrupted, differences, so
     assert differences(workdir, uninterrupted.workdir) == []
     spent = json.loads((workdir / "summary.json").read_text())["seconds"]
     assert spent["total"] > sum(spent[k] for k in ("compile", "train", "eval"))
-    assert spent["step"] + spent["save"] < spent["train"] + 0.01
+    assert spent["step"] < spent["train"] + 0.01
 
 
 def test_a_second_signal_ends_it_at_once(start, tmp_path):
