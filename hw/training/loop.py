@@ -367,7 +367,8 @@ class _Run:
                 return state
             boundary = min(self.total, (step // self.eval_steps + 1) * self.eval_steps)
             count = min(self.per_dispatch, boundary - step)
-            with self.clock.part("train"):
+            # The first call compiles the small programs that shuffle.
+            with self.clock.part("train" if count in programs else "compile"):
                 picks = self._picks(step, count)
             if count not in programs:
                 with self.clock.part("compile"):
