@@ -180,7 +180,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfil
     "evil",
     [
         member("../evil"),
-        member("/tmp/evil"),
+        member("/evil"),
         member("cifar-10-batches-bin/../../evil"),
         member("cifar-10-batches-bin/.."),
         member("cifar-10-batches-bin/link", tarfile.SYMTYPE, "/etc/passwd"),

@@ -36,7 +36,7 @@ TTA_VIEWS = {
     ),
 }
 
-# The pictures from which a data-dependent start is computed: more change it by less than 1 %.
+# The pictures from which a data-dependent start is computed.
 _NUM_START_IMAGES = 5000
 
 
@@ -193,7 +193,7 @@ def images(config: Any, dataset: Dataset, module: nn.Module) -> Task:
         name="images",
         num_examples=len(dataset.train.label),
         resident={"image": dataset.train.image, "label": dataset.train.label},
-        # Spread over the whole set, for some copies are sorted by class.
+        # Spread over the whole set: fair in whatever order the pictures stand.
         start=dataset.train.image[:: max(1, len(dataset.train.label) // _NUM_START_IMAGES)],
         init=init,
         picks=lambda start, count: batches.examples(config.seed, start, count, len(dataset.train.label)),
