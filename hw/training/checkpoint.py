@@ -8,6 +8,7 @@ process ended; whatever has happened to it since then, the manifest tells.
 
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -58,9 +59,9 @@ def _manifest(step: int, hashes: dict[str, str]) -> str:
     return f"{body}\n{cli.sha256(body)}\n"
 
 
-def _sync(folder: Path) -> None:
-    """Waits until all files and folder entries below `folder` are on the disk."""
-    for path in (folder, *folder.rglob("*")):
+def _sync(*paths: Path) -> None:
+    """Waits until the content of files, and the entries of folders, are on the disk."""
+    for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -116,9 +117,9 @@ def save(directory: Path, state: Any, progress: dict[str, Any], keep: int) -> in
             ocp.save((partial / "state").absolute(), state)  # orbax takes no relative path
             (partial / "progress.json").write_text(cli.to_json(progress))
             (partial / _MANIFEST).write_text(_manifest(step, _hashes(partial)))
-            _sync(partial)
+            _sync(partial, *partial.rglob("*"))
             partial.rename(final)
-            _sync_entry(directory)
+            _sync(directory)
         except Exception as error:  # orbax reports a full disk by several types
             shutil.rmtree(partial, ignore_errors=True)
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -129,12 +130,6 @@ def save(directory: Path, state: Any, progress: dict[str, Any], keep: int) -> in
     for old in steps(directory)[:-keep]:
         _remove(directory / str(old))
     return step
-
-
-def _sync_entry(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
 
 
 def verify(folder: Path) -> None:
@@ -270,12 +265,9 @@ def fingerprint(tree: Any) -> str:
 def save_params(path: Path, variables: dict[str, Any]) -> None:
     """Writes variables as plain arrays under flat names such as `params/head/kernel`."""
     flat = traverse_util.flatten_dict(jax.device_get(variables), sep="/")
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        np.savez(file, **flat)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    file = io.BytesIO()
+    np.savez(file, **flat)
+    cli.write_atomic(path, file.getvalue())
 
 
 def load_params(path: Path) -> dict[str, Any]:
