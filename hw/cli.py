@@ -68,6 +68,11 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(_plain(value), indent=indent, sort_keys=True, allow_nan=False, ensure_ascii=False)
 
 
+def say(line: str) -> None:
+    """Tells the user something on standard error, at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def sha256(text: str) -> str:
     """SHA-256 of a text's UTF-8 bytes, as hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,6 +1,5 @@
 """Pictures through a finished run: its evaluation again, and predictions for anybody's pictures."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +8,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from hw import data, models
+from hw import cli, data, models
 from hw.cli import UserError
 from hw.data.images import read_picture
 from hw.training import checkpoint, loop, tasks
 from hw.training.parallel import Parallel
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def evaluate(folder: Path, *, data_dir: str, batch_size: int) -> dict[str, Any]:
@@ -34,7 +29,7 @@ def evaluate(folder: Path, *, data_dir: str, batch_size: int) -> dict[str, Any]:
     Raises:
       UserError: there is nothing to evaluate, or not on the data it was trained on.
     """
-    saved, provenance, variables = checkpoint.load_run(folder, _say)
+    saved, provenance, variables = checkpoint.load_run(folder, cli.say)
     config = ConfigDict(saved)
     # Strictly the kind of data that it was trained on: a stand-in never judges the real thing.
     config.data.source = provenance["source"]
@@ -42,7 +37,7 @@ def evaluate(folder: Path, *, data_dir: str, batch_size: int) -> dict[str, Any]:
     config.eval.batch_size = batch_size or config.eval.batch_size
     dataset = data.load(config.data)
     if dataset.provenance["fingerprint"] != provenance["fingerprint"]:
-        _say(f"note: trained on another copy of the data ({provenance['note']})")
+        cli.say(f"note: trained on another copy of the data ({provenance['note']})")
     parallel = Parallel(config.parallel)
     parallel.check_batch(config.eval.batch_size, "the evaluation's batch size")
     config = loop.with_stand_in(config, provenance["source"])
@@ -62,7 +57,7 @@ def predict(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
       UserError: a file is no picture, or there are no weights.
     """
     pictures = np.stack([read_picture(file) for file in files])
-    saved, provenance, variables = checkpoint.load_run(folder, _say)
+    saved, provenance, variables = checkpoint.load_run(folder, cli.say)
     config = loop.with_stand_in(ConfigDict(saved), provenance["source"])
     if config.task != "images":
         raise UserError(f"{folder} holds a model of {config.task}, not of images")

@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
 
     folder = images.prepare_cifar10(
         options.data_dir or images.default_data_dir(),
-        lambda line: print(line, file=sys.stderr),
+        cli.say,
         options.archive,
         options.sha256,
     )

@@ -1,18 +1,14 @@
 """Files on disk -> numpy arrays, with where they came from."""
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
+from hw import cli
 from hw.cli import UserError
 from hw.data import images
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def load(config: Any, say: Callable[[str], None] = _to_stderr) -> images.Dataset:
+def load(config: Any, say: Callable[[str], None] = cli.say) -> images.Dataset:
     """Loads the dataset that `config.data` describes.
 
     Args:

@@ -6,7 +6,6 @@ import math
 import os
 import platform
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -74,10 +73,6 @@ class _Clock:
         self._open[name] = time.monotonic()
         yield
         self.spent[name] += time.monotonic() - self._open.pop(name)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def _lock(workdir: Path) -> int:
@@ -235,7 +230,7 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
         config_text = cli.to_json(config.to_dict(), indent=2) + "\n"
         _check_config(workdir, config_text)
         if (workdir / "summary.json").exists():
-            _say(f"{workdir} is finished: see summary.json there")
+            cli.say(f"{workdir} is finished: see summary.json there")
             return json.loads((workdir / "summary.json").read_text())
         run = _Run(config, workdir, parallel, clock)
         batch = run.batch
@@ -259,7 +254,7 @@ class _Run:
     def __init__(self, config: ConfigDict, workdir: Path, parallel: Parallel, clock: _Clock):
         self.workdir, self.parallel, self.clock = workdir, parallel, clock
         self.checkpoints = workdir / "checkpoints"
-        keep_programs(cache_dir(_say))
+        keep_programs(cache_dir(cli.say))
         self.dataset = data.load(config.data)
         self.provenance = self.dataset.provenance
         self.config = with_stand_in(config, self.provenance["source"])
