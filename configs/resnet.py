@@ -31,6 +31,9 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.augment = ml_collections.ConfigDict()
     config.augment.flip = "alternating"  # "random", "none"
     config.augment.shift = 2  # pixels
+    # Progressive resolution: pictures of this side for this share of the steps.
+    config.augment.small_size = 0  # 0: never
+    config.augment.small_until = 0.0
 
     config.model = ml_collections.ConfigDict()
     config.model.name = "hwnet"  # "resnet20", "resnet18"
@@ -38,12 +41,19 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.model.hwnet = ml_collections.ConfigDict()
     config.model.hwnet.widths = (64, 128, 256)
     config.model.hwnet.norm_momentum = 0.6  # few steps: the running statistics must be young
+    # Each idea can be taken out (experiments/ablation.py).
+    config.model.hwnet.stem = "whitened"  # "learned"
+    config.model.hwnet.identity = True  # filters start as copies of their channels
+    config.model.hwnet.residual = True
+    config.model.hwnet.pool = "first"  # "last": at the end of a stage
+    config.model.hwnet.norm_scale = False
 
     config.train = ml_collections.ConfigDict()
     config.train.epochs = 4.0
     config.train.batch_size = 500
     config.train.steps_per_dispatch = 0  # 0: one on CPU, 50 elsewhere
     config.train.label_smoothing = 0.2
+    config.train.average_decay = 0.0  # of the weights' running average, a step; 0: none
 
     config.optim = ml_collections.ConfigDict()
     config.optim.name = "muon"  # "sgd", "adamw"

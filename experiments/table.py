@@ -1,40 +1,30 @@
-"""The README's table of results, made from the committed logs: `python -m experiments.table`.
+"""The README's table and plot of results, made from the committed logs: `python -m experiments.table`.
 
 Each folder of `experiments/results/` that holds `seed-K/summary.json` is a study: one recipe, run once
 a seed. Nothing in the table is typed by hand; a test compares it with the README.
 """
 
 import json
-import math
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from scipy.stats import t as student_t
-
+from experiments.seeds import RESULTS, interval, summaries
 from hw import cli
-
-RESULTS = Path(__file__).parent / "results"
-
-
-def summaries(study: Path) -> list[dict]:
-    """The summaries of a study's runs, by seed."""
-    runs = [json.loads(path.read_text()) for path in study.glob("seed-*/summary.json")]
-    return sorted(runs, key=lambda run: run["seed"])
+from hw.training import log
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, float, float]:
-    """(mean, standard deviation, lower, upper): the mean's 95 % interval by Student's t.
+def studies() -> list[tuple[Path, list[dict]]]:
+    """The image studies judged on the test set, each with its runs."""
+    folders = sorted(p for p in RESULTS.iterdir() if p.is_dir())
+    found = [(folder, summaries(folder)) for folder in folders]
+    return [(f, r) for f, r in found if r and r[0]["task"] == "images" and r[0]["eval_split"] == "test"]
 
-    With one value the last three are nan.
-    """
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, math.nan, math.nan, math.nan
-    deviation = statistics.stdev(values)
-    half = float(student_t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
-    return mean, deviation, mean - half, mean + half
+
+def peers() -> list[dict]:
+    """Others' programs on the same task and machine, each with what is known of its run."""
+    return [json.loads(path.read_text()) for path in sorted((RESULTS / "peers").glob("*.json"))]
 
 
 def _percent(values: Sequence[float]) -> str:
@@ -50,10 +40,7 @@ def table() -> str:
         "| recipe, logs | data | parameters | test accuracy | with test views | seeds | whole run | device |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for study in sorted(p for p in RESULTS.iterdir() if p.is_dir()):
-        runs = summaries(study)
-        if not runs or runs[0]["task"] != "images" or runs[0]["eval_split"] != "test":
-            continue
+    for study, runs in studies():
         first = runs[0]
         device = first["device"]
         minutes = statistics.fmean(run["seconds"]["total"] for run in runs) / 60
@@ -71,9 +58,51 @@ def table() -> str:
     return "\n".join(rows)
 
 
+def points() -> list[dict[str, Any]]:
+    """What the plot shows: name, minutes of a whole run, test accuracy without views, ours or not."""
+    ours = [
+        {
+            "name": study.name,
+            "minutes": interval([run["seconds"]["total"] / 60 for run in runs])[0],
+            "accuracy": interval([run["test_accuracy"] for run in runs])[0],
+            "interval": interval([run["test_accuracy"] for run in runs])[2:],
+            "ours": True,
+        }
+        for study, runs in studies()
+    ]
+    others = [
+        {"name": p["name"], "minutes": p["seconds"] / 60, "accuracy": p["test_accuracy"], "ours": False}
+        for p in peers()
+    ]
+    return ours + others
+
+
+def draw(path: Path) -> None:
+    """Draws test accuracy against the minutes of a whole run; the drawn numbers go beside it."""
+    figure, (axis,) = log.new_figure(5.6, 3.8, 1)
+    for point in points():
+        x, y = point["minutes"], 100 * point["accuracy"]
+        if point["ours"]:
+            low, high = (100 * v for v in point["interval"])
+            if low == low:  # with one seed there is none
+                axis.plot([x, x], [low, high], color="C0", linewidth=2, alpha=0.5)
+        axis.plot(x, y, "o" if point["ours"] else "s", color="C0" if point["ours"] else "C1")
+        axis.annotate(point["name"], (x, y), xytext=(6, -10), textcoords="offset points", fontsize=8)
+    axis.set_xscale("log")
+    axis.set(
+        xlabel="minutes, whole run, two CPU cores",
+        ylabel="test accuracy without test views, %",
+        title="CIFAR-10: accuracy against time",
+    )
+    axis.grid(alpha=0.3, which="both")
+    log.save_svg(figure, path)
+    cli.write_atomic(path.with_suffix(".json"), cli.to_json(points(), indent=2) + "\n")
+
+
 def main(argv: Sequence[str]) -> int:
-    """Prints the table."""
+    """Prints the table and draws the plot."""
     cli.ArgumentParser(prog="experiments.table", description=__doc__).parse_args(argv)
+    draw(RESULTS / "accuracy.svg")
     print(table())
     return 0
 

@@ -9,7 +9,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 # From left to right; a room may import its own and those of any row before. Entry points last but one.
 ROWS = [
-    {"hw.cli"},
+    {"hw.cli", "configs"},
     {"hw.ops", "hw.data"},
     {"hw.models"},
     {"hw.training.parallel", "hw.training.losses", "hw.training.metrics", "hw.training.optim"}

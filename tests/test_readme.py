@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import table
+from experiments import seeds, table
+from hw.cli import to_json
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -22,6 +23,12 @@ def _between(mark: str) -> str:
 def test_results_are_those_of_the_logs():
     assert _between("results") == table.table()
     assert table.table().count("\n") >= 2, "no study is committed"
+
+
+def test_plot_is_that_of_the_logs():
+    drawn = json.loads((table.RESULTS / "accuracy.json").read_text())
+    assert drawn == json.loads(to_json(table.points()))
+    assert any(not point["ours"] for point in drawn), "the peer's point is missing"
 
 
 def test_committed_logs_are_whole():
@@ -61,7 +68,7 @@ def test_rooms_are_the_tree():
     [([1.0, 2.0, 3.0], (2.0, 1.0, 2.0 - 2.484138, 2.0 + 2.484138))],
 )
 def test_interval_by_hand(values, expected):
-    assert table.interval(values) == pytest.approx(expected, rel=1e-6)
+    assert seeds.interval(values) == pytest.approx(expected, rel=1e-6)
 
 
 def test_links_lead_somewhere():

@@ -22,6 +22,12 @@ def shift(images: Array, offset_b2: Array, limit: int) -> Array:
     return cut(padded, limit - offset_b2)
 
 
+def shrink(images: Array, size: int) -> Array:
+    """Resamples square pictures [b, h, h, c] to [b, size, size, c], by a triangle as wide as a new pixel."""
+    b, _, _, channels = images.shape
+    return jax.image.resize(images, (b, size, size, channels), "linear", antialias=True)
+
+
 def random_shift(rng: Array, images: Array, index: Array, epoch: Array, limit: int) -> Array:
     """Moves each picture by up to `limit` pixels along each axis, a new draw each epoch."""
 

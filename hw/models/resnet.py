@@ -124,8 +124,8 @@ def _dirac(rng: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
 def whitening_kernel(images: Array, size: int = 2, epsilon: float = 5e-4) -> Array:
     """Filters whose responses to the patches of `images` are uncorrelated and of equal variance.
 
-    With the patches' covariance C = E Λ Eᵀ, the filters are the columns of ±E (Λ + ε)^(-1/2): both
-    signs, since the rectifier that follows keeps only one.
+    With the patches' covariance C = E Λ Eᵀ, the filters are the columns of E (Λ + ε)^(-1/2), those of
+    the largest eigenvalues first.
 
     Args:
       images: normalised pictures [n, height, width, channels].
@@ -133,7 +133,7 @@ def whitening_kernel(images: Array, size: int = 2, epsilon: float = 5e-4) -> Arr
       epsilon: floor of an eigenvalue, in squared units of the normalised pictures.
 
     Returns:
-      The kernel, float32 [size, size, channels, 2·size²·channels].
+      The kernel, float32 [size, size, channels, size²·channels].
 
     Source: Page 2019, "How to train your ResNet", part 8; Krizhevsky 2009, appendix A.
     """
@@ -144,9 +144,8 @@ def whitening_kernel(images: Array, size: int = 2, epsilon: float = 5e-4) -> Arr
         axis=-2,
     ).reshape(-1, size * size * channels)
     eigenvalues, eigenvectors = jnp.linalg.eigh(patches.T @ patches / len(patches))
-    # Largest first, so that the filters of one data set come in one order.
     filters = (eigenvectors / jnp.sqrt(eigenvalues + epsilon))[:, ::-1]
-    return jnp.concatenate([filters, -filters], axis=1).reshape(size, size, channels, -1)
+    return filters.reshape(size, size, channels, -1)
 
 
 class HWNet(nn.Module):
@@ -161,8 +160,23 @@ class HWNet(nn.Module):
 
         stage(x) = z + gelu(norm(conv(z))),   z = gelu(norm(pool(conv(x))))
 
-    Sources: Page 2019 (whitened stem, pooling); Jordan 2024, "94 % on CIFAR-10 in 3.29 seconds on a
-    single GPU" (identity start, no scales).
+    What each of these buys: experiments/results/ablation. The last five attributes are there for it.
+
+    Attributes:
+      widths: channels of each stage.
+      norm_momentum: of the running statistics: few steps need young ones.
+      num_classes: K.
+      dtype: of the computation.
+      axis_name: the mapped axis over which batch statistics are averaged.
+      chunked: see `conv2d`.
+      stem: "whitened", or "learned" from random filters of the same shape.
+      identity: whether filters start as copies of their channels, or at random.
+      residual: whether the second convolution of a stage has a skip connection around it.
+      pool: "first", after a stage's first convolution, or "last", at its end.
+      norm_scale: whether normalisation has a scale.
+
+    Sources: Page 2019, "How to train your ResNet" (whitened stem, pooling); Jordan 2024, "94 % on
+    CIFAR-10 in 3.29 seconds on a single GPU" (identity start, no scales).
     """
 
     widths: Sequence[int]
@@ -171,33 +185,45 @@ class HWNet(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
     chunked: bool = True
+    stem: str = "whitened"
+    identity: bool = True
+    residual: bool = True
+    pool: str = "first"
+    norm_scale: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        conv = partial(Conv, dtype=self.dtype, chunked=self.chunked, kernel_init=_dirac)
+        start = _dirac if self.identity else nn.initializers.lecun_normal()
+        conv = partial(Conv, dtype=self.dtype, chunked=self.chunked, kernel_init=start)
         norm = partial(
             nn.BatchNorm,
             use_running_average=not train,
             momentum=self.norm_momentum,
             epsilon=1e-5,
             dtype=self.dtype,
-            use_scale=False,
+            use_scale=self.norm_scale,
             axis_name=self.axis_name,
         )
-        channels = x.shape[-1]
-        # Not a parameter: it is computed from the training pictures (`fit_stem`) and never learned.
-        stem = self.variable("constants", "stem", jnp.zeros, (2, 2, channels, 8 * channels))
-        bias = self.param("stem_bias", nn.initializers.zeros_init(), (8 * channels,))
-        x = conv2d(
-            x.astype(self.dtype),
-            stem.value.astype(self.dtype),
-            padding="VALID",
-            chunked=self.chunked,
-        )
-        x = nn.gelu(x + bias.astype(self.dtype))
+        shape = (2, 2, x.shape[-1], 4 * x.shape[-1])
+        if self.stem == "whitened":
+            # Not a parameter: it is computed from the training pictures (`fit_stem`) and never learned.
+            kernel = self.variable("constants", "stem", jnp.zeros, shape).value
+        else:
+            kernel = self.param("stem", nn.initializers.lecun_normal(), shape)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x = conv2d(x, kernel, padding="VALID", chunked=self.chunked)
+        # Both signs of every response, for a rectifier keeps only one: gelu(-x) = gelu(x) - x.
+        positive = nn.gelu(x)
+        x = jnp.concatenate([positive, positive - x], axis=-1)
         for width in self.widths:
-            x = nn.gelu(norm()(max_pool2(conv(width)(x))))
-            x = x + nn.gelu(norm()(conv(width)(x)))
+            x = conv(width)(x)
+            if self.pool == "first":
+                x = max_pool2(x)
+            x = nn.gelu(norm()(x))
+            y = nn.gelu(norm()(conv(width)(x)))
+            x = x + y if self.residual else y
+            if self.pool == "last":
+                x = max_pool2(x)
         x = jnp.max(x, axis=(1, 2)).astype(jnp.float32)
         # From zero, so that the first prediction is no prejudice; divided by √width, so that a step
         # of the head moves the logits alike at any width.
@@ -207,7 +233,9 @@ class HWNet(nn.Module):
 
     @staticmethod
     def fit_stem(variables: dict, images: Array) -> dict:
-        """Replaces the stem's kernel by the whitening filters of `images` (normalised pictures)."""
+        """The variables with the whitening filters of `images` (normalised pictures) in the stem."""
+        if "constants" not in variables:  # it is learned
+            return variables
         return variables | {"constants": {"stem": whitening_kernel(images)}}
 
 
@@ -221,10 +249,15 @@ def resnet18(**arguments: Any) -> nn.Module:
     return ResNet(stage_sizes=(2, 2, 2, 2), widths=(64, 128, 256, 512), shortcut="projection", **arguments)
 
 
-def hwnet(*, widths: Sequence[int], norm_momentum: float, **arguments: Any) -> nn.Module:
+def hwnet(**arguments: Any) -> nn.Module:
     """Our own net, see `HWNet`, with its values checked."""
-    if not widths or not all(isinstance(w, int) and w >= 1 for w in widths):
-        raise UserError(f"config.model.hwnet.widths={widths}: needs positive widths")
-    if not 0 <= norm_momentum < 1:
-        raise UserError(f"config.model.hwnet.norm_momentum={norm_momentum}: must lie in [0, 1)")
-    return HWNet(widths=tuple(widths), norm_momentum=norm_momentum, **arguments)
+    net = HWNet(**arguments)
+    where = "config.model.hwnet"
+    if not net.widths or not all(isinstance(w, int) and w >= 1 for w in net.widths):
+        raise UserError(f"{where}.widths={net.widths}: needs positive widths")
+    if not 0 <= net.norm_momentum < 1:
+        raise UserError(f"{where}.norm_momentum={net.norm_momentum}: must lie in [0, 1)")
+    for name, choices in (("stem", ("whitened", "learned")), ("pool", ("first", "last"))):
+        if (value := getattr(net, name)) not in choices:
+            raise UserError(f"{where}.{name}={value!r}: choose {' or '.join(choices)}")
+    return net

@@ -27,7 +27,7 @@ from jax import lax
 # One chunk's patches. Two cores have 2 MiB of L2 and share L3: from 1 to 5 MiB the speed is the same
 # to a tenth, but the weight gradient from 24 to 64 channels at 31² falls from 104 GFLOP/s at 3 MiB to 74
 # at 8 and 63 at 17, and one image at a time leaves the product too short at 3² (74 against 147).
-CHUNK_BYTES = 5 * 2**19
+CHUNK_BYTES = 2**22
 
 
 def conv2d(x_bhwc, kernel_ijco, stride=1, padding="SAME", *, chunked=True):
@@ -121,11 +121,9 @@ def _forward_pays(x_shape, kernel_shape):
     # XLA has no fast code for images smaller than the kernel: 4 GFLOP/s against 79 at 2², 256 channels.
     if height < rows or width < columns:
         return True
-    # With 16 to 127 input channels it keeps to one core: 53 against 92 from 24 to 64 at 31², 73 against
-    # 108 from 64 to 64 and 80 against 124 from 64 to 128 at 15², 94 against 129 at 11². Not so where
-    # outputs are narrow (16 to 16 at 32²: 50 against 22), images small (64 to 64 at 8², batch 128: 95
-    # against 56) or kernels 1×1, which have no patches.
-    return rows * columns > 1 and 16 <= c < 128 and o >= 64 and height * width >= 100
+    # With fewer than 128 input or output channels it keeps to one core: 83 against 146 from 128 to 64 at
+    # 15². Not so where layers are narrow, images small or kernels 1×1, which have no patches.
+    return rows * columns > 1 and c >= 16 and o >= 24 and min(c, o) <= 128 and height * width >= 49
 
 
 def _dkernel_pays(dy_shape, kernel_shape):
@@ -186,14 +184,16 @@ def _patches(stride, pads, x_bhwc, kernel_ijco):
     """Returns chunk(start, n) -> P_pk, the patches of n images, and the sizes b, h', w', n."""
     rows, columns = kernel_ijco.shape[:2]
     zero = jnp.zeros((), x_bhwc.dtype)
-    padded_bhwc = lax.pad(x_bhwc, zero, ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))
-    b, height, width, _ = padded_bhwc.shape
+    b = x_bhwc.shape[0]
+    height, width = (size + lo + hi for size, (lo, hi) in zip(x_bhwc.shape[1:3], pads, strict=True))
     h, w = (height - rows) // stride + 1, (width - columns) // stride + 1
     k = kernel_ijco.size // kernel_ijco.shape[-1]
     n = min(b, max(1, round(CHUNK_BYTES / (h * w * k * x_bhwc.dtype.itemsize))))
 
     def chunk(start, n):
-        x_nhwc = lax.dynamic_slice_in_dim(padded_bhwc, start, n)
+        # Padded here, in the cache: padding the whole batch first costs a tenth to a quarter more.
+        x_nhwc = lax.dynamic_slice_in_dim(x_bhwc, start, n)
+        x_nhwc = lax.pad(x_nhwc, zero, ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))
         # Row i, column j of every patch at once: h'·w' pixels, one stride apart.
         taps = [
             x_nhwc[:, i : i + stride * (h - 1) + 1 : stride, j : j + stride * (w - 1) + 1 : stride]

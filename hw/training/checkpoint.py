@@ -236,7 +236,7 @@ def load_run(folder: Path, say: Callable[[str], None]) -> tuple[dict, dict, dict
         say(f"the run in {folder} is not finished: these are the weights of step {step}")
         state = _load_anything(checkpoint / "state")
         progress = json.loads((checkpoint / "progress.json").read_text())
-        variables = {"params": state["params"], **state["model_state"]}
+        variables = state["average"] or {"params": state["params"], **state["model_state"]}
         return config, progress["dataset"], jax.device_get(variables)
     raise UserError(f"no sound weights in {folder}: run its training command again")
 

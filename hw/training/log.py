@@ -143,7 +143,7 @@ class RunLog:
                     file.close()
 
 
-def _save_svg(figure: Any, path: Path) -> None:
+def save_svg(figure: Any, path: Path) -> None:
     """Writes a figure as SVG, the same bytes for the same figure."""
     from io import StringIO
 
@@ -155,7 +155,8 @@ def _save_svg(figure: Any, path: Path) -> None:
     cli.write_atomic(path, buffer.getvalue())
 
 
-def _figure(width: float, height: float, panels: int) -> tuple[Any, Sequence[Any]]:
+def new_figure(width: float, height: float, panels: int) -> tuple[Any, Sequence[Any]]:
+    """A figure of `panels` axes side by side, width × height in inches."""
     # Not pyplot: it keeps global state and looks for a screen. Imported here, for a resumed run
     # should not wait for a plotting library before its first step.
     from matplotlib.figure import Figure
@@ -176,7 +177,7 @@ def draw_curves(workdir: Path, title: str) -> None:
     """Draws curves.svg from metrics.jsonl, with the drawn numbers beside it in curves.json."""
     lines = read_metrics(workdir / "metrics.jsonl")
     names = [n for n in ("loss", "accuracy") if any(n in line for line in lines)]
-    figure, axes = _figure(4.8 * len(names), 3.6, len(names))
+    figure, axes = new_figure(4.8 * len(names), 3.6, len(names))
     data: dict[str, Any] = {}
     for axis, name in zip(axes, names, strict=True):
         for split, style in (("train", "-"), ("eval", "o")):
@@ -193,14 +194,14 @@ def draw_curves(workdir: Path, title: str) -> None:
         axis.grid(alpha=0.3)
         axis.legend()
     figure.suptitle(title, fontsize=10)
-    _save_svg(figure, workdir / "curves.svg")
+    save_svg(figure, workdir / "curves.svg")
     cli.write_atomic(workdir / "curves.json", cli.to_json(data) + "\n")
 
 
 def draw_confusion(path: Path, confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
     """Draws a confusion matrix [true, predicted] with its counts; the data is in evaluation.json."""
     matrix = np.array(confusion)
-    figure, (axis,) = _figure(6.4, 5.8, 1)
+    figure, (axis,) = new_figure(6.4, 5.8, 1)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(matrix):
@@ -216,7 +217,7 @@ def draw_confusion(path: Path, confusion: Sequence[Sequence[int]], classes: Sequ
     axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
     axis.set_yticks(range(len(classes)), classes)
     axis.set(xlabel="predicted class", ylabel="true class", title="Confusion matrix (pictures)")
-    _save_svg(figure, path)
+    save_svg(figure, path)
 
 
 def write_report(workdir: Path, report: dict[str, Any]) -> None:

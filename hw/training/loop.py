@@ -1,5 +1,6 @@
 """The only stateful room: fetch, dispatch, evaluate, log, save; stop when asked, and continue."""
 
+import bisect
 import importlib.metadata
 import json
 import math
@@ -143,6 +144,7 @@ def _check_numbers(config: ConfigDict) -> None:
         ("checkpoint.keep", 1),
         ("log.every_steps", 1),
         ("train.steps_per_dispatch", 0),
+        ("train.average_decay", 0),
         ("seed", 0),
     ):
         value = config
@@ -155,11 +157,6 @@ def _check_numbers(config: ConfigDict) -> None:
     if config.task not in TASKS:
         raise UserError(f"config.task={config.task!r}: choose from {sorted(TASKS)}")
     CHECKS[config.task](config)
-
-
-def total_steps(config: ConfigDict, num_examples: int) -> int:
-    """Steps of a run: as many whole batches as it takes to show every example `epochs` times."""
-    return math.ceil(config.train.epochs * num_examples / config.train.batch_size)
 
 
 def with_stand_in(config: ConfigDict, source: str) -> ConfigDict:
@@ -183,18 +180,21 @@ def build_task(config: ConfigDict, parallel: Parallel, dataset: Any) -> Task:
     return TASKS[config.task](config, dataset, module)
 
 
-def one_step(task: Task, tx: optax.GradientTransformation, parallel: Parallel, seed: int) -> Callable:
-    """`(state, resident, picks) -> (state, metrics)`: the task's batch, then the pure step."""
-    rng = jax.random.fold_in(jax.random.key(seed), 2)
+def one_step(
+    config: ConfigDict, task: Task, tx: optax.GradientTransformation, parallel: Parallel, stage: int = 0
+) -> Callable:
+    """`(state, resident, picks) -> (state, metrics)`: the task's batch in `stage`, then the pure step."""
+    rng = jax.random.fold_in(jax.random.key(config.seed), 2)
 
     def step(state, resident, picks):
         return train_step(
             state,
-            task.make_batch(resident, picks),
+            task.make_batch(resident, picks, stage),
             jax.random.fold_in(rng, state.step),
             apply_fn=task.apply_fn,
             loss_fn=task.loss_fn,
             tx=tx,
+            average_decay=config.train.average_decay,
             axis_name=parallel.axis_name,
         )
 
@@ -263,7 +263,7 @@ class _Run:
         parallel.check_batch(self.config.train.batch_size, f"config.{field}.batch_size")
         self.task = build_task(self.config, parallel, self.dataset)
         self.batch_size = self.config.train.batch_size
-        self.total = total_steps(self.config, self.task.num_examples)
+        self.total = self.task.total_steps
         self.tx, rate = optim.build(self.config.optim, self.total)
         # All of them at once: a schedule is a chain of small programs, too slow to ask each step.
         self.rates = np.asarray(jax.vmap(rate)(np.arange(max(1, self.total))), np.float64)
@@ -300,7 +300,8 @@ class _Run:
         rng = jax.random.fold_in(jax.random.key(self.config.seed), 0)
 
         def create(rng, start):
-            return TrainState.create(self.task.init(rng, start), self.tx)
+            averaged = self.config.train.average_decay > 0
+            return TrainState.create(self.task.init(rng, start), self.tx, averaged=averaged)
 
         checkpoint.clean(self.checkpoints)
         like = jax.tree.map(
@@ -350,8 +351,7 @@ class _Run:
         """Takes all remaining steps. One dispatch is under way while the one before is logged."""
         step = int(state.step)
         resident = self.parallel.replicate(self.task.resident)
-        jitted = self.parallel.train(one_step(self.task, self.tx, self.parallel, self.config.seed))
-        programs: dict[int, Callable] = {}
+        programs: dict[tuple[int, int], Callable] = {}
         pending: deque = deque()
         self.last_save = time.monotonic()
         while True:
@@ -361,17 +361,23 @@ class _Run:
             if step == self.total:
                 return state
             boundary = min(self.total, (step // self.eval_steps + 1) * self.eval_steps)
-            count = min(self.per_dispatch, boundary - step)
+            stage = bisect.bisect_right(self.task.stages, step) - 1
+            ahead = [*self.task.stages[stage + 1 :], boundary]
+            count = min(self.per_dispatch, ahead[0] - step, boundary - step)
+            key = (count, stage)
             # The first call compiles the small programs that shuffle.
-            with self.clock.part("train" if count in programs else "compile"):
+            with self.clock.part("train" if key in programs else "compile"):
                 picks = self._picks(step, count)
-            if count not in programs:
+            if key not in programs:
                 with self.clock.part("compile"):
-                    programs[count] = jitted.lower(state, resident, picks).compile()
-                self.parallel.check_memory(programs[count], self.batch)
+                    program = self.parallel.train(
+                        one_step(self.config, self.task, self.tx, self.parallel, stage)
+                    )
+                    programs[key] = program.lower(state, resident, picks).compile()
+                self.parallel.check_memory(programs[key], self.batch)
             with self.clock.part("train"):
                 with self.clock.part("step"):
-                    state, metrics = programs[count](state, resident, picks)
+                    state, metrics = programs[key](state, resident, picks)
                 step += count
                 pending.append((step, metrics))
                 due = time.monotonic() - self.last_save >= self.config.checkpoint.every_seconds
@@ -422,7 +428,7 @@ class _Run:
     def _evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
         """The task's report, its headline logged."""
         with self.clock.part("eval"):
-            for report in self.task.evaluate(state.variables, self.parallel):
+            for report in self.task.evaluate(state.result, self.parallel):
                 if report is None and self.signals.received:
                     self._stop()
         line = {name: report[field] for name, field in self.task.headline.items()}
@@ -442,7 +448,7 @@ class _Run:
     def _finish(self, state: TrainState, *, name: str, variant: str, config_sha256: str) -> dict:
         """Evaluates the last state and writes what remains of the workdir, the summary last."""
         report = self._evaluate(state, self.total)
-        checkpoint.save_params(self.workdir / "params.npz", state.variables)
+        checkpoint.save_params(self.workdir / "params.npz", state.result)
         write_report(self.workdir, report)
         data = f"{self.provenance['name']} ({self.provenance['source']})"
         draw_curves(self.workdir, title=f"{self.workdir.name} on {data}, seed {self.config.seed}")

@@ -21,6 +21,7 @@ class TrainState(struct.PyTreeNode):
       model_state: the model's other collections, such as `batch_stats`.
       opt_state: the optimiser's.
       carry: what passes from one batch to the next (a recurrent hidden state); () for pictures.
+      average: a running average of `variables`, () where the recipe has none.
     """
 
     step: Array
@@ -28,18 +29,32 @@ class TrainState(struct.PyTreeNode):
     model_state: Mapping[str, Any]
     opt_state: optax.OptState
     carry: Any = ()
+    average: Any = ()
 
     @classmethod
-    def create(cls, variables: Mapping[str, Any], tx: optax.GradientTransformation, carry: Any = ()):
+    def create(
+        cls,
+        variables: Mapping[str, Any],
+        tx: optax.GradientTransformation,
+        carry: Any = (),
+        *,
+        averaged: bool = False,
+    ):
         """Step 0 of the model with `variables` ("params" and other collections) under `tx`."""
         model_state = {k: v for k, v in variables.items() if k != "params"}
         params = variables["params"]
-        return cls(jnp.zeros((), jnp.int32), params, model_state, tx.init(params), carry)
+        average = jax.tree.map(jnp.copy, dict(variables)) if averaged else ()
+        return cls(jnp.zeros((), jnp.int32), params, model_state, tx.init(params), carry, average)
 
     @property
     def variables(self) -> dict[str, Any]:
         """What `apply_fn` takes."""
         return {"params": self.params, **self.model_state}
+
+    @property
+    def result(self) -> Mapping[str, Any]:
+        """The variables to evaluate and to release: the average where there is one."""
+        return self.average or self.variables
 
 
 def train_step(
@@ -50,11 +65,15 @@ def train_step(
     apply_fn: Callable,
     loss_fn: Callable,
     tx: optax.GradientTransformation,
+    average_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One step of minimising the batch's mean loss.
 
         g = ∇_params mean_i loss_i,    params ← params + tx(g)
+        average ← d · average + (1 − d) · variables,    d = min(average_decay, (1 + t) / (10 + t))
+
+    after step t = 1, 2, …; the decay rises, so that the random start is soon forgotten.
 
     Args:
       state: the state before.
@@ -64,6 +83,7 @@ def train_step(
       loss_fn: `(outputs, batch) -> {"loss": [...], …}`, per example; the mean of "loss" is minimised,
         the means of the others are reported.
       tx: the optimiser.
+      average_decay: of the state's average, if it has one.
       axis_name: a mapped axis over which gradients, statistics and metrics are averaged (pmap).
 
     Returns:
@@ -88,7 +108,15 @@ def train_step(
         model_state=model_state,
         opt_state=opt_state,
         carry=carry,
+        average=state.average,
     )
+    if state.average:
+        decay = jnp.minimum(average_decay, (state.step + 1.0) / (state.step + 10.0))
+
+        def follow(old, new):  # counters are not averaged
+            return old + (1.0 - decay) * (new - old) if jnp.issubdtype(new.dtype, jnp.inexact) else new
+
+        state = state.replace(average=jax.tree.map(follow, state.average, state.variables))
     # A finite gradient can still overflow what it is added to, or a statistic that the loss does not show.
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
     for leaf in jax.tree.leaves(state):

@@ -3,6 +3,7 @@
 The loop, the step and the checkpoints are the same for every task; a `Task` holds the rest.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -47,11 +48,13 @@ class Task:
     Attributes:
       name: as in `config.task`.
       num_examples: of the training set: the length of an epoch.
+      total_steps: of a whole run.
+      stages: the steps at which the program changes, 0 first: each stage is compiled on its own.
       resident: the training data, kept on the devices whole.
       start: data for a data-dependent start.
       init: `(rng, start) -> variables`.
       picks: `(first example, count) -> {name: [count]}`, which data a step takes; a pure function.
-      make_batch: `(resident, picks) -> batch`, on the device.
+      make_batch: `(resident, picks, stage) -> batch`, on the device; `stage` counts `stages`.
       apply_fn, loss_fn: as `train_step` takes them.
       evaluate: `(variables, parallel) -> iterator`: yields None after every slice of work, so that
         the loop can stop for a signal, and at last the report.
@@ -62,17 +65,24 @@ class Task:
 
     name: str
     num_examples: int
+    total_steps: int
+    stages: tuple[int, ...]
     resident: dict[str, np.ndarray]
     start: np.ndarray
     init: Callable[[Array, Array], dict]
     picks: Callable[[int, int], dict[str, np.ndarray]]
-    make_batch: Callable[[dict, dict], dict]
+    make_batch: Callable[[dict, dict, int], dict]
     apply_fn: Callable
     loss_fn: Callable
     evaluate: Callable[[dict, Parallel], Iterator]
     headline: dict[str, str]
     summarize: Callable[[dict], dict]
     unit: str
+
+
+def total_steps(config: Any, num_examples: int) -> int:
+    """Steps of a run: as many whole batches as it takes to show every example `epochs` times."""
+    return math.ceil(config.train.epochs * num_examples / config.train.batch_size)
 
 
 def image_views(images: Array, views: tuple) -> list[Array]:
@@ -147,6 +157,10 @@ def check_images(config: Any) -> None:
         raise UserError(f"config.augment.flip={config.augment.flip!r}: choose from {sorted(augment.FLIPS)}")
     if not 0 <= config.augment.shift < 16:
         raise UserError(f"config.augment.shift={config.augment.shift}: must lie in [0, 16)")
+    if config.augment.small_size and not 16 <= config.augment.small_size < 32:
+        raise UserError(f"config.augment.small_size={config.augment.small_size}: 0, or in [16, 32)")
+    if not 0 <= config.augment.small_until <= 1:
+        raise UserError(f"config.augment.small_until={config.augment.small_until}: must lie in [0, 1]")
     if config.eval.tta not in TTA_VIEWS:
         raise UserError(f"config.eval.tta={config.eval.tta!r}: choose from {sorted(TTA_VIEWS)}")
     if not 0 <= config.train.label_smoothing < 1:
@@ -166,7 +180,12 @@ def images(config: Any, dataset: Dataset, module: nn.Module) -> Task:
         variables = module.init(rng, pictures[:1], train=False)
         return module.fit_stem(variables, pictures) if hasattr(module, "fit_stem") else variables
 
-    def make_batch(resident: dict, picks: dict) -> dict:
+    total = total_steps(config, len(dataset.train.label))
+    small, until = config.augment.small_size, round(config.augment.small_until * total)
+    # Small pictures first, where there are any; a stage of no step is none.
+    sizes = {0: small, until: 0} if small and until else {0: 0}
+
+    def make_batch(resident: dict, picks: dict, stage: int) -> dict:
         pictures = augment.augment(
             rng_augment,
             resident["image"][picks["index"]],
@@ -175,7 +194,10 @@ def images(config: Any, dataset: Dataset, module: nn.Module) -> Task:
             flip=config.augment.flip,
             limit=config.augment.shift,
         )
-        return {"image": normalize(pictures), "label": resident["label"][picks["index"]]}
+        pictures = normalize(pictures)
+        if size := list(sizes.values())[stage]:
+            pictures = augment.shrink(pictures, size)
+        return {"image": pictures, "label": resident["label"][picks["index"]]}
 
     def apply_fn(variables: dict, batch: dict, carry: Any, rng: Array):
         del rng  # nothing in these networks is drawn at random
@@ -192,6 +214,8 @@ def images(config: Any, dataset: Dataset, module: nn.Module) -> Task:
     return Task(
         name="images",
         num_examples=len(dataset.train.label),
+        total_steps=total,
+        stages=tuple(sizes),
         resident={"image": dataset.train.image, "label": dataset.train.label},
         # Spread over the whole set: fair in whatever order the pictures stand.
         start=dataset.train.image[:: max(1, len(dataset.train.label) // _NUM_START_IMAGES)],

@@ -70,3 +70,18 @@ def test_normalize():
     out = augment.normalize(jnp.array([[[[10, 20, 30]]]], jnp.uint8), (10.0, 10.0, 10.0), (1.0, 2.0, 4.0))
     np.testing.assert_allclose(out[0, 0, 0], [0.0, 5.0, 5.0])
     assert out.dtype == jnp.float32
+
+
+def test_shrink_keeps_means_and_straight_slopes():
+    row = jnp.arange(32.0)
+    slope = jnp.broadcast_to(row[None, :, None, None] + 3 * row[None, None, :, None], (1, 32, 32, 3))
+    small = np.asarray(augment.shrink(slope, 24))
+    assert small.shape == (1, 24, 24, 3)
+    # New pixel k lies over old position (k + 1/2) 32/24 - 1/2; the edges' triangles are cut.
+    at = (np.arange(24) + 0.5) * 32 / 24 - 0.5
+    # A triangle of few samples leans to one side by a few hundredths of a pixel.
+    np.testing.assert_allclose(small[0, 2:-2, 2:-2, 0], (at[:, None] + 3 * at)[2:-2, 2:-2], atol=0.15)
+    np.testing.assert_allclose(small.mean(), np.asarray(slope).mean(), rtol=1e-4)
+    noise = jax.random.normal(jax.random.key(0), (200, 32, 32, 3))
+    # Antialiased: a new pixel averages more than one old one in each direction.
+    assert np.asarray(augment.shrink(noise, 16)).std() < 0.5

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from jax.extend.core import jaxprs_in_params
 from ml_collections import ConfigDict
 
@@ -49,10 +50,10 @@ def _arithmetic(name):
     if name == "hwnet":
         # conv, pool, conv a stage; norms have a bias alone; the stem's kernel is no parameter.
         body = " ".join(f"conv{w}k3samenobias pool2 conv{w}k3samenobias" for w in HWNET["widths"])
-        stem = trace((32, 32, 3), parse_layers("conv24k2nobias"))
+        stem = trace((32, 32, 3), parse_layers("conv12k2nobias"))
         net = trace((31, 31, 24), parse_layers(body))
         head = trace((256,), parse_layers("dense10nobias"))
-        params = 24 + net.total_params + 2 * sum(HWNET["widths"]) + head.total_params
+        params = net.total_params + 2 * sum(HWNET["widths"]) + head.total_params
         return params, stem.total_macs + net.total_macs + head.total_macs
     blocks, widths = (3, (16, 32, 64)) if name == "resnet20" else (2, (64, 128, 256, 512))
     main, projections, size = _stages(f"conv{widths[0]}k3p1nobias", blocks, widths)
@@ -66,7 +67,7 @@ def _arithmetic(name):
     return sum(p.total_params for p in parts) + 2 * norms, sum(p.total_macs for p in parts)
 
 
-def _macs(jaxpr) -> int:
+def multiply_adds(jaxpr) -> int:
     """Multiply-adds of the convolutions and matrix products that a program really contains."""
     total = 0
     for equation in jaxpr.eqns:
@@ -78,7 +79,7 @@ def _macs(jaxpr) -> int:
             (contracted, _), _ = equation.params["dimension_numbers"]
             total += math.prod(out) * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
         for inner in jaxprs_in_params(equation.params):
-            total += _macs(inner)
+            total += multiply_adds(inner)
     return total
 
 
@@ -96,7 +97,7 @@ def test_parameters_and_arithmetic(name):
     assert count == params
     assert count == KNOWN.get(name, count)
     program = jax.make_jaxpr(partial(module.apply, train=False))(variables, pictures)
-    assert _macs(program.jaxpr) == macs
+    assert multiply_adds(program.jaxpr) == macs
 
 
 def test_resnet18_multiply_adds_are_the_known_half_billion():
@@ -152,8 +153,6 @@ def test_basic_block_against_a_plain_restatement():
 
 
 def _parts():
-    from flax import linen as nn
-
     conv = partial(resnet.Conv, chunked=False)
     return conv, partial(nn.BatchNorm, use_running_average=True, epsilon=1e-5)
 
@@ -168,10 +167,57 @@ def test_whitening_makes_patches_white():
     out = jax.lax.conv_general_dilated(
         images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    out = np.asarray(out, np.float64).reshape(-1, 24)
-    covariance = out.T @ out / len(out)
-    np.testing.assert_allclose(covariance[:12, :12], np.eye(12), atol=2e-3)
-    np.testing.assert_allclose(kernel[..., 12:], -kernel[..., :12])
+    out = np.asarray(out, np.float64).reshape(-1, 12)
+    np.testing.assert_allclose(out.T @ out / len(out), np.eye(12), atol=2e-3)
+
+
+def test_hwnet_against_a_plain_restatement():
+    # At evaluation, with flax's own layers and both signs of the stem spelt out.
+    module = _build("hwnet", num_devices=2)
+    x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    variables = module.fit_stem(_variables(module, x), x)
+    params = variables["params"]
+    params["head"]["kernel"] = jax.random.normal(jax.random.key(1), (256, 10))
+
+    def conv(x, kernel, padding):
+        dims = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=dims)
+
+    def norm_gelu(x):  # fresh statistics: mean 0, variance 1
+        return nn.gelu(x / np.sqrt(1 + 1e-5))
+
+    stem = variables["constants"]["stem"]
+    y = nn.gelu(conv(x, jnp.concatenate([stem, -stem], -1), "VALID"))
+    for i in (0, 2, 4):
+        y = norm_gelu(nn.max_pool(conv(y, params[f"Conv_{i}"]["kernel"], "SAME"), (2, 2), (2, 2)))
+        y = y + norm_gelu(conv(y, params[f"Conv_{i + 1}"]["kernel"], "SAME"))
+    logits = y.max((1, 2)) @ params["head"]["kernel"] / 16
+    np.testing.assert_allclose(module.apply(variables, x, train=False), logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "params"),
+    # From 1,160,064: a learned 2×2×3×12 stem; a scale beside each of the 896 biases; nothing else adds any.
+    [
+        ({"stem": "learned"}, 1_160_208),
+        ({"norm_scale": True}, 1_160_960),
+        ({"pool": "last"}, 1_160_064),
+        ({"residual": False}, 1_160_064),
+        ({"identity": False}, 1_160_064),
+    ],
+)
+def test_each_idea_can_be_taken_out(change, params):
+    x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    outputs = []
+    for arguments in (HWNET, HWNET | change):
+        config = ConfigDict({"name": "hwnet", "dtype": "float32", "hwnet": arguments})
+        module = models.build(config, num_outputs=10, platform="cpu", num_devices=2)
+        variables = module.fit_stem(_variables(module, x), x)
+        # The head starts at zero and a scale at one: look past them.
+        variables["params"] = jax.tree.map(lambda p: p + 0.1 * (p.ndim < 4), variables["params"])
+        outputs.append(module.apply(variables, x, train=False))
+    assert sum(x.size for x in jax.tree.leaves(variables["params"])) == params
+    assert not np.allclose(*outputs, rtol=1e-3)
 
 
 def test_filters_start_as_copies():
@@ -223,6 +269,8 @@ def test_overfits_one_batch(name):
         ({"hwnet": {"widths": (), "norm_momentum": 0.6}}, "widths"),
         ({"hwnet": {"widths": (8, -1), "norm_momentum": 0.6}}, "widths"),
         ({"hwnet": {"widths": (8,), "norm_momentum": 1.0}}, "norm_momentum"),
+        ({"hwnet": HWNET | {"stem": "white"}}, "stem='white'"),
+        ({"hwnet": HWNET | {"pool": "never"}}, "pool='never'"),
     ],
 )
 def test_bad_values_are_named(changes, message):

@@ -34,7 +34,7 @@ def runs():
         task = loop.build_task(config, parallel, dataset)
         tx, _ = optim.build(config.optim, 10)
         state = TrainState.create(task.init(jax.random.key(0), jnp.asarray(task.start)), tx)
-        program = parallel.train(loop.one_step(task, tx, parallel, seed=0))
+        program = parallel.train(loop.one_step(config, task, tx, parallel))
         picks = {k: v.reshape(3, 32) for k, v in task.picks(0, 96).items()}
         shared = parallel.shard_picks(picks)
         resident = parallel.replicate(task.resident)

@@ -38,8 +38,8 @@ def problem():
     return variables, batch
 
 
-def _step(tx):
-    return lambda state, batch, rng: train_step(state, batch, rng, apply_fn=_linear, loss_fn=_loss, tx=tx)
+def _step(tx, **options):
+    return lambda *args: train_step(*args, apply_fn=_linear, loss_fn=_loss, tx=tx, **options)
 
 
 def test_loss_and_gradient_equal_a_plain_restatement(problem):
@@ -61,6 +61,23 @@ def test_loss_and_gradient_equal_a_plain_restatement(problem):
     norm = np.sqrt(((x.T @ dz) ** 2).sum() + (dz.sum(0) ** 2).sum())
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
     assert int(state.step) == 1 and int(state.model_state["count"]["n"]) == 1
+
+
+def test_average_follows_by_its_formula(problem):
+    variables, batch = problem
+    tx = optax.sgd(0.5)
+    state = TrainState.create(variables, tx, averaged=True)
+    assert TrainState.create(variables, tx).result == variables
+    expected = np.asarray(variables["params"]["w"], np.float64)
+    step = jax.jit(_step(tx, average_decay=0.25))
+    # (1 + t) / (10 + t) is 2/11 after the first step and 0.25 after the second; then 0.25 is less.
+    for decay in (2 / 11, 0.25, 0.25):
+        state, metrics = step(state, batch, jax.random.key(0))
+        expected = decay * expected + (1 - decay) * np.asarray(state.params["w"], np.float64)
+        np.testing.assert_allclose(state.result["params"]["w"], expected, rtol=1e-5)
+    assert int(state.result["count"]["n"]) == 3  # a counter is not averaged
+    assert float(metrics["finite"]) == 1.0
+    chex.assert_trees_all_equal_structs(state.result, dict(state.variables))
 
 
 def test_finite_tells_the_truth(problem):

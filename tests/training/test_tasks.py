@@ -8,7 +8,7 @@ import pytest
 from hw.cli import UserError
 from hw.data.images import Dataset, Split
 from hw.training import metrics, tasks
-from hw.training.loop import total_steps, with_stand_in
+from hw.training.loop import with_stand_in
 from hw.training.parallel import Parallel
 
 
@@ -94,6 +94,8 @@ def test_weights_of_views_sum_to_one_and_the_first_is_the_picture(name):
         ("train.label_smoothing", 1.0),
         ("train.label_smoothing", float("nan")),
         ("eval.temperature", -1.0),
+        ("augment.small_size", 32),
+        ("augment.small_until", 1.5),
     ],
 )
 def test_bad_values_are_named(tiny_config, field, value):
@@ -105,7 +107,24 @@ def test_bad_values_are_named(tiny_config, field, value):
 def test_total_steps_and_the_stand_ins_schedule(tiny_config):
     # 320 pictures, batch 32, 2 epochs: 20 steps; 1.05 epochs are 10.5, so 11.
     short = with_stand_in(tiny_config, "embedded")
-    assert total_steps(short, 320) == 20
+    assert tasks.total_steps(short, 320) == 20
     short.train.epochs = 1.05
-    assert total_steps(short, 320) == 11
+    assert tasks.total_steps(short, 320) == 11
     assert with_stand_in(tiny_config, "tfds").train.epochs == tiny_config.train.epochs
+
+
+@pytest.mark.parametrize(
+    ("size", "until", "stages"),
+    # 2 epochs of 300 pictures in batches of 32 are 19 steps; a half of them, 9.5, rounds to the even 10.
+    [(16, 0.5, {0: 16, 10: 4}), (16, 0.0, {0: 4}), (0, 0.5, {0: 4}), (16, 1.0, {0: 16, 19: 4})],
+)
+def test_small_pictures_come_first(tiny_config, size, until, stages):
+    config = with_stand_in(tiny_config, "embedded")
+    config.augment.small_size, config.augment.small_until = size, until
+    task = tasks.images(config, _dataset("test"), module=None)
+    assert task.total_steps == 19
+    assert task.stages == tuple(stages)
+    picks = {"index": jnp.arange(5), "epoch": jnp.zeros(5, jnp.int32)}
+    for stage, side in enumerate(stages.values()):
+        batch = task.make_batch(task.resident, picks, stage)
+        assert batch["image"].shape == (5, side, side, 3)

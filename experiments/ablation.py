@@ -1,0 +1,148 @@
+"""What each idea buys: the default recipe with one thing changed, on a short schedule.
+
+    python -m experiments.ablation [--seeds=3] [--only=NAME …]
+
+Every change is run on the same seeds, so that it sees the same pictures in the same order as the recipe
+itself, and the differences are taken pair by pair. Judged on held-out training pictures, never on the test
+set. What a short schedule shows need not hold for a long one. Resumable; results in
+`experiments/results/ablation/`: one JSON of all runs, and a plot.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import configs.resnet
+from experiments.seeds import RESULTS, RUNS, interval, train
+from hw import cli
+from hw.training import log
+
+STUDY = RESULTS / "ablation"
+# A quarter of the default's time; one evaluation, without views.
+SHORT = {"data.holdout": 5000, "train.epochs": 1.0, "eval.tta": "none"}
+
+# The idea, as it is called in the table, and what takes it out of the recipe.
+CHANGES: dict[str, Mapping[str, object]] = {
+    "the recipe": {},
+    "stem learned, not whitened": {"model.hwnet.stem": "learned"},
+    "filters start at random, not as copies": {"model.hwnet.identity": False},
+    "no skip connections": {"model.hwnet.residual": False},
+    "pooling at the end of a stage": {"model.hwnet.pool": "last"},
+    "norms with a scale": {"model.hwnet.norm_scale": True},
+    "statistics' momentum 0.9": {"model.hwnet.norm_momentum": 0.9},
+    "widths 48, 96, 192": {"model.hwnet.widths": (48, 96, 192)},
+    "widths 64, 192, 256": {"model.hwnet.widths": (64, 192, 256)},
+    "SGD for the filters": {"optim.name": "sgd", "optim.learning_rate": 0.2},
+    "AdamW for all": {"optim.name": "adamw", "optim.learning_rate": 0.003, "optim.momentum": 0.9},
+    "norm biases a tenth as fast": {"optim.learning_rate": 0.5},
+    "head a quarter as fast": {"optim.head_learning_rate": 0.15},
+    "no label smoothing": {"train.label_smoothing": 0.0},
+    "coin flips": {"augment.flip": "random"},
+    "no flips": {"augment.flip": "none"},
+    "no shifts": {"augment.shift": 0},
+    "full size throughout, as many pictures": {"augment.small_until": 0.0},
+    "weights averaged, 0.98 a step": {"train.average_decay": 0.98},
+    "cosine decay": {"optim.schedule": "cosine"},
+    "batch 500": {"train.batch_size": 500},
+}
+
+
+def arguments(change: Mapping[str, object], seed: int) -> list[str]:
+    """What `hw.train` is called with."""
+    fields = {**SHORT, **change, "seed": seed}
+    return ["--config=configs/resnet.py", *(f"--config.{name}={value}" for name, value in fields.items())]
+
+
+def differences(runs: Mapping[str, Mapping[str, Mapping]]) -> dict[str, dict]:
+    """Of every change: its accuracy's mean, and the paired difference to the recipe with its interval."""
+    base = runs["the recipe"]
+    rows = {}
+    for name, by_seed in runs.items():
+        seeds = sorted(by_seed.keys() & base.keys(), key=int)
+        if not seeds:
+            continue
+        gained = [by_seed[s]["accuracy"] - base[s]["accuracy"] for s in seeds]
+        mean, deviation, low, high = interval(gained)
+        rows[name] = {
+            "accuracy": interval([by_seed[s]["accuracy"] for s in seeds])[0],
+            "difference": mean,
+            "deviation": deviation,
+            "interval": [low, high],
+            "seeds": len(seeds),
+            "train_seconds": interval([by_seed[s]["train_seconds"] for s in seeds])[0],
+        }
+    return rows
+
+
+def table(rows: Mapping[str, Mapping]) -> str:
+    """The differences for reading, Markdown."""
+    lines = ["| change | held-out accuracy | difference | 95 % interval | seeds |", "|---|---|---|---|---|"]
+    for name, row in rows.items():
+        low, high = (100 * x if x is not None else float("nan") for x in row["interval"])
+        lines.append(
+            f"| {name} | {row['accuracy']:.2%} | {100 * row['difference']:+.2f} "
+            f"| {low:+.2f} … {high:+.2f} | {row['seeds']} |"
+        )
+    return "\n".join(lines)
+
+
+def _draw(rows: Mapping[str, Mapping], path: Path) -> None:
+    """The differences with their intervals."""
+    names = [name for name in rows if name != "the recipe"]
+    figure, (axis,) = log.new_figure(7.2, 0.28 * len(names) + 1.2, 1)
+    for height, name in enumerate(reversed(names)):
+        row = rows[name]
+        low, high = row["interval"]
+        axis.plot([100 * low, 100 * high], [height, height], color="0.6")
+        axis.plot(100 * row["difference"], height, "o", color="C0")
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(names)), list(reversed(names)))
+    axis.set(xlabel="difference in held-out accuracy, percentage points, with 95 % interval")
+    axis.grid(alpha=0.3, axis="x")
+    log.save_svg(figure, path)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    parser = cli.ArgumentParser(prog="experiments.ablation", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 … N-1 (default: 3)")
+    parser.add_argument("--only", action="append", choices=list(CHANGES), help="may be given again")
+    options = parser.parse_args(argv)
+    if options.seeds < 1:
+        raise cli.UserError("--seeds must be at least 1")
+    STUDY.mkdir(parents=True, exist_ok=True)
+    path = STUDY / "runs.json"
+    recipe = cli.sha256(cli.to_json([SHORT, configs.resnet.get_config().to_dict()]))
+    saved = json.loads(path.read_text()) if path.exists() else {"recipe": recipe, "runs": {}}
+    if saved["recipe"] != recipe:
+        raise cli.UserError(f"{path} is of another recipe: remove it, and runs/studies/ablation with it")
+    runs = saved["runs"]
+    chosen = ["the recipe", *options.only] if options.only else list(CHANGES)
+    for seed in range(options.seeds):
+        for name in chosen:
+            if str(seed) in runs.setdefault(name, {}):
+                continue
+            workdir = RUNS / "ablation" / f"{list(CHANGES).index(name):02}-seed-{seed}"
+            train(arguments(CHANGES[name], seed), workdir)
+            summary = json.loads((workdir / "summary.json").read_text())
+            runs[name][str(seed)] = {
+                "arguments": arguments(CHANGES[name], seed),
+                "config_sha256": summary["config_sha256"],
+                "accuracy": summary["test_accuracy"],
+                "loss": summary["test_loss"],
+                "params": summary["params"],
+                "train_seconds": summary["seconds"]["train"],
+                "fingerprint": summary["dataset"]["fingerprint"],
+            }
+            cli.write_atomic(path, cli.to_json(saved, indent=2) + "\n")
+    rows = differences(runs)
+    cli.write_atomic(STUDY / "ablation.json", cli.to_json(rows, indent=2) + "\n")
+    if options.seeds > 1:
+        _draw(rows, STUDY / "ablation.svg")
+    print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

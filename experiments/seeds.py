@@ -1,0 +1,151 @@
+"""One recipe, several seeds: runs them, keeps what proves them, sums them up.
+
+    python -m experiments.seeds --config=configs/resnet.py[:VARIANT] --seeds=5 [--study=NAME] [--config.a.b=V …]
+
+Each seed is a process of its own, `python -m hw.train`, in `runs/studies/NAME/seed-K`; its summary, metrics, config
+and evaluation are copied to `experiments/results/NAME/seed-K` when it is finished. Beside them lie
+`seeds.json` (every value, mean, deviation, 95 % interval of the mean) and `seeds.svg`. The same command
+again continues after any interruption; seeds that are done are not run again.
+"""
+
+import json
+import math
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from hw import cli
+from hw.cli import Stopped, UserError
+from hw.training import log
+
+REPOSITORY = Path(__file__).parents[1]
+RESULTS = REPOSITORY / "experiments" / "results"
+RUNS = REPOSITORY / "runs" / "studies"
+
+# What proves a run, and no more: the rest can be drawn from it.
+KEPT = ("summary.json", "metrics.jsonl", "config.json", "evaluation.json")
+# What may be summed up over seeds, where a task has it.
+_VALUES = ("test_accuracy", "test_accuracy_tta", "test_loss", "val_nats_cold256", "val_nats_stateful")
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float, float]:
+    """(mean, standard deviation, lower, upper): the mean's 95 % interval by Student's t.
+
+    With one value the last three are nan.
+    """
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, math.nan, math.nan, math.nan
+    deviation = statistics.stdev(values)
+    half = float(student_t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
+    return mean, deviation, mean - half, mean + half
+
+
+def summaries(study: Path) -> list[dict]:
+    """The summaries of a study's runs, by seed."""
+    runs = [json.loads(path.read_text()) for path in study.glob("seed-*/summary.json")]
+    return sorted(runs, key=lambda run: run["seed"])
+
+
+def train(arguments: Sequence[str], workdir: Path) -> None:
+    """Runs `hw.train` as a process; hands on a signal, and raises what its exit code means."""
+    command = [sys.executable, "-m", "hw.train", *arguments, f"--workdir={workdir}"]
+    with subprocess.Popen(command, cwd=REPOSITORY) as process:
+        # SIGINT reaches the child from the terminal itself; both wait until it has saved.
+        before = {
+            signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+            signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
+        }
+        try:
+            code = process.wait()
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+    if code > 128:
+        raise Stopped(code - 128)
+    if code:
+        raise UserError(f"seed of {workdir} ended with exit code {code}: see above")
+
+
+def run_seed(arguments: Sequence[str], seed: int, folder: Path) -> dict:
+    """One seed of a study, unless `folder` (in RESULTS) has it already; returns its summary."""
+    if not (folder / "summary.json").exists():
+        workdir = RUNS / folder.relative_to(RESULTS)
+        train([*arguments, f"--config.seed={seed}"], workdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in sorted(KEPT, key=lambda name: name == "summary.json"):  # last: it says "done"
+            shutil.copyfile(workdir / name, folder / name)
+    return json.loads((folder / "summary.json").read_text())
+
+
+def check_recipe(study: Path, arguments: Sequence[str]) -> None:
+    """Raises UserError where a study was begun with other arguments: its seeds would not be comparable."""
+    path = study / "seeds.json"
+    if path.exists() and (before := json.loads(path.read_text())["arguments"]) != list(arguments):
+        raise UserError(f"{study} was begun with {' '.join(before)}: give the same, or another --study")
+
+
+def sum_up(study: Path, arguments: Sequence[str]) -> dict:
+    """Writes seeds.json and seeds.svg of a study; returns what seeds.json holds."""
+    runs = summaries(study)
+    report = {"arguments": list(arguments), "seeds": [run["seed"] for run in runs]}
+    for name in (*_VALUES, "minutes"):
+        values = [r["seconds"]["total"] / 60 if name == "minutes" else r.get(name) for r in runs]
+        if None not in values:
+            mean, deviation, low, high = interval(values)
+            report[name] = {"values": values, "mean": mean, "deviation": deviation, "interval": [low, high]}
+    cli.write_atomic(study / "seeds.json", cli.to_json(report, indent=2) + "\n")
+    _draw(study, [run["seed"] for run in runs])
+    return report
+
+
+def _draw(study: Path, seeds: Sequence[int]) -> None:
+    """The training loss of all seeds, smoothed: their mean in the band between the lowest and highest."""
+    curves = []
+    for seed in seeds:
+        lines = log.read_metrics(study / f"seed-{seed}" / "metrics.jsonl")
+        train = [(line["epoch"], line["loss"]) for line in lines if line["split"] == "train"]
+        epoch, loss = np.array(train).T
+        curves.append(log.smooth(loss, max(1, len(loss) // 50)))
+    figure, (axis,) = log.new_figure(5.4, 3.6, 1)
+    axis.fill_between(epoch, np.min(curves, 0), np.max(curves, 0), alpha=0.3, label="all seeds")
+    axis.plot(epoch, np.mean(curves, 0), label="mean")
+    axis.set(xlabel="epoch", ylabel="training loss, nats", title=f"{study.name}: {len(seeds)} seeds")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    log.save_svg(figure, study / "seeds.svg")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    parser = cli.ArgumentParser(prog="experiments.seeds", description=__doc__)
+    parser.add_argument("--config", required=True, metavar="FILE.py[:VARIANT]")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 … N-1 (default: 5)")
+    parser.add_argument("--study", help="name of the results' folder (default: NAME[-VARIANT])")
+    options, rest = parser.parse_known_args(argv)
+    stray = [a for a in rest if not a.startswith("--config.")]
+    if stray or any(a.startswith("--config.seed") for a in rest):
+        raise UserError(f"stray argument {(stray or ['--config.seed'])[0]!r} (see experiments.seeds --help)")
+    if options.seeds < 1:
+        raise UserError("--seeds must be at least 1")
+    path, _, variant = options.config.partition(":")
+    study = RESULTS / (options.study or Path(path).stem + (f"-{variant}" if variant else ""))
+    arguments = [f"--config={options.config}", *rest]
+    check_recipe(study, arguments)
+    for seed in range(options.seeds):
+        summary = run_seed(arguments, seed, study / f"seed-{seed}")
+        cli.say(f"seed {seed}: {summary.get('test_accuracy', summary.get('val_nats_cold256')):.4f}")
+        report = sum_up(study, arguments)
+    print(cli.to_json(report, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

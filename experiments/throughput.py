@@ -1,0 +1,393 @@
+"""How fast a training step is, where its time goes, and against whom.
+
+    python -m experiments.throughput [--config=configs/resnet.py] [--rounds=5] [--out=DIR]
+
+Measures, interleaved in one run and as medians over the rounds: this machine's matrix product; the whole training
+step as `hw.train` runs it; the same network with one and the same plain update (SGD with Nesterov
+momentum) in this project's convolutions, in flax's own layers, and in PyTorch; and the parts of the step, each on its
+own. PyTorch is no part of this package; where it is not installed its row is left out, aloud:
+
+    pip install torch==2.13.0
+"""
+
+import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from experiments.seeds import RESULTS
+from hw import cli, models
+from hw.data import augment
+from hw.data.images import Dataset, Split
+from hw.models.resnet import HWNet
+from hw.ops import convolution
+from hw.ops.conv_arithmetic import parse_layers, trace
+from hw.training import losses, optim
+from hw.training.loop import build_task, one_step
+from hw.training.parallel import Parallel
+from hw.training.step import TrainState, train_step
+
+Array = jax.Array
+_PEAK_SIDE = 2048
+_SIDE = 32
+
+
+def interleaved(programs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every program in every round, one after the other, after one call to warm up."""
+    for program in programs.values():
+        program()
+    seconds = {name: [] for name in programs}
+    for _ in range(rounds):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            program()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def compiled(fn: Callable, *arguments: Any) -> Callable[[], Any]:
+    """`fn` compiled for its arguments, as a call that waits for the result."""
+    program = jax.jit(fn).lower(*arguments).compile()
+    return lambda: jax.block_until_ready(program(*arguments))
+
+
+class FlaxLayers(nn.Module):
+    """`HWNet`, arithmetic and parameters alike, in the layers that flax has for them."""
+
+    widths: Sequence[int]
+    norm_momentum: float
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        norm = partial(
+            nn.BatchNorm, use_running_average=not train, momentum=self.norm_momentum, use_scale=False
+        )
+        stem = self.variable("constants", "stem", jnp.zeros, (2, 2, 3, 12))
+        dims = ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(x, stem.value, (1, 1), "VALID", dimension_numbers=dims)
+        x = jnp.concatenate([nn.gelu(x), nn.gelu(-x)], axis=-1)
+        for width in self.widths:
+            x = nn.Conv(width, (3, 3), use_bias=False)(x)
+            x = nn.gelu(norm()(nn.max_pool(x, (2, 2), (2, 2))))
+            x = x + nn.gelu(norm()(nn.Conv(width, (3, 3), use_bias=False)(x)))
+        x = jnp.max(x, axis=(1, 2))
+        return nn.Dense(self.num_classes, use_bias=False, name="head")(x) / self.widths[-1] ** 0.5
+
+
+def plain_step(module: nn.Module, variables: Mapping, batch: Mapping, smoothing: float) -> Callable[[], Any]:
+    """One step of SGD with Nesterov momentum on a fixed batch, state kept from call to call."""
+    tx = optax.sgd(1e-3, momentum=0.9, nesterov=True)
+
+    def apply_fn(variables, batch, carry, rng):
+        del rng
+        logits, updated = module.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
+        return logits, {**updated, "constants": variables["constants"]}, carry
+
+    def loss_fn(logits, batch):
+        return {"loss": losses.cross_entropy(logits, batch["label"], smoothing=smoothing)}
+
+    step = partial(train_step, apply_fn=apply_fn, loss_fn=loss_fn, tx=tx)
+    rng = jax.random.key(0)
+    state = TrainState.create(jax.tree.map(jnp.copy, dict(variables)), tx)
+    program = jax.jit(step, donate_argnums=0).lower(state, batch, rng).compile()
+
+    def call():
+        nonlocal state
+        state, metrics = program(state, batch, rng)
+        jax.block_until_ready(metrics)
+
+    return call
+
+
+def torch_steps(
+    module: HWNet, variables: Mapping, batch: Mapping, smoothing: float
+) -> dict[str, Callable[[], Any]]:
+    """The same step in PyTorch: eager with oneDNN on channels-last tensors, and compiled.
+
+    Raises:
+      AssertionError: its logits are not those of `module` on the same weights.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    def tensor(x):
+        return torch.from_numpy(np.array(x))
+
+    def kernel(x):  # HWIO -> OIHW
+        return tensor(x).permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            params = variables["params"]
+            count = 2 * len(module.widths)
+            self.register_buffer("stem", kernel(variables["constants"]["stem"]))
+            self.kernels = torch.nn.ParameterList(
+                [kernel(params[f"Conv_{i}"]["kernel"]) for i in range(count)]
+            )
+            self.norms = torch.nn.ModuleList(
+                [torch.nn.BatchNorm2d(module.widths[i // 2], momentum=0.4) for i in range(count)]
+            )
+            for norm in self.norms:
+                norm.weight.requires_grad_(False)
+            self.head = torch.nn.Parameter(tensor(params["head"]["kernel"]))
+
+        def forward(self, x):
+            gelu = partial(F.gelu, approximate="tanh")
+            x = F.conv2d(x, self.stem)
+            x = torch.cat([gelu(x), gelu(-x)], dim=1)
+            for i in range(0, len(self.kernels), 2):
+                x = F.max_pool2d(F.conv2d(x, self.kernels[i], padding=1), 2)
+                x = gelu(self.norms[i](x))
+                x = x + gelu(self.norms[i + 1](F.conv2d(x, self.kernels[i + 1], padding=1)))
+            return x.amax(dim=(2, 3)) @ self.head / module.widths[-1] ** 0.5
+
+    image = tensor(batch["image"]).permute(0, 3, 1, 2)  # NHWC in memory: channels last
+    label = tensor(batch["label"]).long()
+
+    def step_of(net):
+        optimizer = torch.optim.SGD(
+            [p for p in net.parameters() if p.requires_grad], lr=1e-3, momentum=0.9, nesterov=True
+        )
+
+        def call():
+            optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(net(image), label, label_smoothing=smoothing).backward()
+            optimizer.step()
+
+        return call
+
+    net = Net()
+    ours, _ = module.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(net(image).detach().numpy(), ours, rtol=1e-3, atol=1e-3)
+    steps = {"torch, eager": step_of(net)}
+    compiled_step = step_of(torch.compile(Net()))
+    try:
+        compiled_step()
+        steps["torch, compiled"] = compiled_step
+    except Exception as error:  # it needs a C++ compiler, and fails in many ways without
+        cli.say(f"torch.compile is left out: {str(error).strip().splitlines()[0][:200]}")
+    return steps
+
+
+def layers(widths: Sequence[int], side: int = _SIDE) -> list[tuple[str, int, int, int, int]]:
+    """(name, side, channels in, channels out, multiply-adds an image) of the learned convolutions."""
+    body = " ".join(f"conv{w}k3samenobias pool2 conv{w}k3samenobias" for w in widths)
+    reports = trace((side - 1, side - 1, 24), parse_layers(body)).reports
+    found, (height, _, channels) = [], (side - 1, side - 1, 24)
+    for report in reports:
+        if report.macs:
+            name = f"{channels}→{report.output[-1]} at {height}²"
+            found.append((name, height, channels, report.output[-1], report.macs))
+        height, _, channels = report.output
+    return found
+
+
+def training_flops(widths: Sequence[int], side: int = _SIDE) -> int:
+    """Arithmetic of one picture's training step: forward, gradient of weights, gradient of inputs.
+
+    2 operations a multiply-add of the direct convolution. The stem is not learned and nothing before the
+    first learned convolution asks for a gradient, so that these two parts are not done and not counted.
+    """
+    stem = trace((side, side, 3), parse_layers("conv12k2nobias")).total_macs
+    first, *others = (macs for *_, macs in layers(widths, side))
+    return 2 * (stem + 2 * first + 3 * sum(others) + 3 * 10 * widths[-1])
+
+
+def whole_step(config: Any, batch: Mapping) -> tuple[Callable[[], Any], Any]:
+    """The step of `hw.train` with all that belongs to it, on pictures of noise; and its task."""
+    count = 4 * config.train.batch_size
+    noise = np.random.default_rng(0).integers(0, 256, (count, _SIDE, _SIDE, 3)).astype(np.uint8)
+    split = Split(noise, np.resize(np.asarray(batch["label"]), count))
+    dataset = Dataset(split, split, "test", tuple("0123456789"), {})
+    parallel = Parallel("jit")
+    config.augment.small_size = 0
+    task = build_task(config, parallel, dataset)
+    tx, _ = optim.build(config.optim, task.total_steps)
+    state = parallel.replicate(
+        jax.jit(lambda rng, start: TrainState.create(task.init(rng, start), tx))(
+            jax.random.key(0), task.start
+        )
+    )
+    resident = parallel.replicate(task.resident)
+
+    def picks():
+        flat = task.picks(0, config.train.batch_size)
+        return parallel.shard_picks({k: v[None] for k, v in flat.items()})
+
+    program = parallel.train(one_step(config, task, tx, parallel)).lower(state, resident, picks()).compile()
+
+    def call():
+        nonlocal state
+        state, metrics = program(state, resident, picks())
+        jax.block_until_ready(metrics)
+
+    return call, task
+
+
+def parts(config: Any, variables: Mapping, task: Any, size: int) -> dict[str, Callable[[], Any]]:
+    """The parts of the step, each compiled alone."""
+    rng, found = jax.random.key(0), {}
+
+    def normal(*shape):
+        return jax.random.normal(rng, shape)
+
+    resident = jax.device_put(task.resident)
+    picks = {k: jnp.asarray(v) for k, v in task.picks(0, size).items()}
+    found["input: gather, augment, normalise"] = compiled(
+        lambda resident, picks: task.make_batch(resident, picks, 0), resident, picks
+    )
+    stem = variables["constants"]["stem"]
+
+    def stem_and_gelu(x, kernel):
+        y = convolution.conv2d(x, kernel, padding="VALID")
+        return jnp.concatenate([nn.gelu(y), nn.gelu(y) - y], axis=-1)
+
+    found["stem"] = compiled(stem_and_gelu, normal(size, _SIDE, _SIDE, 3), stem)
+    pads = ((1, 1), (1, 1))
+    for number, (name, side, c, o, _) in enumerate(layers(config.model.hwnet.widths)):
+        x, kernel, dy = normal(size, side, side, c), normal(3, 3, c, o), normal(size, side, side, o)
+        for kind, own in (("ours", True), ("xla", False)):
+            conv = partial(convolution.conv2d, padding=pads, chunked=own)
+            found[f"{kind}: conv {name}, forward"] = compiled(conv, x, kernel)
+            found[f"{kind}: conv {name}, weights' gradient"] = compiled(
+                lambda x, kernel, dy, conv=conv: jax.vjp(partial(conv, x), kernel)[1](dy), x, kernel, dy
+            )
+            if number:
+                found[f"{kind}: conv {name}, input's gradient"] = compiled(
+                    lambda x, kernel, dy, conv=conv: jax.vjp(lambda x: conv(x, kernel), x)[1](dy),
+                    x,
+                    kernel,
+                    dy,
+                )
+        if number % 2 == 0:
+            half = side // 2
+            pooled = normal(size, half, half, o)
+            for kind, pool in (
+                ("ours", convolution.max_pool2),
+                ("flax", partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2))),
+            ):
+                found[f"{kind}: pool {side}² × {o}, both ways"] = compiled(
+                    lambda x, dy, pool=pool: jax.vjp(pool, x)[1](dy), dy, pooled
+                )
+            norm = nn.BatchNorm(use_running_average=False, use_scale=False)
+            stats = norm.init(rng, pooled)
+
+            def norm_gelu(x, norm=norm, stats=stats):
+                return nn.gelu(norm.apply(stats, x, mutable=["batch_stats"])[0])
+
+            found[f"norm and gelu {half}² × {o}, both ways, twice a step"] = compiled(
+                lambda x, f=norm_gelu: jax.vjp(f, x)[1](x), pooled
+            )
+    tx, _ = optim.build(config.optim, 100)
+    params = variables["params"]
+    found["optimiser"] = compiled(lambda g, s, p: tx.update(g, s, p), params, tx.init(params), params)
+    return found
+
+
+def measure(config: Any, rounds: int) -> dict[str, Any]:
+    """All measurements, as the JSON that is committed."""
+    size = config.train.batch_size
+    rng = np.random.default_rng(0)
+    raw = rng.integers(0, 256, (size, _SIDE, _SIDE, 3)).astype(np.uint8)
+    batch = {
+        "image": augment.normalize(jnp.asarray(raw), config.data.mean, config.data.std),
+        "label": jnp.asarray(rng.integers(0, 10, size), jnp.int32),
+    }
+    module = models.build(config.model, num_outputs=10, platform=jax.default_backend())
+    variables = jax.jit(partial(module.init, train=False))(jax.random.key(0), batch["image"][:1])
+    variables = module.fit_stem(variables, batch["image"])
+    widths, smoothing = tuple(config.model.hwnet.widths), config.train.label_smoothing
+    flax_module = FlaxLayers(widths, config.model.hwnet.norm_momentum, 10)
+    # The optimiser's own start: an update of nothing leaves the head at nothing.
+    variables["params"]["head"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), (widths[-1], 10))
+    square = jnp.ones((_PEAK_SIDE, _PEAK_SIDE))
+    whole, task = whole_step(config, batch)
+    programs = {
+        "matrix product": compiled(lambda a: a @ a, square),
+        "hw.train's step": whole,
+        "plain step, ours": plain_step(module, variables, batch, smoothing),
+        "plain step, flax layers": plain_step(flax_module, variables, batch, smoothing),
+    }
+    if torch_version():
+        programs |= {
+            f"plain step, {name}": step
+            for name, step in torch_steps(module, variables, batch, smoothing).items()
+        }
+    else:
+        cli.say("PyTorch is not installed: its rows are left out (pip install torch==2.13.0)")
+    seconds = interleaved(programs, rounds)
+    peak = 2 * _PEAK_SIDE**3 / statistics.median(seconds.pop("matrix product"))
+    flops = training_flops(widths)
+    steps = {}
+    for name, values in seconds.items():
+        rate = size / statistics.median(values)
+        steps[name] = {"seconds": values, "images_per_second": rate, "share_of_peak": rate * flops / peak}
+    alone = interleaved(parts(config, variables, task, size), rounds)
+    return {
+        "config": {"widths": widths, "batch_size": size, "side": _SIDE},
+        "device": {"kind": jax.devices()[0].device_kind, "platform": jax.default_backend()},
+        "versions": {"jax": jax.__version__} | torch_version(),
+        "peak_gflops": peak / 1e9,
+        "training_flops_per_image": flops,
+        "steps": steps,
+        "parts": {name: {"seconds": values} for name, values in alone.items()},
+    }
+
+
+def torch_version() -> dict[str, str]:
+    """{"torch": its version}, or nothing where it is not installed."""
+    if not importlib.util.find_spec("torch"):
+        return {}
+    import torch
+
+    return {"torch": torch.__version__}
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The measurements for reading."""
+    size = report["config"]["batch_size"]
+    lines = [
+        f"matrix product {_PEAK_SIDE}³: {report['peak_gflops']:.0f} GFLOP/s",
+        f"batch {size}, {report['training_flops_per_image'] / 1e6:.0f} MFLOP a picture",
+        "",
+        f"{'step':<28}{'images/s':>9}{'of peak':>9}",
+    ]
+    for name, step in report["steps"].items():
+        lines.append(f"{name:<28}{step['images_per_second']:>9.0f}{step['share_of_peak']:>9.1%}")
+    lines += ["", f"{'part, alone':<58}{'ms':>8}"]
+    for name, part in report["parts"].items():
+        lines.append(f"{name:<58}{1e3 * statistics.median(part['seconds']):>8.1f}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    parser = cli.ArgumentParser(prog="experiments.throughput", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS / "throughput")
+    options = parser.parse_args(argv)
+    if options.rounds < 1:
+        raise cli.UserError("--rounds must be at least 1")
+    import configs.resnet
+
+    report = measure(configs.resnet.get_config(), options.rounds)
+    options.out.mkdir(parents=True, exist_ok=True)
+    cli.write_atomic(options.out / "throughput.json", cli.to_json(report, indent=2) + "\n")
+    print(table(report))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])
