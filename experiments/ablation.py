@@ -44,7 +44,7 @@ CHANGES: dict[str, Mapping[str, object]] = {
     "full size throughout, as many pictures": {"augment.small_until": 0.0},
     "weights averaged, 0.98 a step": {"train.average_decay": 0.98},
     "cosine decay": {"optim.schedule": "cosine"},
-    "batch 500": {"train.batch_size": 500},
+    "batch 250": {"train.batch_size": 250},
 }
 
 

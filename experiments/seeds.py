@@ -1,9 +1,9 @@
 """One recipe, several seeds: runs them, keeps what proves them, sums them up.
 
-    python -m experiments.seeds --config=configs/resnet.py[:VARIANT] --seeds=5 [--study=NAME] [--config.a.b=V …]
+    python -m experiments.seeds --config=FILE.py[:VARIANT] --seeds=5 [--study=NAME] [--config.a.b=V …]
 
-Each seed is a process of its own, `python -m hw.train`, in `runs/studies/NAME/seed-K`; its summary, metrics, config
-and evaluation are copied to `experiments/results/NAME/seed-K` when it is finished. Beside them lie
+Each seed is a process of its own, `python -m hw.train`, in `runs/studies/NAME/seed-K`; its summary, metrics,
+config and evaluation are copied to `experiments/results/NAME/seed-K` when it is finished. Beside them lie
 `seeds.json` (every value, mean, deviation, 95 % interval of the mean) and `seeds.svg`. The same command
 again continues after any interruption; seeds that are done are not run again.
 """

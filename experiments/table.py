@@ -43,7 +43,7 @@ def table() -> str:
     for study, runs in studies():
         first = runs[0]
         device = first["device"]
-        minutes = statistics.fmean(run["seconds"]["total"] for run in runs) / 60
+        minutes = interval([run["seconds"]["total"] / 60 for run in runs])[0]
         variant = f":{first['variant']}" if first["variant"] else ""
         rows.append(
             f"| [`configs/{first['config']}.py{variant}`](experiments/results/{study.name}) "

@@ -1,11 +1,12 @@
 """How fast a training step is, where its time goes, and against whom.
 
-    python -m experiments.throughput [--config=configs/resnet.py] [--rounds=5] [--out=DIR]
+    python -m experiments.throughput [--rounds=5] [--out=DIR]
 
-Measures, interleaved in one run and as medians over the rounds: this machine's matrix product; the whole training
-step as `hw.train` runs it; the same network with one and the same plain update (SGD with Nesterov
-momentum) in this project's convolutions, in flax's own layers, and in PyTorch; and the parts of the step, each on its
-own. PyTorch is no part of this package; where it is not installed its row is left out, aloud:
+Measures, interleaved in one run and as medians over the rounds, the default recipe's network at full size:
+this machine's matrix product; the whole training step as `hw.train` runs it; the same network with one and
+the same plain update (SGD with Nesterov momentum) in this project's convolutions, in flax's own layers and in
+PyTorch; the parts of the step, each on its own; and, shape by shape, the two ways to convolve that
+`hw.ops.convolution` chooses between. PyTorch is no part of this package; without it its rows are left out:
 
     pip install torch==2.13.0
 """
@@ -40,6 +41,19 @@ from hw.training.step import TrainState, train_step
 Array = jax.Array
 _PEAK_SIDE = 2048
 _SIDE = 32
+# Where ways to convolve are compared: the default net at 32² and 24², a wider one, and the field's nets.
+SIZES = (
+    *((500, side, c, o) for side in (31, 23) for c, o in ((24, 64), (64, 24))),
+    *((500, side, c, o) for side in (15, 11) for c, o in ((64, 64), (64, 128), (128, 64), (64, 256))),
+    *((500, side, c, o) for side in (7, 5) for c, o in ((128, 128), (128, 256), (256, 128), (256, 256))),
+    *((500, side, 256, 256) for side in (3, 2)),
+    *(
+        (128, side, c, c)
+        for side, c in ((32, 16), (16, 32), (8, 64), (32, 64), (16, 128), (8, 256), (4, 512))
+    ),
+    (128, 32, 3, 16),
+    (128, 32, 3, 64),
+)
 
 
 def interleaved(programs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -212,6 +226,7 @@ def whole_step(config: Any, batch: Mapping) -> tuple[Callable[[], Any], Any]:
     split = Split(noise, np.resize(np.asarray(batch["label"]), count))
     dataset = Dataset(split, split, "test", tuple("0123456789"), {})
     parallel = Parallel("jit")
+    config = config.copy_and_resolve_references()
     config.augment.small_size = 0
     task = build_task(config, parallel, dataset)
     tx, _ = optim.build(config.optim, task.total_steps)
@@ -236,8 +251,8 @@ def whole_step(config: Any, batch: Mapping) -> tuple[Callable[[], Any], Any]:
     return call, task
 
 
-def parts(config: Any, variables: Mapping, task: Any, size: int) -> dict[str, Callable[[], Any]]:
-    """The parts of the step, each compiled alone."""
+def parts(config: Any, variables: Mapping, task: Any, size: int) -> dict[str, tuple[Callable[[], Any], int]]:
+    """The parts of the step, each compiled alone, and how often a step does them (0: another's way)."""
     rng, found = jax.random.key(0), {}
 
     def normal(*shape):
@@ -245,32 +260,31 @@ def parts(config: Any, variables: Mapping, task: Any, size: int) -> dict[str, Ca
 
     resident = jax.device_put(task.resident)
     picks = {k: jnp.asarray(v) for k, v in task.picks(0, size).items()}
-    found["input: gather, augment, normalise"] = compiled(
-        lambda resident, picks: task.make_batch(resident, picks, 0), resident, picks
-    )
+    make_batch = compiled(lambda resident, picks: task.make_batch(resident, picks, 0), resident, picks)
+    found["input: gather, augment, normalise"] = make_batch, 1
     stem = variables["constants"]["stem"]
 
     def stem_and_gelu(x, kernel):
         y = convolution.conv2d(x, kernel, padding="VALID")
         return jnp.concatenate([nn.gelu(y), nn.gelu(y) - y], axis=-1)
 
-    found["stem"] = compiled(stem_and_gelu, normal(size, _SIDE, _SIDE, 3), stem)
+    found["stem"] = compiled(stem_and_gelu, normal(size, _SIDE, _SIDE, 3), stem), 1
     pads = ((1, 1), (1, 1))
     for number, (name, side, c, o, _) in enumerate(layers(config.model.hwnet.widths)):
         x, kernel, dy = normal(size, side, side, c), normal(3, 3, c, o), normal(size, side, side, o)
         for kind, own in (("ours", True), ("xla", False)):
             conv = partial(convolution.conv2d, padding=pads, chunked=own)
-            found[f"{kind}: conv {name}, forward"] = compiled(conv, x, kernel)
-            found[f"{kind}: conv {name}, weights' gradient"] = compiled(
-                lambda x, kernel, dy, conv=conv: jax.vjp(partial(conv, x), kernel)[1](dy), x, kernel, dy
-            )
-            if number:
-                found[f"{kind}: conv {name}, input's gradient"] = compiled(
-                    lambda x, kernel, dy, conv=conv: jax.vjp(lambda x: conv(x, kernel), x)[1](dy),
-                    x,
-                    kernel,
-                    dy,
-                )
+
+            def dkernel(x, kernel, dy, conv=conv):
+                return jax.vjp(partial(conv, x), kernel)[1](dy)
+
+            def dx(x, kernel, dy, conv=conv):
+                return jax.vjp(lambda x: conv(x, kernel), x)[1](dy)
+
+            found[f"{kind}: conv {name}, forward"] = compiled(conv, x, kernel), own
+            found[f"{kind}: conv {name}, weights' gradient"] = compiled(dkernel, x, kernel, dy), own
+            if number:  # nothing before the first asks for a gradient
+                found[f"{kind}: conv {name}, input's gradient"] = compiled(dx, x, kernel, dy), own
         if number % 2 == 0:
             half = side // 2
             pooled = normal(size, half, half, o)
@@ -278,25 +292,61 @@ def parts(config: Any, variables: Mapping, task: Any, size: int) -> dict[str, Ca
                 ("ours", convolution.max_pool2),
                 ("flax", partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2))),
             ):
-                found[f"{kind}: pool {side}² × {o}, both ways"] = compiled(
-                    lambda x, dy, pool=pool: jax.vjp(pool, x)[1](dy), dy, pooled
-                )
+                both = compiled(lambda x, dy, pool=pool: jax.vjp(pool, x)[1](dy), dy, pooled)
+                found[f"{kind}: pool {side}² × {o}, both ways"] = both, int(kind == "ours")
             norm = nn.BatchNorm(use_running_average=False, use_scale=False)
             stats = norm.init(rng, pooled)
 
             def norm_gelu(x, norm=norm, stats=stats):
                 return nn.gelu(norm.apply(stats, x, mutable=["batch_stats"])[0])
 
-            found[f"norm and gelu {half}² × {o}, both ways, twice a step"] = compiled(
-                lambda x, f=norm_gelu: jax.vjp(f, x)[1](x), pooled
-            )
+            both = compiled(lambda x, f=norm_gelu: jax.vjp(f, x)[1](x), pooled)
+            found[f"norm and gelu {half}² × {o}, both ways"] = both, 2
     tx, _ = optim.build(config.optim, 100)
     params = variables["params"]
-    found["optimiser"] = compiled(lambda g, s, p: tx.update(g, s, p), params, tx.init(params), params)
+    found["optimiser"] = compiled(tx.update, params, tx.init(params), params), 1
     return found
 
 
-def measure(config: Any, rounds: int) -> dict[str, Any]:
+def shapes(sizes: Sequence[tuple[int, int, int, int]], rounds: int) -> list[dict[str, Any]]:
+    """GFLOP/s of 3×3 convolutions by XLA and by our products of patches: what the choice rests on.
+
+    Args:
+      sizes: (batch, side, channels in, channels out).
+      rounds: of which the median counts.
+    """
+    pads, rows = ((1, 1), (1, 1)), []
+    for b, side, c, o in sizes:
+        rng = jax.random.key(0)
+        x, dy = (jax.random.normal(rng, (b, side, side, channels)) for channels in (c, o))
+        kernel = jax.random.normal(rng, (3, 3, c, o))
+        plain = partial(convolution.conv2d, padding=pads, chunked=False)
+
+        def dkernel_xla(x, kernel, dy, plain=plain):
+            return jax.vjp(partial(plain, x), kernel)[1](dy)
+
+        seconds = interleaved(
+            {
+                "forward_xla": compiled(plain, x, kernel),
+                "forward_patches": compiled(partial(convolution.conv2d_by_patches, 1, pads), x, kernel),
+                "dkernel_xla": compiled(dkernel_xla, x, kernel, dy),
+                "dkernel_patches": compiled(partial(convolution.dkernel_by_patches, 1, pads), x, kernel, dy),
+            },
+            rounds,
+        )
+        flops = 2 * 9 * b * side**2 * c * o
+        rows.append(
+            {"batch": b, "side": side, "channels_in": c, "channels_out": o}
+            | {f"{name}_gflops": flops / statistics.median(v) / 1e9 for name, v in seconds.items()}
+            | {
+                "forward_chosen": "patches" if convolution.forward_pays(x.shape, kernel.shape) else "xla",
+                "dkernel_chosen": "patches" if convolution.dkernel_pays(dy.shape, kernel.shape) else "xla",
+            }
+        )
+    return rows
+
+
+def measure(config: Any, rounds: int, sizes: Sequence[tuple[int, int, int, int]] = SIZES) -> dict[str, Any]:
     """All measurements, as the JSON that is committed."""
     size = config.train.batch_size
     rng = np.random.default_rng(0)
@@ -334,7 +384,8 @@ def measure(config: Any, rounds: int) -> dict[str, Any]:
     for name, values in seconds.items():
         rate = size / statistics.median(values)
         steps[name] = {"seconds": values, "images_per_second": rate, "share_of_peak": rate * flops / peak}
-    alone = interleaved(parts(config, variables, task, size), rounds)
+    pieces = parts(config, variables, task, size)
+    alone = interleaved({name: program for name, (program, _) in pieces.items()}, rounds)
     return {
         "config": {"widths": widths, "batch_size": size, "side": _SIDE},
         "device": {"kind": jax.devices()[0].device_kind, "platform": jax.default_backend()},
@@ -342,7 +393,10 @@ def measure(config: Any, rounds: int) -> dict[str, Any]:
         "peak_gflops": peak / 1e9,
         "training_flops_per_image": flops,
         "steps": steps,
-        "parts": {name: {"seconds": values} for name, values in alone.items()},
+        "parts": {
+            name: {"seconds": alone[name], "times_a_step": int(times)} for name, (_, times) in pieces.items()
+        },
+        "shapes": shapes(sizes, rounds),
     }
 
 
@@ -366,10 +420,28 @@ def table(report: Mapping[str, Any]) -> str:
     ]
     for name, step in report["steps"].items():
         lines.append(f"{name:<28}{step['images_per_second']:>9.0f}{step['share_of_peak']:>9.1%}")
-    lines += ["", f"{'part, alone':<58}{'ms':>8}"]
+    lines += ["", f"{'part, alone':<58}{'ms':>8}{'a step':>8}"]
+    total = 0.0
     for name, part in report["parts"].items():
-        lines.append(f"{name:<58}{1e3 * statistics.median(part['seconds']):>8.1f}")
-    return "\n".join(lines)
+        median = statistics.median(part["seconds"])
+        total += part["times_a_step"] * median
+        lines.append(f"{name:<58}{1e3 * median:>8.1f}{part['times_a_step']:>8}")
+    lines.append(f"{'sum of the parts of a step':<58}{1e3 * total:>8.1f}")
+    lines += ["", f"{'3×3 convolution, GFLOP/s':<26}{'forward':>18}{'weights gradient':>22}"]
+    lines += [f"{'':<26}{'xla':>9}{'patches':>9}{'xla':>12}{'patches':>10}"]
+    for row in report["shapes"]:
+        name = f"{row['channels_in']}→{row['channels_out']} at {row['side']}², batch {row['batch']}"
+        numbers = [
+            row[f"{kind}_{way}_gflops"] for kind in ("forward", "dkernel") for way in ("xla", "patches")
+        ]
+        marks = [
+            "*" if row[f"{kind}_chosen"] == way else " "
+            for kind in ("forward", "dkernel")
+            for way in ("xla", "patches")
+        ]
+        cells = "".join(f"{n:>9.0f}{m}" for n, m in zip(numbers, marks, strict=True))
+        lines.append(f"{name:<26}{cells}")
+    return "\n".join([*lines, "* chosen"])
 
 
 def main(argv: Sequence[str]) -> int:

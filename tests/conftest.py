@@ -23,6 +23,7 @@ TINY = {
     "embedded.epochs": 2.0,
     "embedded.batch_size": 32,
     "eval.batch_size": 32,
+    "augment.small_until": 0.0,  # one program to compile
 }
 
 

@@ -38,6 +38,25 @@ def random_shift(rng: Array, images: Array, index: Array, epoch: Array, limit: i
     return shift(images, jax.vmap(draw)(index, epoch), limit)
 
 
+def random_cutout(rng: Array, images: Array, index: Array, epoch: Array, size: int) -> Array:
+    """Sets a square of side `size`, its place drawn anew each epoch, to the picture's mean colour.
+
+    The square lies within the picture. Source: DeVries & Taylor 2017, "Improved regularization of
+    convolutional neural networks with cutout".
+    """
+    side = jnp.array(images.shape[1:3])
+
+    def draw(index, epoch):
+        rng_one = jax.random.fold_in(jax.random.fold_in(rng, epoch), index)
+        return jax.random.randint(rng_one, (2,), 0, side - size + 1)
+
+    corner_b2 = jax.vmap(draw)(index, epoch)
+    rows, columns = (jnp.arange(n)[None] - corner_b2[:, i, None] for i, n in enumerate(images.shape[1:3]))
+    within = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
+    mean = images.astype(jnp.float32).mean(axis=(1, 2), keepdims=True).round().astype(images.dtype)
+    return jnp.where(within[..., None], mean, images)
+
+
 def alternating_flip(rng: Array, images: Array, index: Array, epoch: Array) -> Array:
     """Mirrors each picture in every second epoch, half of them beginning with the first.
 
@@ -65,8 +84,10 @@ FLIPS = {
 }
 
 
-def augment(rng: Array, images: Array, index: Array, epoch: Array, *, flip: str, limit: int) -> Array:
-    """Flips by the rule named `flip`, then moves by up to `limit` pixels.
+def augment(
+    rng: Array, images: Array, index: Array, epoch: Array, *, flip: str, limit: int, cutout: int = 0
+) -> Array:
+    """Flips by the rule named `flip`, moves by up to `limit` pixels, then cuts out a square.
 
     Args:
       rng: one key for the whole run.
@@ -75,7 +96,10 @@ def augment(rng: Array, images: Array, index: Array, epoch: Array, *, flip: str,
       epoch: int32 [b], which time each is seen.
       flip: a key of FLIPS.
       limit: pixels; 0 leaves the place alone.
+      cutout: the square's side in pixels; 0 cuts nothing.
     """
-    rng_flip, rng_shift = jax.random.split(rng)
+    rng_flip, rng_shift, rng_cutout = jax.random.split(rng, 3)
     images = FLIPS[flip](rng_flip, images, index, epoch)
-    return random_shift(rng_shift, images, index, epoch, limit) if limit else images
+    if limit:
+        images = random_shift(rng_shift, images, index, epoch, limit)
+    return random_cutout(rng_cutout, images, index, epoch, cutout) if cutout else images

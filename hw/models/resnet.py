@@ -164,6 +164,7 @@ class HWNet(nn.Module):
 
     Attributes:
       widths: channels of each stage.
+      depth: residual convolutions of each stage.
       norm_momentum: of the running statistics: few steps need young ones.
       num_classes: K.
       dtype: of the computation.
@@ -180,6 +181,7 @@ class HWNet(nn.Module):
     """
 
     widths: Sequence[int]
+    depth: int
     norm_momentum: float
     num_classes: int
     dtype: Any = jnp.float32
@@ -220,8 +222,9 @@ class HWNet(nn.Module):
             if self.pool == "first":
                 x = max_pool2(x)
             x = nn.gelu(norm()(x))
-            y = nn.gelu(norm()(conv(width)(x)))
-            x = x + y if self.residual else y
+            for _ in range(self.depth):
+                y = nn.gelu(norm()(conv(width)(x)))
+                x = x + y if self.residual else y
             if self.pool == "last":
                 x = max_pool2(x)
         x = jnp.max(x, axis=(1, 2)).astype(jnp.float32)
@@ -255,6 +258,8 @@ def hwnet(**arguments: Any) -> nn.Module:
     where = "config.model.hwnet"
     if not net.widths or not all(isinstance(w, int) and w >= 1 for w in net.widths):
         raise UserError(f"{where}.widths={net.widths}: needs positive widths")
+    if net.depth < 0:
+        raise UserError(f"{where}.depth={net.depth}: must be at least 0")
     if not 0 <= net.norm_momentum < 1:
         raise UserError(f"{where}.norm_momentum={net.norm_momentum}: must lie in [0, 1)")
     for name, choices in (("stem", ("whitened", "learned")), ("pool", ("first", "last"))):

@@ -1,8 +1,8 @@
 """Convolution and pooling that are fast on every platform.
 
 GPUs and TPUs get XLA's convolution and its own gradients. XLA's CPU convolution is slow where its
-matrix product is not: in the gradient for the weights at almost every size, below 128 input channels,
-and when the image is smaller than the kernel. There, a convolution is one product with the matrix of
+matrix product is not: in the gradient for the weights at almost every size, with few channels, and when
+the image is smaller than the kernel. There, a convolution is one product with the matrix of
 its patches (im2col), a few images at a time. Which of the two is chosen when a program is lowered,
 so that what is compiled on a CPU for a TPU holds the TPU's.
 
@@ -24,9 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# One chunk's patches. Two cores have 2 MiB of L2 and share L3: from 1 to 5 MiB the speed is the same
-# to a tenth, but the weight gradient from 24 to 64 channels at 31² falls from 104 GFLOP/s at 3 MiB to 74
-# at 8 and 63 at 17, and one image at a time leaves the product too short at 3² (74 against 147).
+# One chunk's patches: they should stay in the cache that two cores share with the product's other operands.
 CHUNK_BYTES = 2**22
 
 
@@ -62,8 +60,8 @@ def max_pool2(x_bhwc):
     """Largest of each 2×2 block; an odd last row or column is dropped.
 
     Where several are largest, the first in reading order gets the whole gradient, as in linen's
-    `max_pool` (jnp.maximum would share it). As comparisons of four strided slices this takes 122 ms
-    forward and backward on 500 × 31² × 64 where linen's select-and-scatter takes 624.
+    `max_pool` (jnp.maximum would share it). Comparisons of four strided slices are several times as fast
+    on a CPU as linen's select-and-scatter (experiments/results/throughput).
 
     Args:
       x_bhwc: images.
@@ -112,32 +110,35 @@ def _xla(stride, pads, x_bhwc, kernel_ijco):
     return lax.conv_general_dilated(x_bhwc, kernel_ijco, (stride, stride), pads, dimension_numbers=dims)
 
 
-def _forward_pays(x_shape, kernel_shape):
-    """Whether two cores are faster with our product of patches than with XLA's convolution.
+def forward_pays(x_shape, kernel_shape):
+    """Whether a CPU is faster with `conv2d_by_patches` than with XLA's convolution.
 
-    All figures are GFLOP/s of float32 on the development machine, XLA's first, batch 500 unless said.
+    Measured: part "shapes" of experiments/results/throughput.
     """
     (_, height, width, c), (rows, columns, _, o) = x_shape, kernel_shape
-    # XLA has no fast code for images smaller than the kernel: 4 GFLOP/s against 79 at 2², 256 channels.
+    # XLA has no fast code for images smaller than the kernel.
     if height < rows or width < columns:
         return True
-    # With fewer than 128 input or output channels it keeps to one core: 83 against 146 from 128 to 64 at
-    # 15². Not so where layers are narrow, images small or kernels 1×1, which have no patches.
+    # XLA keeps to one core with few input or output channels. Patches do not pay where layers are narrow,
+    # images small, or kernels 1×1, which have none.
     return rows * columns > 1 and c >= 16 and o >= 24 and min(c, o) <= 128 and height * width >= 49
 
 
-def _dkernel_pays(dy_shape, kernel_shape):
-    """The same for the gradient for the weights."""
+def dkernel_pays(dy_shape, kernel_shape):
+    """The same for the gradient for the weights, `dkernel_by_patches`."""
     _, height, width, o = dy_shape
-    # It pays everywhere but in narrow layers (16 to 16 at 32²: 51 against 37), save for a stem of 3
-    # colours (5 against 23), and for outputs of a few pixels (256 channels at 2²: 75 against 51).
+    # Everywhere but in narrow layers, save for a stem of 3 colours, and for outputs of a few pixels.
     return (o >= 64 or kernel_shape[2] < 8) and height * width >= 9
 
 
 def _cpu(stride, pads, x_bhwc, kernel_ijco):
-    """The convolution as Y_po = P_pk K_ko, chunk after chunk, where that is faster than XLA's."""
-    if not _forward_pays(x_bhwc.shape, kernel_ijco.shape):
-        return _xla(stride, pads, x_bhwc, kernel_ijco)
+    """The convolution, by whichever way is faster on a CPU."""
+    pays = forward_pays(x_bhwc.shape, kernel_ijco.shape)
+    return (conv2d_by_patches if pays else _xla)(stride, pads, x_bhwc, kernel_ijco)
+
+
+def conv2d_by_patches(stride, pads, x_bhwc, kernel_ijco):
+    """The convolution as Y_po = P_pk K_ko, chunk after chunk; `pads` are explicit."""
     chunk, (b, h, w, n) = _patches(stride, pads, x_bhwc, kernel_ijco)
     kernel_ko = kernel_ijco.reshape(-1, kernel_ijco.shape[-1])
 
@@ -160,17 +161,18 @@ def _cpu_dx(stride, pads, x_bhwc, kernel_ijco, dy_bhwo):
 
 
 def _cpu_dkernel(stride, pads, x_bhwc, kernel_ijco, dy_bhwo):
-    """dkernel[i,j,c,o] = Σ_bhw x[b, s·h + i - lo_h, s·w + j - lo_w, c] · dy[b,h,w,o].
+    """dkernel[i,j,c,o] = Σ_bhw x[b, s·h + i - lo_h, s·w + j - lo_w, c] · dy[b,h,w,o]."""
+    if dkernel_pays(dy_bhwo.shape, kernel_ijco.shape):
+        return dkernel_by_patches(stride, pads, x_bhwc, kernel_ijco, dy_bhwo)
+    return jax.vjp(lambda k: _xla(stride, pads, x_bhwc, k), kernel_ijco)[1](dy_bhwo)[0]
 
-    With one patch a row, P_pk, that is dK_ok = Σ_chunks dYᵀ_op P_pk.
-    """
-    if not _dkernel_pays(dy_bhwo.shape, kernel_ijco.shape):
-        return jax.vjp(lambda k: _xla(stride, pads, x_bhwc, k), kernel_ijco)[1](dy_bhwo)[0]
+
+def dkernel_by_patches(stride, pads, x_bhwc, kernel_ijco, dy_bhwo):
+    """The gradient for the weights as dK_ok = Σ_chunks dYᵀ_op P_pk; of the kernel only the shape counts."""
     chunk, (b, _, _, n) = _patches(stride, pads, x_bhwc, kernel_ijco)
 
     def term(start, n):
         dy_po = lax.dynamic_slice_in_dim(dy_bhwo, start, n).reshape(-1, kernel_ijco.shape[-1])
-        # In this order rather than P^T dY: 104 against 82 for 24 to 64 at 31², equal elsewhere.
         return dy_po.T @ chunk(start, n)
 
     rest = b % n  # the images that fill no chunk start the sum
@@ -191,7 +193,7 @@ def _patches(stride, pads, x_bhwc, kernel_ijco):
     n = min(b, max(1, round(CHUNK_BYTES / (h * w * k * x_bhwc.dtype.itemsize))))
 
     def chunk(start, n):
-        # Padded here, in the cache: padding the whole batch first costs a tenth to a quarter more.
+        # Padded here, in the cache, rather than the whole batch in memory.
         x_nhwc = lax.dynamic_slice_in_dim(x_bhwc, start, n)
         x_nhwc = lax.pad(x_nhwc, zero, ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))
         # Row i, column j of every patch at once: h'·w' pixels, one stride apart.

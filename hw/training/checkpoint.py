@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,11 @@ def clean(directory: Path) -> None:
             shutil.rmtree(leftover)
 
 
+def _tell_but_of_closed_loops(unraisable: Any) -> None:
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
+
+
 def save(directory: Path, state: Any, progress: dict[str, Any], keep: int) -> int:
     """Saves `state` under its step, waits until it is on the disk, then drops all but `keep`.
 
@@ -107,6 +113,8 @@ def save(directory: Path, state: Any, progress: dict[str, Any], keep: int) -> in
     """
     step = int(state.step)
     final, partial = directory / str(step), directory / f"{_SAVING}{step}"
+    # A save that fails leaves threads of tensorstore's behind, each with a traceback of its own.
+    sys.unraisablehook = _tell_but_of_closed_loops
     if not final.exists():
         try:
             partial.mkdir(parents=True)

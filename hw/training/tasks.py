@@ -157,6 +157,8 @@ def check_images(config: Any) -> None:
         raise UserError(f"config.augment.flip={config.augment.flip!r}: choose from {sorted(augment.FLIPS)}")
     if not 0 <= config.augment.shift < 16:
         raise UserError(f"config.augment.shift={config.augment.shift}: must lie in [0, 16)")
+    if not 0 <= config.augment.cutout < 32:
+        raise UserError(f"config.augment.cutout={config.augment.cutout}: must lie in [0, 32)")
     if config.augment.small_size and not 16 <= config.augment.small_size < 32:
         raise UserError(f"config.augment.small_size={config.augment.small_size}: 0, or in [16, 32)")
     if not 0 <= config.augment.small_until <= 1:
@@ -193,6 +195,7 @@ def images(config: Any, dataset: Dataset, module: nn.Module) -> Task:
             picks["epoch"],
             flip=config.augment.flip,
             limit=config.augment.shift,
+            cutout=config.augment.cutout,
         )
         pictures = normalize(pictures)
         if size := list(sizes.values())[stage]:

@@ -85,3 +85,24 @@ def test_shrink_keeps_means_and_straight_slopes():
     noise = jax.random.normal(jax.random.key(0), (200, 32, 32, 3))
     # Antialiased: a new pixel averages more than one old one in each direction.
     assert np.asarray(augment.shrink(noise, 16)).std() < 0.5
+
+
+def test_cutout_covers_one_square_within_the_picture():
+    r = np.random.default_rng(0)
+    images = jnp.array(r.integers(0, 256, (400, 8, 8, 3)), jnp.uint8)
+    index, epoch = jnp.arange(400), jnp.zeros(400, jnp.int32)
+    cut = augment.random_cutout(jax.random.key(0), images, index, epoch, 3)
+    assert cut.dtype == jnp.uint8
+    corners = set()
+    for before, after in zip(np.asarray(images), np.asarray(cut), strict=True):
+        rows, columns = np.nonzero((before != after).any(-1))
+        top, left = rows.min(), columns.min()
+        # A pixel may be of the mean colour by chance; a whole row of three is not.
+        assert rows.max() - top <= 2 and columns.max() - left <= 2
+        colour = after[rows[0], columns[0]]
+        assert (after[rows, columns] == colour).all()
+        np.testing.assert_allclose(colour, before.mean((0, 1)), atol=0.51)
+        corners.add((int(top), int(left)))
+    assert len(corners) >= 36  # every place that there is: 6 · 6
+    again = augment.random_cutout(jax.random.key(0), images, index, epoch + 1, 3)
+    assert (np.asarray(again) != np.asarray(cut)).any()

@@ -20,12 +20,15 @@ REPOSITORY = Path(__file__).parents[2]
 STEPS = 80
 EVAL_STEPS = 5
 # Beyond the tiny recipe: 80 steps, each saved, an evaluation after every fifth, and learning rates at
-# which so small a net learns, so that its losses differ from step to step.
+# which so small a net learns, so that its losses differ from step to step. The program changes half-way,
+# and the weights are averaged: both must survive whatever comes.
 RECIPE = {
     "embedded.batch_size": 16,
     "embedded.epochs": 4.0,
     "eval.every_epochs": 0.25,
     "checkpoint.every_seconds": 0.0,
+    "augment.small_until": 0.5,
+    "train.average_decay": 0.9,
     "optim.learning_rate": 0.1,
     "optim.head_learning_rate": 1.0,
     "optim.filters.learning_rate": 0.05,

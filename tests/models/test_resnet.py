@@ -19,7 +19,7 @@ from hw.models import resnet
 from hw.ops.conv_arithmetic import parse_layers, trace
 from hw.training import losses
 
-HWNET = {"widths": (64, 128, 256), "norm_momentum": 0.6}
+HWNET = {"widths": (64, 128, 256), "depth": 1, "norm_momentum": 0.6}
 
 
 def _build(name, **kwargs):
@@ -107,7 +107,9 @@ def test_resnet18_multiply_adds_are_the_known_half_billion():
 @pytest.mark.parametrize(("name", "size"), [("hwnet", 24), ("hwnet", 32), ("resnet20", 32)])
 def test_logits_are_float32_and_statistics_move(name, size):
     module = models.build(
-        ConfigDict({"name": name, "dtype": "auto", "hwnet": {"widths": (8, 8, 16), "norm_momentum": 0.6}}),
+        ConfigDict(
+            {"name": name, "dtype": "auto", "hwnet": {"widths": (8, 8, 16), "depth": 1, "norm_momentum": 0.6}}
+        ),
         num_outputs=7,
         platform="tpu",  # computes in bfloat16
         num_devices=2,
@@ -204,6 +206,8 @@ def test_hwnet_against_a_plain_restatement():
         ({"pool": "last"}, 1_160_064),
         ({"residual": False}, 1_160_064),
         ({"identity": False}, 1_160_064),
+        ({"depth": 0}, 385_472),
+        ({"depth": 2}, 1_934_656),
     ],
 )
 def test_each_idea_can_be_taken_out(change, params):
@@ -231,7 +235,7 @@ def test_filters_start_as_copies():
 
 @pytest.mark.parametrize("name", ["hwnet", "resnet20"])
 def test_overfits_one_batch(name):
-    narrow = {"widths": (16, 16, 16), "norm_momentum": 0.6}
+    narrow = {"widths": (16, 16, 16), "depth": 1, "norm_momentum": 0.6}
     config = ConfigDict({"name": name, "dtype": "float32", "hwnet": narrow})
     module = models.build(config, num_outputs=10, platform="cpu", num_devices=2)
     r = np.random.default_rng(0)
@@ -266,9 +270,10 @@ def test_overfits_one_batch(name):
     [
         ({"name": "resnet19"}, "resnet19"),
         ({"dtype": "float16"}, "float16"),
-        ({"hwnet": {"widths": (), "norm_momentum": 0.6}}, "widths"),
-        ({"hwnet": {"widths": (8, -1), "norm_momentum": 0.6}}, "widths"),
-        ({"hwnet": {"widths": (8,), "norm_momentum": 1.0}}, "norm_momentum"),
+        ({"hwnet": HWNET | {"widths": ()}}, "widths"),
+        ({"hwnet": HWNET | {"widths": (8, -1)}}, "widths"),
+        ({"hwnet": HWNET | {"depth": -1}}, "depth=-1"),
+        ({"hwnet": HWNET | {"norm_momentum": 1.0}}, "norm_momentum"),
         ({"hwnet": HWNET | {"stem": "white"}}, "stem='white'"),
         ({"hwnet": HWNET | {"pool": "never"}}, "pool='never'"),
     ],

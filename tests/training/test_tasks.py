@@ -95,6 +95,7 @@ def test_weights_of_views_sum_to_one_and_the_first_is_the_picture(name):
         ("train.label_smoothing", float("nan")),
         ("eval.temperature", -1.0),
         ("augment.small_size", 32),
+        ("augment.cutout", 32),
         ("augment.small_until", 1.5),
     ],
 )
