@@ -90,7 +90,7 @@ def backward(q, k, v, do, dtype, change=None):
 
 def test_question_six_by_hand():
     # Row 1: 1·2 + 2·1 = 4, 1·4 + 2·3 = 10; rows 2 and 3 likewise. Over √2 the difference of row 1 is
-    # 6/√2 = 4.2426407, so that its weights are 1/(1 + e^4.2426407) = 0.01416325 and the rest.
+    # 6/√2 = 4.2426407, so that its weights are 1/(1 + e^4.2426407) = 0.01416604 and the rest.
     with jax.enable_x64(True):
         q, k, v = (jnp.asarray(x, jnp.float64) for x in (Q, K, V))
         np.testing.assert_array_equal(ops.scores(q, k, 1.0), [[4, 10], [10, 24], [16, 38]])

@@ -1,0 +1,325 @@
+"""Question 6: scaled dot-product attention worked in numbers, for the sheet's matrices or any others."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import sympy
+
+from hw.answers import notation
+from hw.answers.claims import Answer, Claim, Step, Table
+from hw.answers.notation import Matrix, parse_matrix, subscript
+from hw.cli import UserError
+from hw.ops import attention as ops
+
+_DIGITS = 50  # of the mpmath route
+_MAX_EXACT = 3  # keys up to which a weight's exact form is short enough to be read
+
+
+class Case(NamedTuple):
+    """Queries [n_q, d_k], keys [n_k, d_k], values [n_k, d_v]; "none" or "causal"; scaled or not."""
+
+    q: Matrix
+    k: Matrix
+    v: Matrix
+    mask: str = "none"
+    scaled: bool = True
+
+
+SHEET = Case(
+    parse_matrix("1 2; 3 4; 5 6", "Q"),
+    parse_matrix("2 1; 4 3", "K"),
+    parse_matrix("0.5 1.0; 1.5 2.0", "V"),
+)
+
+
+def check_case(case: Case) -> None:
+    """Raises UserError where the matrices do not fit, naming the two sizes that differ."""
+    (n_q, d_k), (n_k, d_k2), (n_v, _) = ((len(m), len(m[0])) for m in case[:3])
+    if d_k != d_k2:
+        raise UserError(f"Q has {d_k} columns, K has {d_k2}: both must be d_k")
+    if n_k != n_v:
+        raise UserError(f"K has {n_k} rows, V has {n_v}: one value belongs to each key")
+    if case.mask == "causal" and n_q > n_k:
+        raise UserError(f"causal mask: query 1 of {n_q} sees none of {n_k} keys (aligned at the end)")
+
+
+# The routes: functions of a case that give "scores", "scaled", "weights" or "output". They share nothing.
+
+
+def by_jax(case: Case, what: str, dtype: Any = np.float64) -> np.ndarray:
+    """By `hw.ops.attention`, the code that the language model runs."""
+    with jax.enable_x64(dtype == np.float64):
+        q_td, k_sd, v_se = (jnp.asarray(np.array(m, float), dtype) for m in case[:3])
+        mask_ts = ops.causal_mask(len(q_td), len(k_sd)) if case.mask == "causal" else None
+        if what == "scores":
+            return np.asarray(ops.scores(q_td, k_sd, 1.0))
+        scaled_ts = ops.scores(q_td, k_sd, None if case.scaled else 1.0)
+        if what == "scaled":
+            return np.asarray(scaled_ts)
+        if what == "weights":
+            return np.asarray(ops.masked_softmax(scaled_ts, mask_ts))
+        return np.asarray(ops.attention(q_td, k_sd, v_se, mask_ts, None if case.scaled else 1.0))
+
+
+def by_mpmath(case: Case, what: str) -> list[list[mpmath.mpf]]:
+    """By loops over numbers of 50 digits."""
+    with mpmath.workdps(_DIGITS):
+        q, k, v = ([[mpmath.mpf(x.numerator) / x.denominator for x in row] for row in m] for m in case[:3])
+        scores = [[mpmath.fdot(a, b) for b in k] for a in q]
+        if what == "scores":
+            return scores
+        root = mpmath.sqrt(len(q[0])) if case.scaled else mpmath.mpf(1)
+        scaled = [[x / root for x in row] for row in scores]
+        if what == "scaled":
+            return scaled
+        weights = []
+        for i, row in enumerate(scaled):
+            seen = range(len(k)) if case.mask == "none" else range(i + len(k) - len(q) + 1)
+            total = mpmath.fsum(mpmath.exp(row[j]) for j in seen)
+            weights.append([mpmath.exp(x) / total if j in seen else mpmath.mpf(0) for j, x in enumerate(row)])
+        if what == "weights":
+            return weights
+        return [[mpmath.fdot(row, column) for column in zip(*v, strict=True)] for row in weights]
+
+
+def by_sympy(case: Case, what: str, digits: int = 30) -> list[list[Any]]:
+    """By exact algebra, put into digits at the very end; with digits=0 the exact expressions."""
+    q, k, v = (sympy.Matrix([[sympy.Rational(str(x)) for x in row] for row in m]) for m in case[:3])
+    result = q * k.T
+    if what != "scores" and case.scaled:
+        result = result / sympy.sqrt(q.cols)
+    if what in ("weights", "output"):
+        last = [k.rows - 1 if case.mask == "none" else i + k.rows - q.rows for i in range(q.rows)]
+        # Divided through by the exponential itself: 1 / Σ exp(z_j - z_i), the form one would write.
+        result = sympy.Matrix(
+            q.rows,
+            k.rows,
+            lambda i, j, z=result: (
+                1 / sum(sympy.exp(z[i, m] - z[i, j]) for m in range(last[i] + 1)) if j <= last[i] else 0
+            ),
+        )
+        if what == "output":
+            result = result * v
+    return [[x.evalf(digits) if digits else x for x in row] for row in result.tolist()]
+
+
+ROUTES: dict[str, Callable] = {"jax": by_jax, "mpmath": by_mpmath, "sympy": by_sympy}
+_TITLES = {
+    "scores": "raw scores Q Kᵀ",
+    "scaled": "scaled scores",
+    "weights": "attention weights",
+    "output": "output",
+}
+
+
+def claims(case: Case = SHEET) -> tuple[Claim, ...]:
+    """The four results, each by every route."""
+    return tuple(
+        Claim(
+            id=f"6.{what}",
+            title=title,
+            routes={name: partial(route, case, what) for name, route in ROUTES.items()},
+            tolerance=1e-12,
+        )
+        for what, title in _TITLES.items()
+    )
+
+
+# The working.
+
+
+def _visible(case: Case) -> np.ndarray:
+    """[n_q, n_k]: where a query may look."""
+    n_q, n_k = len(case.q), len(case.k)
+    if case.mask == "none":
+        return np.ones((n_q, n_k), bool)
+    return np.arange(n_k) <= np.arange(n_q)[:, None] + (n_k - n_q)
+
+
+def _scores_step(case: Case, scores: np.ndarray) -> Step:
+    lines = [
+        notation.sum_of_products(
+            (f"s{subscript(i, j)} = q{subscript(i)}·k{subscript(j)}", rf"s_{{{i}{j}}} = q_{i} \cdot k_{j}"),
+            q,
+            k,
+            sum((a * b for a, b in zip(q, k, strict=True)), Fraction(0)),
+        )
+        for i, q in enumerate(case.q, 1)
+        for j, k in enumerate(case.k, 1)
+    ]
+    return Step(
+        "Raw scores S = Q Kᵀ",
+        "Entry (i, j) is the dot product of query i and key j: row i of Q with row j of K, for K is "
+        "transposed.",
+        lines,
+        _table("S", scores, "query", "key"),
+        ops.scores,
+    )
+
+
+def _scale_step(case: Case, scores: np.ndarray, scaled: np.ndarray) -> Step:
+    d_k = len(case.q[0])
+    lines = [
+        (
+            f"z{subscript(i, j)} = {notation.text(s)}/√{d_k} = {notation.text(z)}",
+            rf"z_{{{i}{j}}} = \frac{{{notation.latex(s)}}}{{\sqrt{{{d_k}}}}} = {notation.latex(z)}",
+        )
+        for i, (row, zs) in enumerate(zip(scores, scaled, strict=True), 1)
+        for j, (s, z) in enumerate(zip(row, zs, strict=True), 1)
+    ]
+    return Step(
+        f"Scaled scores Z = S/√d_k, d_k = {d_k}",
+        f"√{d_k} = {notation.text(float(np.sqrt(d_k)))}. d_k is the number of columns of Q and K, not of V.",
+        lines,
+        _table("Z", scaled, "query", "key"),
+        ops.scores,
+    )
+
+
+def _softmax_step(case: Case, scaled: np.ndarray, weights: np.ndarray) -> Step:
+    visible, lines = _visible(case), []
+    exact = by_sympy(case, "weights", digits=0) if len(case.k) <= _MAX_EXACT else None
+    for i, row in enumerate(scaled):
+        seen = np.flatnonzero(visible[i])
+        largest = row[seen].max()
+        powers = np.exp(row[seen] - largest)
+        shown = [notation.text(p) for p in powers]
+        lines.append(
+            (
+                f"row {i + 1}: largest {notation.text(largest)}; exponentials of the differences "
+                f"{', '.join(shown)}; their sum {notation.text(powers.sum())}",
+                rf"\text{{row }}{i + 1}: \quad "
+                + r",\; ".join(
+                    rf"e^{{{notation.latex(row[j])} - {notation.latex(largest)}}} = {notation.latex(p)}"
+                    for j, p in zip(seen, powers, strict=True)
+                )
+                + rf", \quad \textstyle\sum = {notation.latex(powers.sum())}",
+            )
+        )
+        for j, p in zip(seen, powers, strict=True):
+            plain = (
+                f"a{subscript(i + 1, j + 1)} = {notation.text(p)}/{notation.text(powers.sum())} = "
+                f"{notation.text(weights[i, j])}"
+            )
+            tex = (
+                rf"a_{{{i + 1}{j + 1}}} = \frac{{{notation.latex(p)}}}{{{notation.latex(powers.sum())}}} = "
+                + notation.latex(weights[i, j])
+            )
+            if exact:
+                plain += f" = {exact[i][j]}"
+                tex += f" = {sympy.latex(exact[i][j])}"
+            lines.append((plain, tex))
+    return Step(
+        "Weights A = softmax(Z), row by row",
+        "Each row is exponentiated and divided by its sum, so that it sums to 1. Taking the row's "
+        "largest score away first changes nothing, for it cancels, and keeps the exponentials from "
+        "overflowing." + (" Keys that the mask forbids get weight 0." if case.mask == "causal" else ""),
+        lines,
+        _table("A", weights, "query", "key"),
+        ops.masked_softmax,
+    )
+
+
+def _output_step(case: Case, weights: np.ndarray, output: np.ndarray) -> Step:
+    lines = [
+        notation.sum_of_products(
+            (f"o{subscript(i + 1, e + 1)}", rf"o_{{{i + 1}{e + 1}}}"), weights[i], column, output[i, e]
+        )
+        for i in range(len(case.q))
+        for e, column in enumerate(zip(*case.v, strict=True))
+    ]
+    return Step(
+        "Output O = A V",
+        "Row i of the output is the mean of the rows of V, weighted by row i of A.",
+        lines,
+        _table("O", output, "query", "column"),
+        ops.attention,
+    )
+
+
+def _table(name: str, values: np.ndarray, rows: str, columns: str) -> Table:
+    header = (name, *(f"{columns} {j}" for j in range(1, values.shape[1] + 1)))
+    return Table(name, header, tuple((f"{rows} {i}", *row) for i, row in enumerate(values.tolist(), 1)))
+
+
+def _unscaled_table(case: Case, weights: np.ndarray) -> Table:
+    other = by_jax(case._replace(scaled=not case.scaled), "weights")
+    scaled, raw = (weights, other) if case.scaled else (other, weights)
+    rows = [
+        (f"query {i}", float(a.max()), float(b.max()))
+        for i, (a, b) in enumerate(zip(scaled, raw, strict=True), 1)
+    ]
+    return Table("Largest weight of each query", ("", "scaled", "unscaled"), tuple(rows))
+
+
+def _precision_table(case: Case, weights: np.ndarray) -> Table:
+    single = by_jax(case, "weights", np.float32).astype(float)
+    rows = [
+        (f"query {i}", float(np.abs(s - w).max() / w.max()), float(np.max(np.abs(s - w)[w > 0] / w[w > 0])))
+        for i, (s, w) in enumerate(zip(single, weights, strict=True), 1)
+    ]
+    header = ("", "error, relative to the row's largest", "worst error of one weight, relative to itself")
+    return Table("The same in float32", header, tuple(rows))
+
+
+def answer(case: Case = SHEET) -> Answer:
+    """The whole working.
+
+    Raises:
+      UserError: the matrices do not fit together.
+    """
+    check_case(case)
+    (n_q, d_k), (n_k, d_v) = (len(case.q), len(case.q[0])), (len(case.v), len(case.v[0]))
+    scores, scaled, weights, output = (by_jax(case, what) for what in _TITLES)
+    steps = [_scores_step(case, scores)]
+    if case.scaled:
+        steps.append(_scale_step(case, scores, scaled))
+    steps += [
+        _softmax_step(case, scaled, weights),
+        _output_step(case, weights, output),
+        Step(
+            f"The output is {n_q} × {d_v}: n_q × d_v",
+            f"One row a query: (n_q × d_k)(d_k × n_k) = n_q × n_k = {n_q} × {n_k} scores, and weights of "
+            f"the same shape, meet n_k × d_v = {n_k} × {d_v} values: ({n_q} × {n_k})({n_k} × {d_v}) = "
+            f"{n_q} × {d_v}. Each output row is a mean of value rows, so that it has their d_v columns. "
+            "d_k is summed away.",
+        ),
+        Step(
+            "Scaled against unscaled",
+            "Without 1/√d_k the scores lie further apart and the largest weight nearer to 1.",
+            table=_unscaled_table(case, weights),
+        ),
+        Step(
+            "How exact float32 is",
+            "A small weight keeps its relative precision, for exponentials are computed to relative "
+            "precision.",
+            table=_precision_table(case, weights),
+        ),
+    ]
+    if n_k == d_k and n_q != n_k:
+        steps.append(
+            Step(
+                "A trap: Q K without the transpose",
+                f"K is square here ({n_k} × {d_k}), so that Q K conforms as well and is silently wrong: "
+                "it sums a query's entries with the keys' columns.",
+            )
+        )
+    (plain, _) = notation.matrix(output.tolist())
+    return Answer(
+        number=6,
+        title="Scaled dot-product attention in numbers",
+        question="Work out Attention(Q, K, V) = softmax(Q Kᵀ/√d_k) V for given matrices: raw scores, scaled "
+        "scores, weights, output, and the output's shape.",
+        answer=f"Attention(Q, K, V) = {plain}, {n_q} × {d_v}",
+        steps=tuple(steps),
+        why="Every row of the weights sums to 1, and every output row lies between the rows of V: it is a "
+        "weighted mean of them, nearer to the value whose key the query resembles most.",
+        claims=claims(case),
+        figures={"weights": weights.tolist(), "visible": _visible(case).tolist()},
+    )

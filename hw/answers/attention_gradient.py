@@ -1,0 +1,324 @@
+"""Question 8: the gradients of attention, in matrix form, derived line by line and worked in numbers."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import sympy
+
+from hw.answers import notation
+from hw.answers.attention import SHEET, Case, check_case
+from hw.answers.claims import Answer, Claim, Step, Table
+from hw.answers.notation import Matrix, parse_matrix
+from hw.cli import UserError
+from hw.ops import attention as ops
+
+_DIGITS = 60  # of the differences: a third of them is lost, and the third row's weights are near 2e-7
+
+
+class Problem(NamedTuple):
+    """A case of question 6, and ∂L/∂Output, [n_q, d_v]."""
+
+    case: Case
+    dout: Matrix
+
+
+# The sheet gives no numbers for ∂L/∂Output: these are ours, of both signs and of different sizes.
+PROBLEM = Problem(SHEET, parse_matrix("1 -0.5; 0.25 2; -1.5 0.75", "dout"))
+_GRADIENTS = {
+    "dv": "∂L/∂V",
+    "dz": "∂L/∂Z, by the scaled scores",
+    "dq": "∂L/∂Q",
+    "dk": "∂L/∂K",
+}
+
+
+def check_problem(problem: Problem) -> None:
+    """Raises UserError where the matrices do not fit."""
+    check_case(problem.case)
+    want = len(problem.case.q), len(problem.case.v[0])
+    got = len(problem.dout), len(problem.dout[0])
+    if got != want:
+        raise UserError(f"dout is {got[0]} × {got[1]}, the output {want[0]} × {want[1]}: they must be alike")
+
+
+# The routes: functions of a problem that give one gradient by its name. They share nothing.
+
+
+def by_formula(problem: Problem, what: str, dtype: Any = np.float64) -> np.ndarray:
+    """By `hw.ops.attention.attention_backward`, the code that the language model runs."""
+    case = problem.case
+    with jax.enable_x64(dtype == np.float64):
+        q_td, k_sd, v_se, do_te = (jnp.asarray(np.array(m, float), dtype) for m in (*case[:3], problem.dout))
+        mask_ts = ops.causal_mask(len(q_td), len(k_sd)) if case.mask == "causal" else None
+        scale = None if case.scaled else 1.0
+        a_ts = ops.masked_softmax(ops.scores(q_td, k_sd, scale), mask_ts)
+        grads = ops.attention_backward(q_td, k_sd, v_se, a_ts, do_te, scale)
+        by_name = {"dv": grads.dv_se, "da": grads.da_ts, "dz": grads.dz_ts}
+        return np.asarray((by_name | {"dq": grads.dq_td, "dk": grads.dk_sd})[what])
+
+
+def by_autodiff(problem: Problem, what: str) -> np.ndarray:
+    """By `jax.grad` of the definition written anew, in float64."""
+    case = problem.case
+    with jax.enable_x64(True):
+        q, k, v, dout = (jnp.asarray(np.array(m, float)) for m in (*case[:3], problem.dout))
+        hidden = np.zeros((len(q), len(k)))
+        if case.mask == "causal":
+            hidden[np.triu_indices(len(q), len(k) - len(q) + 1, len(k))] = -np.inf
+
+        def of_scores(z, v):
+            return jnp.sum(dout * (jax.nn.softmax(z + hidden, axis=-1) @ v))
+
+        def loss(q, k, v):
+            return of_scores(q @ k.T / (np.sqrt(q.shape[1]) if case.scaled else 1.0), v)
+
+        if what == "dz":
+            return np.asarray(jax.grad(of_scores)(q @ k.T / (np.sqrt(q.shape[1]) if case.scaled else 1.0), v))
+        return np.asarray(jax.grad(loss, argnums="qkv".index(what[1]))(q, k, v))
+
+
+def by_differences(problem: Problem, what: str) -> list[list[mpmath.mpf]]:
+    """By central differences, element by element, of loops over numbers of 60 digits."""
+    case = problem.case
+    with mpmath.workdps(_DIGITS):
+        number = lambda x: mpmath.mpf(x.numerator) / x.denominator  # noqa: E731
+        parts = {
+            name: [[number(x) for x in row] for row in m] for name, m in zip("qkv", case[:3], strict=True)
+        }
+        root = mpmath.sqrt(len(case.q[0])) if case.scaled else mpmath.mpf(1)
+        parts["z"] = [[mpmath.fdot(a, b) / root for b in parts["k"]] for a in parts["q"]]
+
+        def loss(changed):
+            z = changed["z"]
+            if what != "dz":
+                z = [[mpmath.fdot(a, b) / root for b in changed["k"]] for a in changed["q"]]
+            total = mpmath.mpf(0)
+            for i, (row, wanted) in enumerate(zip(z, problem.dout, strict=True)):
+                seen = len(row) if case.mask == "none" else i + len(row) - len(z) + 1
+                powers = [mpmath.exp(x - max(row[:seen])) for x in row[:seen]]
+                for e, weight in enumerate(wanted):
+                    column = [value[e] for value in changed["v"][:seen]]
+                    total += number(weight) * mpmath.fdot(powers, column) / mpmath.fsum(powers)
+            return total
+
+        step, name = mpmath.mpf(10) ** (-_DIGITS // 3), what[1]
+        grad = [[mpmath.mpf(0)] * len(row) for row in parts[name]]
+        for i, row in enumerate(parts[name]):
+            for j, x in enumerate(row):
+                sides = []
+                for moved in (x + step, x - step):
+                    rows = [list(r) for r in parts[name]]
+                    rows[i][j] = moved
+                    sides.append(loss({**parts, name: rows}))
+                grad[i][j] = (sides[0] - sides[1]) / (2 * step)
+        return grad
+
+
+def by_algebra(problem: Problem, what: str) -> list[list[Any]]:
+    """By differentiating the exact expression of L, put into 30 digits at the very end."""
+    case = problem.case
+    symbols, values = {}, {}
+    for name, m in zip("qkv", case[:3], strict=True):
+        symbols[name] = sympy.Matrix(len(m), len(m[0]), lambda i, j, n=name: sympy.Symbol(f"{n}_{i}_{j}"))
+        for i, row in enumerate(m):
+            for j, x in enumerate(row):
+                values[symbols[name][i, j]] = sympy.Rational(x.numerator, x.denominator)
+    n_q, n_k = len(case.q), len(case.k)
+    exact = symbols["q"] * symbols["k"].T / (sympy.sqrt(len(case.q[0])) if case.scaled else 1)
+    symbols["z"] = sympy.Matrix(n_q, n_k, lambda i, j: sympy.Symbol(f"z_{i}_{j}"))
+    scores = dict(zip(symbols["z"], exact, strict=True))
+    loss = 0
+    for i, wanted in enumerate(problem.dout):
+        seen = range(n_k if case.mask == "none" else i + n_k - n_q + 1)
+        powers = [sympy.exp(symbols["z"][i, j]) for j in seen]
+        for e, weight in enumerate(wanted):
+            mean = sum(p * symbols["v"][j, e] for p, j in zip(powers, seen, strict=True)) / sum(powers)
+            loss += sympy.Rational(weight.numerator, weight.denominator) * mean
+    if what in ("dq", "dk"):
+        loss = loss.xreplace(scores)
+
+    def value(symbol):
+        derivative = sympy.diff(loss, symbol).xreplace(scores)
+        return derivative.xreplace(values).evalf(30, maxn=400)
+
+    return [[value(x) for x in row] for row in symbols[what[1]].tolist()]
+
+
+ROUTES: dict[str, Callable] = {
+    "formula": by_formula,
+    "autodiff": by_autodiff,
+    "differences in 60 digits": by_differences,
+    "algebra": by_algebra,
+}
+
+
+def claims(problem: Problem = PROBLEM) -> tuple[Claim, ...]:
+    """The gradients, each by every route."""
+    return tuple(
+        Claim(
+            id=f"8.{what}",
+            title=title,
+            routes={name: partial(route, problem, what) for name, route in ROUTES.items()},
+            tolerance=1e-8,
+        )
+        for what, title in _GRADIENTS.items()
+    )
+
+
+# The derivation. Each line: what, plain text, LaTeX, why.
+_LINES = (
+    (
+        "dV",
+        "dV = Aᵀ dO",
+        r"\frac{\partial L}{\partial V} = A^\top \frac{\partial L}{\partial O}",
+        "O = A V, that is o_ie = Σ_j a_ij v_je: v_je reaches every o_ie with weight a_ij.",
+    ),
+    (
+        "dA",
+        "dA = dO Vᵀ",
+        r"\frac{\partial L}{\partial A} = \frac{\partial L}{\partial O} V^\top",
+        "The same sum seen from its other factor: a_ij reaches o_ie with weight v_je.",
+    ),
+    (
+        "dZ",
+        "dZ = A ∘ (dA − rowsum(A ∘ dA))",
+        r"\frac{\partial L}{\partial Z} = A \circ \left( \frac{\partial L}{\partial A} "
+        r"- \operatorname{rowsum}\!\left(A \circ \frac{\partial L}{\partial A}\right) \right)",
+        "The softmax's Jacobian of row i is J = diag(a_i) − a_i a_iᵀ, so that "
+        "dz_ij = Σ_m da_im a_im (δ_jm − a_ij) = a_ij (da_ij − Σ_m a_im da_im).",
+    ),
+    (
+        "dQ",
+        "dQ = dZ K/√d_k",
+        r"\frac{\partial L}{\partial Q} = \frac{1}{\sqrt{d_k}} \frac{\partial L}{\partial Z} K",
+        "Z = Q Kᵀ/√d_k, that is z_ij = Σ_d q_id k_jd/√d_k: q_id reaches every z_ij with weight k_jd/√d_k.",
+    ),
+    (
+        "dK",
+        "dK = dZᵀ Q/√d_k",
+        r"\frac{\partial L}{\partial K} = \frac{1}{\sqrt{d_k}} "
+        r"\left(\frac{\partial L}{\partial Z}\right)^\top Q",
+        "The same sum from its other factor.",
+    ),
+)
+
+
+def _numbers(title: str, values: np.ndarray) -> Table:
+    header = ("", *(f"column {j}" for j in range(1, values.shape[1] + 1)))
+    return Table(title, header, tuple((f"row {i}", *row) for i, row in enumerate(values.tolist(), 1)))
+
+
+def _derivation(problem: Problem) -> list[Step]:
+    codes = {"dZ": ops.softmax_backward}
+    return [
+        Step(
+            plain,
+            why,
+            [(plain, tex)],
+            _numbers(name, by_formula(problem, name.lower())),
+            codes.get(name, ops.attention_backward),
+        )
+        for name, plain, tex, why in _LINES
+    ]
+
+
+def _jacobian_step(problem: Problem) -> Step:
+    with jax.enable_x64(True):
+        q_td, k_sd = (jnp.asarray(np.array(m, float)) for m in problem.case[:2])
+        a = np.asarray(ops.masked_softmax(ops.scores(q_td, k_sd, None if problem.case.scaled else 1.0)))[0]
+    jacobian = np.diag(a) - np.outer(a, a)
+    (plain, tex) = notation.matrix(jacobian.tolist())
+    return Step(
+        "(b) How the softmax's derivative enters",
+        "∂a_i/∂z_j = a_i (δ_ij − a_j): every weight of a row depends on every score of that row, and on "
+        "no other row's. As a matrix, J = diag(a) − a aᵀ: symmetric, its rows sum to zero (adding a "
+        "constant to all scores of a row changes nothing), and so do the rows of dZ. It need not be in "
+        "memory: J da is a ∘ (da − a·da), n_k numbers a row instead of n_k². Where one weight is near "
+        "1, all entries of J are near 0: a saturated row passes almost no gradient to Q and K.",
+        [(f"row 1: J = {plain}", rf"J = \operatorname{{diag}}(a) - a a^\top = {tex}")],
+        code=ops.softmax_backward,
+    )
+
+
+def _scaling_step(problem: Problem) -> Step:
+    rows = []
+    for scaled in (True, False):
+        changed = problem._replace(case=problem.case._replace(scaled=scaled))
+        dz = by_formula(changed, "dz")
+        largest = [float(np.abs(row).max()) for row in dz]
+        rows.append(("scaled" if scaled else "unscaled", *largest))
+    header = ("largest |dZ| of each row", *(f"query {i}" for i in range(1, len(problem.case.q) + 1)))
+    return Step(
+        "(c) Why 1/√d_k steadies training",
+        "If the components of q and k are independent, of mean 0 and variance 1, then q·k is a sum of "
+        "d_k products, each of mean 0 and variance 1: Var(q·k) = d_k. All three are needed: means that "
+        "differ from 0 add to it, dependent components do not add up so. Unscaled, scores spread like "
+        "√d_k, the softmax saturates, its Jacobian goes to zero, and Q and K stop learning; by 1/√d_k "
+        "their spread stays 1 at any d_k. Measured against d_k: experiments/attention_scaling.py.",
+        table=Table("Gradients by the scores, with and without the scale", header, tuple(rows)),
+    )
+
+
+def _float32_step(problem: Problem) -> Step:
+    exact = by_formula(problem, "dz")
+    single = by_formula(problem, "dz", np.float32).astype(float)
+    with jax.enable_x64(False):
+        q_td, k_sd, v_se, do_te = (
+            jnp.asarray(np.array(m, float), jnp.float32) for m in (*problem.case[:3], problem.dout)
+        )
+        mask_ts = ops.causal_mask(len(q_td), len(k_sd)) if problem.case.mask == "causal" else None
+        a_ts = ops.masked_softmax(ops.scores(q_td, k_sd, None if problem.case.scaled else 1.0), mask_ts)
+        da_ts = do_te @ v_se.T
+        textbook = np.asarray(a_ts * (da_ts - jnp.sum(a_ts * da_ts, -1, keepdims=True)), float)
+    rows = []
+    for i, row in enumerate(exact):
+        size = np.abs(row).max() or 1.0
+        errors = (float(np.abs(x[i] - row).max() / size) for x in (textbook, single))
+        rows.append((f"query {i + 1}", *errors))
+    return Step(
+        "A warning: the textbook form in float32",
+        "On a saturated row, da at the large weight and the row sum agree in almost all digits, and "
+        "their difference, which is the gradient, keeps few. Taking da at the row's largest weight away "
+        "from all of da first changes nothing in exact arithmetic (the weights sum to 1) and saves the "
+        "digits.",
+        [
+            (
+                "dz_i = a_i (δ_i − Σ_j a_j δ_j), δ = da − da[largest weight]",
+                r"dz_i = a_i \Bigl( \delta_i - \sum_j a_j \delta_j \Bigr), \quad \delta_j = da_j - da_{j^*}, "
+                r"\quad j^* = \arg\max_j a_j",
+            )
+        ],
+        Table("Error of dZ in float32, relative to its row", ("", "textbook form", "this form"), tuple(rows)),
+        ops.softmax_backward,
+    )
+
+
+def answer(problem: Problem = PROBLEM) -> Answer:
+    """The derivation, its numbers, and what the softmax and the scale do to them.
+
+    Raises:
+      UserError: the matrices do not fit together.
+    """
+    check_problem(problem)
+    return Answer(
+        number=8,
+        title="Gradients through attention",
+        question="Express ∂L/∂Q by ∂L/∂Output, A, V and K; say how the softmax's derivative enters, and why "
+        "1/√d_k helps.",
+        answer="∂L/∂Q = [A ∘ (dO Vᵀ − rowsum(A ∘ dO Vᵀ))] K/√d_k",
+        steps=(
+            *_derivation(problem),
+            _jacobian_step(problem),
+            _scaling_step(problem),
+            _float32_step(problem),
+        ),
+        why="Each gradient has the shape of what it belongs to, and each row of dZ sums to zero: a softmax "
+        "cannot feel a constant added to its scores.",
+        claims=claims(problem),
+        figures={"dz": by_formula(problem, "dz").tolist()},
+    )

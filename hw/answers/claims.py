@@ -1,0 +1,154 @@
+"""What an answer is made of, and how its results are proved.
+
+A result is a `Claim`: a value with at least three routes that compute it and share no function of ours.
+`check` runs them all and compares row by row. Nothing here prints, draws or knows of a question.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hw.answers.notation import Line
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One result of an answer.
+
+    Attributes:
+      id: the question and the result, such as "6.weights".
+      title: what it is, in words.
+      routes: a name and a function without arguments for each way to compute it: a number, or an array
+        of numbers of any kind (int, float, mpmath, sympy). The first is the one whose value is shown.
+      tolerance: of the largest difference, relative to the largest number of its row; 0 for integers.
+      exact: the exact form where there is one, as LaTeX.
+    """
+
+    id: str
+    title: str
+    routes: Mapping[str, Callable[[], Any]]
+    tolerance: float = 0.0
+    exact: str = ""
+
+    def __post_init__(self):
+        if len(self.routes) < 3:
+            # Of two that differ nobody could tell which is wrong.
+            raise ValueError(f"claim {self.id} has {len(self.routes)} routes: needs three")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a claim.
+
+    Attributes:
+      claim: which.
+      values: each route's value as a float64 array; None where it raised.
+      error: the largest relative difference between routes that agree.
+      dissenters: routes that disagree with the most; all of them where no two agree.
+      failures: what a route raised.
+    """
+
+    claim: Claim
+    values: Mapping[str, np.ndarray | None]
+    error: float
+    dissenters: tuple[str, ...]
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def holds(self) -> bool:
+        return not self.dissenters
+
+
+def row_error(a: Any, b: Any) -> float:
+    """The largest |a − b| of any element, over the largest |b| of its row; inf for shapes that differ.
+
+    Judged row by row, for a whole row of an array can be wrong and yet small beside the others. Taken in
+    the numbers' own arithmetic, so that many digits stay many.
+    """
+    a, b = (np.atleast_2d(np.array(x, dtype=object)) for x in (a, b))
+    if a.shape != b.shape:
+        return math.inf
+    worst = 0.0
+    for mine, true in zip(a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1]), strict=True):
+        size = max((abs(x) for x in true), default=0)
+        difference = max((abs(x - y) for x, y in zip(mine, true, strict=True)), default=0)
+        error = float(difference / size) if size else float(difference)
+        worst = max(worst, error) if error == error else math.inf
+    return worst
+
+
+def check(claim: Claim) -> Verdict:
+    """Computes a claim by every route and says which routes disagree with the largest group that agrees."""
+    raw, failures = {}, {}
+    for name, route in claim.routes.items():
+        try:
+            raw[name] = route()
+        except Exception as error:  # a broken route is a verdict, not a crash
+            failures[name] = f"{type(error).__name__}: {error}"
+    errors = {
+        (a, b): max(row_error(raw[a], raw[b]), row_error(raw[b], raw[a])) for a in raw for b in raw if a != b
+    }
+
+    def agreeing(name: str) -> list[str]:
+        return [other for other in raw if other == name or errors[name, other] <= claim.tolerance]
+
+    group = max((agreeing(name) for name in raw), key=len, default=[])
+    if len(group) < 2:
+        group = []
+    return Verdict(
+        claim=claim,
+        values={name: to_float(raw[name]) if name in raw else None for name in claim.routes},
+        error=max((errors[a, b] for a in group for b in group if a != b), default=0.0),
+        dissenters=tuple(name for name in claim.routes if name not in group),
+        failures=failures,
+    )
+
+
+def to_float(value: Any) -> np.ndarray:
+    """Numbers of any kind as float64."""
+    return np.array([float(x) for x in np.ravel(np.array(value, dtype=object))]).reshape(np.shape(value))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of an answer: cells are text or numbers, of which the reader decides the digits."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the working.
+
+    Attributes:
+      title: what is done.
+      text: why, in a sentence or a few.
+      lines: the working, each as in `notation.Line`.
+      table: numbers that belong to it.
+      code: the function that computes it.
+    """
+
+    title: str
+    text: str = ""
+    lines: Sequence[Line] = ()
+    table: Table | None = None
+    code: Callable | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question answered: `figures` hold the data to draw, by name; `why` says why it makes sense."""
+
+    number: int
+    title: str
+    question: str
+    answer: str
+    steps: tuple[Step, ...]
+    why: str
+    claims: tuple[Claim, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,411 @@
+"""Question 1: shapes, parameters and arithmetic of a CNN, for the sheet's network or any other."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.extend.core import jaxprs_in_params
+
+from hw.answers.claims import Answer, Claim, Step, Table
+from hw.ops.conv_arithmetic import (
+    Conv,
+    Dense,
+    Layer,
+    LayerError,
+    LayerReport,
+    Pool,
+    parse_layers,
+    span,
+    trace,
+)
+
+Shape = tuple[int, ...]
+
+
+class Problem(NamedTuple):
+    """A picture (height, width, channels) and the layers it goes through, as `parse_layers` gives them."""
+
+    picture: Shape
+    layers: tuple[tuple[str, Layer], ...]
+
+
+SHEET = Problem(
+    (128, 128, 3),
+    tuple(parse_layers("conv16k5same pool2 conv32k3valid pool2 flatten dense100")),
+)
+
+
+# The routes: functions of a problem that give "shapes", "params", "macs" or "fields", a list with an entry
+# a layer. They share nothing.
+
+
+def by_formula(problem: Problem, what: str) -> list[Any]:
+    """By the closed forms of `hw.ops.conv_arithmetic`."""
+    reports = trace(*problem).reports
+    if what == "shapes":
+        return _ragged([report.output for report in reports])
+    if what == "fields":
+        return [list(r.receptive_field) for r in reports if r.receptive_field]
+    return [getattr(report, what) for report in reports]
+
+
+def _ragged(shapes: Sequence[Shape]) -> list[int]:
+    """Shapes one after another, each with its number of axes before it, so that they compare as one row."""
+    return [number for shape in shapes for number in (len(shape), *shape)]
+
+
+def by_windows(problem: Problem, what: str) -> list[Any]:
+    """By counting: every window of every axis is laid out and looked at."""
+    (*sizes, channels), flat = problem.picture, None
+    shapes, params, macs, chains = [], [], [], []
+    for _, layer in problem.layers:
+        kind = type(layer).__name__
+        new_params = new_macs = 0
+        if kind in ("Conv", "Pool"):
+            axes = []
+            for axis in (0, 1):
+                n, kernel = sizes[axis], layer.kernel[axis]
+                stride = (layer.stride or layer.kernel)[axis]
+                reach = [tap * (layer.dilation[axis] if kind == "Conv" else 1) for tap in range(kernel)]
+                if layer.padding == "same":
+                    # One window for each stride-th pixel; what hangs over is shared, the odd one at the end.
+                    starts = list(range(0, n, stride))
+                    over = max(starts[-1] + reach[-1] + 1 - n, 0)
+                    starts = [place - over // 2 for place in starts]
+                else:
+                    pad = 0 if layer.padding == "valid" else layer.padding[axis]
+                    starts = []
+                    for place in count(-pad, stride):
+                        fits = place + reach[-1] <= n - 1 + pad
+                        # With ceil, one more where pixels (or padding) are left, if it starts before the end.
+                        left = starts and starts[-1] + reach[-1] < n - 1 + pad
+                        hangs = kind == "Pool" and layer.ceil and left and place < n
+                        if not (fits or hangs):
+                            break
+                        starts.append(place)
+                axes.append([[start + offset for offset in reach] for start in starts])
+            chains.append(axes)
+            sizes = [len(windows) for windows in axes]
+            if kind == "Conv":
+                group = channels // layer.groups
+                for _ in range(layer.channels):  # each filter has a weight a tap and channel it sees
+                    taps = sum(group for _ in axes[0][0] for _ in axes[1][0])
+                    new_params += taps + (1 if layer.bias else 0)
+                    new_macs += taps * sum(1 for _ in axes[0] for _ in axes[1])
+                channels = layer.channels
+            shapes.append((*sizes, channels))
+        elif kind == "Flatten":
+            flat = sum(channels for _ in range(sizes[0]) for _ in range(sizes[1]))
+            shapes.append((flat,))
+        else:
+            for _ in range(layer.units):
+                new_params += flat + (1 if layer.bias else 0)
+                new_macs += flat
+            flat = layer.units
+            shapes.append((flat,))
+        params.append(new_params)
+        macs.append(new_macs)
+    if what == "shapes":
+        return [number for shape in shapes for number in (len(shape), *shape)]
+    if what == "fields":
+        return [_seen(chains[: depth + 1]) for depth in range(len(chains))]
+    return {"params": params, "macs": macs}[what]
+
+
+def _seen(chain: Sequence[Sequence[Sequence[Sequence[int]]]]) -> list[int]:
+    """How far apart the outermost pixels lie that one output sees, followed back window by window."""
+    extents = []
+    for axis in (0, 1):
+        # An output in the middle. Places outside a layer's output (padding) are followed by its own stride.
+        low = high = len(chain[-1][axis]) // 2
+        for layer in reversed(chain):
+            windows = layer[axis]
+            stride = windows[1][0] - windows[0][0] if len(windows) > 1 else 1
+            low, high = (
+                windows[0][0] + stride * low,
+                windows[0][-1] + stride * high,
+            )
+        extents.append(high - low + 1)
+    return extents
+
+
+class _Flax(nn.Module):
+    """The real thing: the layers as linen builds them; returns every layer's output."""
+
+    layers: tuple[Layer, ...]
+    sums: bool = False  # sums for maxima, so that every pixel of a window matters
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> list[jax.Array]:
+        outputs = []
+        for layer in self.layers:
+            match layer:
+                case Conv():
+                    x = nn.Conv(
+                        layer.channels,
+                        layer.kernel,
+                        layer.stride,
+                        self._padding(layer.padding),
+                        kernel_dilation=layer.dilation,
+                        feature_group_count=layer.groups,
+                        use_bias=layer.bias,
+                    )(x)
+                case Pool():
+                    x = self._pool(layer, x)
+                case Dense():
+                    x = nn.Dense(layer.units, use_bias=layer.bias)(x)
+                case _:
+                    x = x.reshape(len(x), -1)
+            outputs.append(x)
+        return outputs
+
+    @staticmethod
+    def _padding(padding):
+        return padding.upper() if isinstance(padding, str) else [(p, p) for p in padding]
+
+    def _pool(self, layer: Pool, x: jax.Array) -> jax.Array:
+        stride = layer.stride or layer.kernel
+        padding = self._padding(layer.padding)
+        if layer.ceil and padding != "SAME":
+            # linen has no ceil: room for one more window at the end, and away with those that start in it.
+            pads = [(0, 0), (0, 0)] if padding == "VALID" else padding
+            padding = [(lo, hi + s - 1) for (lo, hi), s in zip(pads, stride, strict=True)]
+        if self.sums or layer.kind == "average":
+            y = nn.avg_pool(x, layer.kernel, stride, padding)
+        else:
+            y = nn.max_pool(x, layer.kernel, stride, padding)
+        if layer.ceil and padding != "SAME":
+            kept = [
+                sum(place * s < n + lo for place in range(size))
+                for size, s, n, (lo, _) in zip(y.shape[1:3], stride, x.shape[1:3], pads, strict=True)
+            ]
+            y = y[:, : kept[0], : kept[1]]
+        return y
+
+
+def by_flax(problem: Problem, what: str) -> list[Any]:
+    """By building the network in flax: its traced shapes, its parameters, its program, its gradient."""
+    module = _Flax(tuple(layer for _, layer in problem.layers))
+    x = jax.ShapeDtypeStruct((1, *problem.picture), jnp.float32)
+    outputs, variables = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x), x)
+    if what == "shapes":
+        return [number for y in outputs for number in (y.ndim - 1, *y.shape[1:])]
+    if what == "fields":
+        return _touched(problem)
+    if what == "macs":
+        program = jax.make_jaxpr(module.apply)(variables, x)
+        found = iter(_products(program.jaxpr))
+        return [next(found) if isinstance(layer, Conv | Dense) else 0 for _, layer in problem.layers]
+    numbers = {"Conv": count(), "Dense": count()}
+    params = []
+    for _, layer in problem.layers:
+        kind = type(layer).__name__
+        name = f"{kind}_{next(numbers[kind])}" if kind in numbers else None
+        leaves = jax.tree.leaves(variables.get("params", {}).get(name, {}))
+        params.append(sum(leaf.size for leaf in leaves))
+    return params
+
+
+def _products(jaxpr: Any) -> list[int]:
+    """Multiply-adds of each convolution and matrix product of a program, in order."""
+    found = []
+    for equation in jaxpr.eqns:
+        out = math.prod(equation.outvars[0].aval.shape)
+        if equation.primitive.name == "conv_general_dilated":
+            found.append(out * math.prod(equation.invars[1].aval.shape[:3]))
+        elif equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            found.append(out * math.prod(equation.invars[0].aval.shape[i] for i in contracted))
+        for inner in jaxprs_in_params(equation.params):
+            found += _products(inner)
+    return found
+
+
+def _touched(problem: Problem) -> list[list[int]]:
+    """How far the gradient of one output of each layer reaches, with ones for weights, sums for maxima."""
+    layers = [layer for _, layer in problem.layers if isinstance(layer, Conv | Pool)]
+    module = _Flax(tuple(layers), sums=True)
+    x = jnp.ones((1, *problem.picture))
+    variables = jax.eval_shape(module.init, jax.random.key(0), x)
+    ones = jax.tree.map(lambda v: jnp.ones(v.shape, v.dtype), variables)
+    fields = []
+    for depth in range(len(layers)):
+
+        def middle(x, ones, depth=depth):
+            y = module.apply(ones, x)[depth][0]
+            return y[y.shape[0] // 2, y.shape[1] // 2].sum()
+
+        # The weights as an argument: XLA would fold constants for seconds.
+        gradient = jax.jit(jax.grad(middle))(x, ones)[0].sum(-1)
+        fields.append([int(jnp.ptp(jnp.nonzero(gradient.sum(axis))[0])) + 1 for axis in (1, 0)])
+    return fields
+
+
+ROUTES: dict[str, Callable] = {"closed form": by_formula, "windows counted": by_windows, "flax": by_flax}
+_TITLES = {
+    "shapes": "output of every layer, each shape after its number of axes",
+    "params": "trainable parameters of every layer",
+    "macs": "multiply-accumulates of every layer",
+    "fields": "receptive field of every layer, height and width",
+}
+
+
+def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
+    """The results, each by every route.
+
+    The receptive field is claimed only where an output in the middle of the picture sees no border.
+    """
+    reports = trace(*problem).reports
+    fields = [r.receptive_field for r in reports if r.receptive_field]
+    clipped = any(f >= n // 2 for field in fields for f, n in zip(field, problem.picture, strict=False))
+    return tuple(
+        Claim(
+            id=f"1.{what}",
+            title=title,
+            routes={name: partial(route, problem, what) for name, route in ROUTES.items()},
+        )
+        for what, title in _TITLES.items()
+        if what != "fields" or (fields and not clipped)
+    )
+
+
+# The working.
+
+
+def _size_line(n: int, out: int, layer: Conv | Pool, axis: int, report: LayerReport) -> tuple[str, str]:
+    """⌊(lo + n + hi − span)/s⌋ + 1 = out, the numbers put in."""
+    lo, hi = report.padding[axis]
+    stride = (layer.stride or layer.kernel)[axis]
+    wide = span(layer.kernel[axis], layer.dilation[axis] if isinstance(layer, Conv) else 1)
+    left, right = ("⌈", "⌉") if isinstance(layer, Pool) and layer.ceil else ("⌊", "⌋")
+    tex = (r"\lceil", r"\rceil") if left == "⌈" else (r"\lfloor", r"\rfloor")
+    name = ("height", "width")[axis]
+    pads = f"{lo} + {n} + {hi}" if lo or hi else f"{n}"
+    note = f"; {report.discarded[axis]} pixels at the end seen by no window" if report.discarded[axis] else ""
+    return (
+        f"{name}: {left}({pads} − {wide})/{stride}{right} + 1 = {out}{note}",
+        rf"\text{{{name}: }} \left{tex[0]} \frac{{{pads} - {wide}}}{{{stride}}} \right{tex[1]} + 1 = {out}",
+    )
+
+
+def _step(number: int, word: str, layer: Layer, before: Shape, report: LayerReport) -> Step:
+    lines = []
+    if isinstance(layer, Conv | Pool):
+        lines += [_size_line(before[a], report.output[a], layer, a, report) for a in (0, 1)]
+    if isinstance(layer, Conv):
+        height, width = layer.kernel
+        group, bias = before[2] // layer.groups, f" + {layer.channels}" if layer.bias else ""
+        lines += [
+            (
+                f"channels: {layer.channels}, one a filter",
+                rf"\text{{channels: }} {layer.channels}",
+            ),
+            (
+                f"parameters: {height}·{width}·{group}·{layer.channels}{bias} = {report.params}",
+                rf"{height} \cdot {width} \cdot {group} \cdot {layer.channels}{bias} = {report.params}",
+            ),
+            (
+                f"multiply-accumulates: {report.output[0]}·{report.output[1]} places × "
+                f"{height}·{width}·{group} × {layer.channels} filters = {report.macs}",
+                rf"{report.output[0]} \cdot {report.output[1]} \cdot {height} \cdot {width} \cdot {group} "
+                rf"\cdot {layer.channels} = {report.macs}",
+            ),
+        ]
+    elif isinstance(layer, Pool):
+        lines.append((f"channels: {before[2]}, each pooled alone; no parameters", r"\text{no parameters}"))
+    elif isinstance(layer, Dense):
+        bias = f" + {layer.units}" if layer.bias else ""
+        lines.append(
+            (
+                f"parameters: {before[0]}·{layer.units}{bias} = {report.params}",
+                rf"{before[0]} \cdot {layer.units}{bias} = {report.params}",
+            )
+        )
+    else:
+        plain, tex = (joiner.join(map(str, before)) for joiner in ("·", r" \cdot "))
+        lines.append((f"elements: {plain} = {report.output[0]}", f"{tex} = {report.output[0]}"))
+    shape = " × ".join(map(str, report.output))
+    return Step(f"Layer {number}, {word}: {shape}", lines=lines, code=type(layer).report)
+
+
+def layer_table(problem: Problem, reports: Sequence[LayerReport]) -> Table:
+    """One row a layer, for as many layers as there are reports."""
+    rows = [("input", _times(problem.picture), 0, 0, "1 × 1", "1", 4 * math.prod(problem.picture))]
+    for report in reports:
+        field = _times(report.receptive_field) if report.receptive_field else "–"
+        jump = _times(report.jump) if report.jump else "–"
+        rows.append(
+            (report.name, _times(report.output), report.params, report.macs, field, jump, 4 * report.elements)
+        )
+    header = (
+        "layer",
+        "output",
+        "parameters",
+        "multiply-accumulates",
+        "receptive field",
+        "stride",
+        "bytes, float32",
+    )
+    return Table("The network, layer by layer", header, tuple(rows))
+
+
+def _times(numbers: Sequence[int]) -> str:
+    return " × ".join(map(str, numbers))
+
+
+def answer(problem: Problem = SHEET) -> Answer:
+    """The whole working.
+
+    Raises:
+      LayerError: a layer does not fit; the error holds the reports of those before it.
+    """
+    reports = trace(*problem).reports
+    before = [problem.picture, *(report.output for report in reports)]
+    steps = [
+        _step(i, word, layer, before[i - 1], report)
+        for i, ((word, layer), report) in enumerate(zip(problem.layers, reports, strict=True), 1)
+    ]
+    steps.append(
+        Step(
+            "Everything together",
+            "Pooling and flatten have no parameters. A receptive field is what one output can see of "
+            "the picture; the stride is how far apart neighbouring outputs look.",
+            table=layer_table(problem, reports),
+        )
+    )
+    even = any(
+        isinstance(layer, Conv | Pool) and layer.padding == "same" and r.padding[0][0] != r.padding[0][1]
+        for (_, layer), r in zip(problem.layers, reports, strict=True)
+    )
+    if even:
+        steps.append(
+            Step(
+                'What "same" means where the padding is odd',
+                "Output ⌈n/s⌉ needs an odd number of padded pixels here. TensorFlow and flax put the "
+                "extra one at the end, as shown; PyTorch's padding='same' does likewise but refuses "
+                "strides, and a layer padded by a fixed p on both sides has one pixel more or less.",
+            )
+        )
+    total = sum(report.params for report in reports)
+    shapes = " → ".join(_times(report.output) for report in reports)
+    return Answer(
+        number=1,
+        title="Shapes and parameters of a CNN",
+        question="Give the dimensions after every layer, the number of elements after the flatten layer, "
+        "and the parameters of the first convolution.",
+        answer=f"{_times(problem.picture)} → {shapes}; {total} parameters"
+        + (f", {reports[0].params} in the first layer" if reports[0].params else ""),
+        steps=tuple(steps),
+        why="A window moves along each axis by its stride; a filter sees all channels and gives one; pooling "
+        "leaves the channels alone.",
+        claims=claims(problem),
+        figures={"volumes": [list(shape) for shape in before]},
+    )
+
+
+__all__ = ["SHEET", "LayerError", "Problem", "answer", "claims", "layer_table"]

@@ -1,0 +1,138 @@
+"""How numbers and matrices are read and written in an answer. Nothing is computed here."""
+
+import math
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from hw.cli import UserError
+
+Matrix = tuple[tuple[Fraction, ...], ...]
+# One line of working: plain text for a terminal, LaTeX for a page.
+Line = tuple[str, str]
+
+_NUMBER = re.compile(
+    r"[+-]?(\d{1,40}/\d{1,40}|(\d{1,40}\.?\d{0,40}|\.\d{1,40})(e[+-]?\d{1,3})?)", re.IGNORECASE
+)
+_MAX_EXPONENT = 300  # beyond, a float64 has no such number
+_MAX_ENTRIES = 4096  # of a matrix: the working is to be read
+
+_SUBSCRIPTS = str.maketrans("0123456789,", "₀₁₂₃₄₅₆₇₈₉,")
+
+
+def parse_number(text: str, where: str) -> Fraction:
+    """An integer, a decimal or a fraction such as 1/3, exactly.
+
+    Raises:
+      UserError: it is none, naming `where` it stands.
+    """
+    word = text.strip()
+    shown = word if len(word) <= 40 else word[:37] + "..."
+    if not _NUMBER.fullmatch(word):
+        raise UserError(f"{where}: {shown!r} is no number (3, -0.5, 2e-3, 1/3)")
+    exponent = re.search(r"e([+-]?\d+)", word.lower())
+    if exponent and abs(int(exponent[1])) > _MAX_EXPONENT:
+        raise UserError(f"{where}: {shown!r} is too large or too small for a float64")
+    try:
+        return Fraction(word)
+    except ZeroDivisionError as error:
+        raise UserError(f"{where}: {shown!r} divides by zero") from error
+
+
+def parse_matrix(text: str, name: str) -> Matrix:
+    """A matrix: `;` ends a row, entries are separated by blanks or commas.
+
+    Raises:
+      UserError: an entry that is no number, rows of different lengths, or nothing at all.
+    """
+    rows = []
+    pieces = text.strip().rstrip(";").split(";")
+    for i, piece in enumerate(pieces, start=1):
+        words = piece.replace(",", " ").split()
+        if not words:
+            raise UserError(f"{name}: row {i} is empty (rows end with ';', as in \"1 2; 3 4\")")
+        rows.append(tuple(parse_number(w, f"{name}, row {i}, entry {j}") for j, w in enumerate(words, 1)))
+        if len(rows[-1]) != len(rows[0]):
+            raise UserError(f"{name}: row {i} has {len(rows[-1])} entries, row 1 has {len(rows[0])}")
+    if len(rows) * len(rows[0]) > _MAX_ENTRIES:
+        raise UserError(f"{name}: {len(rows)} × {len(rows[0])} entries are more than {_MAX_ENTRIES}")
+    return tuple(rows)
+
+
+def subscript(*indices: int) -> str:
+    """Indices as small figures: (3, 1) -> ₃₁; with a comma where one has two digits."""
+    joiner = "," if any(i > 9 for i in indices) else ""
+    return joiner.join(map(str, indices)).translate(_SUBSCRIPTS)
+
+
+def text(value: Any, digits: int = 6) -> str:
+    """A number in plain text: exact if it is short, else so many significant digits.
+
+    Never rounded to nothing: 1.75e-07 stays so; nor to something rounder than it is: 0.999999825 is not 1.
+    """
+    if isinstance(value, Fraction):
+        if value.denominator == 1 and abs(value.numerator) < 10**15:
+            return str(value.numerator)
+        decimal = f"{float(value):.{digits}g}"
+        if Fraction(decimal) == value:
+            return decimal
+        if max(abs(value.numerator), value.denominator) < 10**6:
+            return f"{value.numerator}/{value.denominator}"
+        return decimal
+    if isinstance(value, int):
+        return str(value)
+    value = float(value)
+    if math.isfinite(value) and value == int(value) and abs(value) < 10**15:
+        return str(int(value))
+    plain = f"{value:.{digits}g}"
+    if math.isfinite(value):
+        off = abs(value - float(plain)) / abs(value)
+        kept = len(plain.split("e")[0].replace(".", "").lstrip("-0"))
+        if off > 1e-14 and kept <= digits - 3:  # it ended in zeros that are none
+            plain = f"{value:.{3 - math.floor(math.log10(off))}g}"
+    return plain
+
+
+def latex(value: Any, digits: int = 6) -> str:
+    """The same number in LaTeX."""
+    plain = text(value, digits)
+    if "/" in plain:
+        sign = "-" if plain.startswith("-") else ""
+        numerator, denominator = plain.lstrip("-").split("/")
+        return rf"{sign}\frac{{{numerator}}}{{{denominator}}}"
+    if "e" in plain:
+        mantissa, exponent = plain.split("e")
+        return rf"{mantissa} \cdot 10^{{{int(exponent)}}}"
+    return plain
+
+
+def factor(value: Any) -> str:
+    """A number as a factor of a product: in parentheses if it is negative or a fraction."""
+    plain = text(value)
+    return f"({plain})" if plain.startswith("-") or "/" in plain else plain
+
+
+def _latex_factor(value: Any) -> str:
+    plain = latex(value)
+    return f"({plain})" if plain.startswith("-") else plain
+
+
+def sum_of_products(
+    name: Line, left: Sequence[Any], right: Sequence[Any], total: Any, digits: int = 6
+) -> Line:
+    """`name = a·b + c·d = total`, the numbers put in."""
+    pairs = list(zip(left, right, strict=True))
+    plain = " + ".join(f"{factor(a)}·{factor(b)}" for a, b in pairs)
+    tex = " + ".join(rf"{_latex_factor(a)} \cdot {_latex_factor(b)}" for a, b in pairs)
+    return (
+        f"{name[0]} = {plain} = {text(total, digits)}",
+        f"{name[1]} = {tex} = {latex(total, digits)}",
+    )
+
+
+def matrix(rows: Sequence[Sequence[Any]], digits: int = 6) -> Line:
+    """A matrix on one line of text, and as a LaTeX bmatrix."""
+    plain = "; ".join(" ".join(text(x, digits) for x in row) for row in rows)
+    tex = r" \\ ".join(" & ".join(latex(x, digits) for x in row) for row in rows)
+    return f"[{plain}]", rf"\begin{{bmatrix}} {tex} \end{{bmatrix}}"
