@@ -355,7 +355,7 @@ def measure(config: Any, rounds: int, sizes: Sequence[tuple[int, int, int, int]]
         "image": augment.normalize(jnp.asarray(raw), config.data.mean, config.data.std),
         "label": jnp.asarray(rng.integers(0, 10, size), jnp.int32),
     }
-    module = models.build(config.model, num_outputs=10, platform=jax.default_backend())
+    module = models.build(config.model, num_outputs=10, platform=jax.devices()[0].platform)
     variables = jax.jit(partial(module.init, train=False))(jax.random.key(0), batch["image"][:1])
     variables = module.fit_stem(variables, batch["image"])
     widths, smoothing = tuple(config.model.hwnet.widths), config.train.label_smoothing
@@ -388,7 +388,7 @@ def measure(config: Any, rounds: int, sizes: Sequence[tuple[int, int, int, int]]
     alone = interleaved({name: program for name, (program, _) in pieces.items()}, rounds)
     return {
         "config": {"widths": widths, "batch_size": size, "side": _SIDE},
-        "device": {"kind": jax.devices()[0].device_kind, "platform": jax.default_backend()},
+        "device": {"kind": jax.devices()[0].device_kind, "platform": jax.devices()[0].platform},
         "versions": {"jax": jax.__version__} | torch_version(),
         "peak_gflops": peak / 1e9,
         "training_flops_per_image": flops,

@@ -16,7 +16,9 @@ ROWS = [
     | {"hw.training.step", "hw.training.checkpoint", "hw.training.log", "hw.training.tasks"},
     {"hw.training.loop"},
     {"hw.inference"},
-    {"hw.train", "hw.evaluate", "hw.predict", "hw.prepare"},
+    {"hw.answers"},
+    {"hw.report"},
+    {"hw.train", "hw.evaluate", "hw.predict", "hw.prepare", "hw.solve", "hw.verify"},
     {"experiments"},
 ]
 CUPBOARDS = {"utils", "util", "common", "helpers", "misc"}

@@ -131,6 +131,14 @@ def claims(case: Case = SHEET) -> tuple[Claim, ...]:
     )
 
 
+def result(case: Case) -> dict[str, Any]:
+    """What `hw.solve attention --json` prints: nan, which JSON has as null, where a score is masked."""
+    found = {what: by_jax(case, what) for what in _TITLES}
+    for name in ("scores", "scaled"):
+        found[name] = np.where(_visible(case), found[name], np.nan)
+    return found
+
+
 # The working.
 
 

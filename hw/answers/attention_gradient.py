@@ -170,6 +170,11 @@ def claims(problem: Problem = PROBLEM) -> tuple[Claim, ...]:
     )
 
 
+def result(problem: Problem) -> dict[str, Any]:
+    """What `hw.solve attention --dout=… --json` adds to the forward pass."""
+    return {what: by_formula(problem, what) for what in ("dq", "dk", "dv")}
+
+
 # The derivation. Each line: what, plain text, LaTeX, why.
 _LINES = (
     (

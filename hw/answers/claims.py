@@ -61,6 +61,19 @@ class Verdict:
     def holds(self) -> bool:
         return not self.dissenters
 
+    def as_dict(self) -> dict[str, Any]:
+        """What `hw.verify --json` prints of it."""
+        return {
+            "id": self.claim.id,
+            "title": self.claim.title,
+            "values": dict(self.values),
+            "error": self.error,
+            "tolerance": self.claim.tolerance,
+            "holds": self.holds,
+            "dissenters": self.dissenters,
+            "failures": dict(self.failures),
+        }
+
 
 def row_error(a: Any, b: Any) -> float:
     """The largest |a − b| of any element, over the largest |b| of its row; inf for shapes that differ.

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.extend.core import jaxprs_in_params
 
+from hw.answers import notation
 from hw.answers.claims import Answer, Claim, Step, Table
 from hw.ops.conv_arithmetic import (
     Conv,
     Dense,
     Layer,
-    LayerError,
     LayerReport,
     Pool,
     parse_layers,
@@ -236,12 +236,12 @@ def _touched(problem: Problem) -> list[list[int]]:
     fields = []
     for depth in range(len(layers)):
 
-        def middle(x, ones, depth=depth):
+        def middle(x, ones, one, depth=depth):
             y = module.apply(ones, x)[depth][0]
-            return y[y.shape[0] // 2, y.shape[1] // 2].sum()
+            return one * y[y.shape[0] // 2, y.shape[1] // 2].sum()
 
-        # The weights as an argument: XLA would fold constants for seconds.
-        gradient = jax.jit(jax.grad(middle))(x, ones)[0].sum(-1)
+        # Weights and factor as arguments: constants XLA would fold, for seconds.
+        gradient = jax.jit(jax.grad(middle))(x, ones, 1.0)[0].sum(-1)
         fields.append([int(jnp.ptp(jnp.nonzero(gradient.sum(axis))[0])) + 1 for axis in (1, 0)])
     return fields
 
@@ -333,14 +333,42 @@ def _step(number: int, word: str, layer: Layer, before: Shape, report: LayerRepo
     return Step(f"Layer {number}, {word}: {shape}", lines=lines, code=type(layer).report)
 
 
+def reports(problem: Problem) -> tuple[LayerReport, ...]:
+    """What is to be said of every layer."""
+    return trace(*problem).reports
+
+
+def result(reports: Sequence[LayerReport]) -> dict[str, Any]:
+    """What `hw.solve cnn --json` prints."""
+    layers = [
+        {
+            "name": report.name,
+            "output": report.output,
+            "params": report.params,
+            "macs": report.macs,
+            "receptive_field": report.receptive_field,
+        }
+        for report in reports
+    ]
+    return {"layers": layers, "total_params": sum(report.params for report in reports)}
+
+
 def layer_table(problem: Problem, reports: Sequence[LayerReport]) -> Table:
     """One row a layer, for as many layers as there are reports."""
-    rows = [("input", _times(problem.picture), 0, 0, "1 × 1", "1", 4 * math.prod(problem.picture))]
+    rows = [("input", notation.times(problem.picture), 0, 0, "1 × 1", "1", 4 * math.prod(problem.picture))]
     for report in reports:
-        field = _times(report.receptive_field) if report.receptive_field else "–"
-        jump = _times(report.jump) if report.jump else "–"
+        field = notation.times(report.receptive_field) if report.receptive_field else "–"
+        jump = notation.times(report.jump) if report.jump else "–"
         rows.append(
-            (report.name, _times(report.output), report.params, report.macs, field, jump, 4 * report.elements)
+            (
+                report.name,
+                notation.times(report.output),
+                report.params,
+                report.macs,
+                field,
+                jump,
+                4 * report.elements,
+            )
         )
     header = (
         "layer",
@@ -352,10 +380,6 @@ def layer_table(problem: Problem, reports: Sequence[LayerReport]) -> Table:
         "bytes, float32",
     )
     return Table("The network, layer by layer", header, tuple(rows))
-
-
-def _times(numbers: Sequence[int]) -> str:
-    return " × ".join(map(str, numbers))
 
 
 def answer(problem: Problem = SHEET) -> Answer:
@@ -392,13 +416,13 @@ def answer(problem: Problem = SHEET) -> Answer:
             )
         )
     total = sum(report.params for report in reports)
-    shapes = " → ".join(_times(report.output) for report in reports)
+    shapes = " → ".join(notation.times(report.output) for report in reports)
     return Answer(
         number=1,
         title="Shapes and parameters of a CNN",
         question="Give the dimensions after every layer, the number of elements after the flatten layer, "
         "and the parameters of the first convolution.",
-        answer=f"{_times(problem.picture)} → {shapes}; {total} parameters"
+        answer=f"{notation.times(problem.picture)} → {shapes}; {total} parameters"
         + (f", {reports[0].params} in the first layer" if reports[0].params else ""),
         steps=tuple(steps),
         why="A window moves along each axis by its stride; a filter sees all channels and gives one; pooling "
@@ -406,6 +430,3 @@ def answer(problem: Problem = SHEET) -> Answer:
         claims=claims(problem),
         figures={"volumes": [list(shape) for shape in before]},
     )
-
-
-__all__ = ["SHEET", "LayerError", "Problem", "answer", "claims", "layer_table"]

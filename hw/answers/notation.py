@@ -69,7 +69,7 @@ def subscript(*indices: int) -> str:
 def text(value: Any, digits: int = 6) -> str:
     """A number in plain text: exact if it is short, else so many significant digits.
 
-    Never rounded to nothing: 1.75e-07 stays so; nor to something rounder than it is: 0.999999825 is not 1.
+    Never rounded to nothing: 1.75e-07 stays so; nor to something rounder than it is: 0.9999998246 is not 1.
     """
     if isinstance(value, Fraction):
         if value.denominator == 1 and abs(value.numerator) < 10**15:
@@ -136,3 +136,8 @@ def matrix(rows: Sequence[Sequence[Any]], digits: int = 6) -> Line:
     plain = "; ".join(" ".join(text(x, digits) for x in row) for row in rows)
     tex = r" \\ ".join(" & ".join(latex(x, digits) for x in row) for row in rows)
     return f"[{plain}]", rf"\begin{{bmatrix}} {tex} \end{{bmatrix}}"
+
+
+def times(numbers: Sequence[int]) -> str:
+    """Sizes as in 3 × 2."""
+    return " × ".join(map(str, numbers))

@@ -1,0 +1,382 @@
+"""Question 4: backpropagation through time, and why gradients vanish (and when they do not)."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import scipy.linalg
+import scipy.optimize
+import sympy
+
+from hw.answers import notation
+from hw.answers.claims import Answer, Claim, Step, Table
+from hw.answers.notation import subscript
+from hw.answers.unrolled_rnn import SHEET, Problem, arrays
+from hw.ops import rnn as ops
+
+_DIGITS = 50  # of the differences
+# Spectral radius 0.9, but far from normal: its powers grow first. And a weight above 1 whose unit saturates.
+NON_NORMAL = ((0.9, 5.0), (0.0, 0.9))
+SATURATING = 1.5
+_POWERS = 40
+_PARAMETERS = ("dWxh", "dWhh", "dWhy", "dbh", "dby")
+
+
+# The routes: functions of a problem that give one gradient by its name. "chain" is what reaches h_1 from h_T
+# alone; "dh" is the total ∂L/∂h_t, through every output, [T, n]; then the parameters'. They share nothing.
+
+
+def by_formula(problem: Problem, what: str) -> np.ndarray:
+    """By hand: `hw.ops.rnn.bptt`, and products of Jacobians for the chain."""
+    with jax.enable_x64(True):
+        params, x_ti, dy_to = arrays(problem)
+        h_tn, _ = ops.forward(params, x_ti)
+        if what == "chain":
+            direct_n = params.why_on.T @ dy_to[-1]  # ∂L/∂h_T
+            return np.asarray(ops.jacobian(params.whh_nk, h_tn, len(x_ti), 1).T @ direct_n)
+        grads = ops.bptt(params, x_ti, h_tn, dy_to)
+        found = dict(zip(_PARAMETERS, grads.params, strict=True)) | {"dh": grads.dh_tn}
+        return np.asarray(found[what])
+
+
+def by_autodiff(problem: Problem, what: str) -> np.ndarray:
+    """By `jax.grad` of a loop written anew; a hidden state's gradient is that of a bump added to it."""
+    with jax.enable_x64(True):
+        *weights, x, dy = (jnp.asarray(np.array(m, float)) for m in problem)
+
+        def loss(weights, bumps, last_only):
+            wxh, whh, why, bh, by = weights
+            h, total = jnp.zeros(len(bh)), 0.0
+            for t, (now, wanted) in enumerate(zip(x, dy, strict=True)):
+                h = jnp.tanh(wxh @ now + whh @ h + bh) + bumps[t]
+                if not last_only or t == len(x) - 1:
+                    total += wanted @ (why @ h + by)
+            return total
+
+        bumps = jnp.zeros((len(x), len(problem.bh)))
+        by_weights, by_bumps = jax.grad(loss, argnums=(0, 1))(tuple(weights), bumps, what == "chain")
+        if what == "chain":
+            return np.asarray(by_bumps[0])
+        return np.asarray(by_bumps if what == "dh" else by_weights[_PARAMETERS.index(what)])
+
+
+def by_differences(problem: Problem, what: str) -> np.ndarray:
+    """By central differences of loops over numbers of 50 digits, element by element."""
+    with mpmath.workdps(_DIGITS):
+        parts = [np.vectorize(mpmath.mpf, otypes=[object])(np.array(m, float)) for m in problem[:5]]
+        parts.append(np.full((len(problem.x), len(problem.bh)), mpmath.mpf(0), object))
+
+        def loss(parts):
+            wxh, whh, why, bh, by, bumps = parts
+            h, total = [mpmath.mpf(0)] * len(bh), mpmath.mpf(0)
+            for t, (now, wanted) in enumerate(zip(problem.x, problem.dy, strict=True)):
+                h = [
+                    mpmath.tanh(mpmath.fdot(w, now) + mpmath.fdot(u, h) + b) + bump
+                    for w, u, b, bump in zip(wxh, whh, bh, bumps[t], strict=True)
+                ]
+                if what != "chain" or t == len(problem.x) - 1:
+                    total += mpmath.fsum(
+                        v * (mpmath.fdot(row, h) + b) for v, row, b in zip(wanted, why, by, strict=True)
+                    )
+            return total
+
+        index = 5 if what in ("chain", "dh") else _PARAMETERS.index(what)
+        step, grad = mpmath.mpf(10) ** (-_DIGITS // 3), np.empty(parts[index].shape, object)
+        for place in np.ndindex(grad.shape):
+            ends = []
+            for sign in (1, -1):
+                moved = parts[index].copy()
+                moved[place] += sign * step
+                ends.append(loss([*parts[:index], moved, *parts[index + 1 :]]))
+            grad[place] = (ends[0] - ends[1]) / (2 * step)
+        return grad[0] if what == "chain" else grad
+
+
+ROUTES: dict[str, Callable] = {
+    "by hand": by_formula,
+    "autodiff": by_autodiff,
+    "differences in 50 digits": by_differences,
+}
+
+
+# Powers of the matrix that grows first: (largest norm, at which power).
+
+
+def growth_by_product() -> list[float]:
+    """By multiplying, and the singular values of each product."""
+    power, norms = np.eye(2), []
+    for _ in range(_POWERS):
+        power = np.array(NON_NORMAL) @ power
+        norms.append(np.linalg.svd(power, compute_uv=False)[0])
+    return [max(norms), float(np.argmax(norms)) + 1]
+
+
+def growth_by_closed_form() -> list[mpmath.mpf]:
+    """By W^k = r^k [[1, k c/r], [0, 1]], whose norm is r^k (√(s² + 1) + s), s = k c/(2 r)."""
+    with mpmath.workdps(30):
+        r, c = (mpmath.mpf(str(v)) for v in NON_NORMAL[0])
+        norms = []
+        for k in range(1, _POWERS + 1):
+            s = k * c / (2 * r)
+            norms.append(r**k * (mpmath.sqrt(s * s + 1) + s))
+        return [max(norms), norms.index(max(norms)) + 1]
+
+
+def growth_by_exponential() -> list[float]:
+    """By W^k = exp(k log W), and the largest eigenvalue of W^kᵀ W^k."""
+    log = scipy.linalg.logm(np.array(NON_NORMAL))
+    norms = []
+    for k in range(1, _POWERS + 1):
+        power = scipy.linalg.expm(k * log)
+        norms.append(float(np.sqrt(scipy.linalg.eigvalsh(power.T @ power)[-1])))
+    return [max(norms), norms.index(max(norms)) + 1]
+
+
+# The factor by which a step shrinks the gradient at the fixed point h = tanh(w h) of a unit with w > 1.
+
+
+def slope_by_iteration() -> float:
+    """By running the unit until it rests."""
+    h = 0.5
+    for _ in range(1000):
+        h = np.tanh(SATURATING * h)
+    return float(SATURATING * (1 - h * h))
+
+
+def slope_by_root() -> float:
+    """By bracketing the root of tanh(w h) − h away from 0."""
+    h = scipy.optimize.brentq(lambda h: np.tanh(SATURATING * h) - h, 0.1, 1.0, xtol=1e-15)
+    return float(SATURATING / np.cosh(SATURATING * h) ** 2)
+
+
+def slope_by_newton() -> Any:
+    """By Newton's method in 30 digits, the slope differentiated by algebra."""
+    h = sympy.Symbol("h")
+    unit = sympy.tanh(sympy.Rational(str(SATURATING)) * h)
+    at = sympy.nsolve(unit - h, h, 0.8, prec=30)
+    return sympy.diff(unit, h).subs(h, at).evalf(25)
+
+
+def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
+    """Every gradient by every route, and the two warnings."""
+    titles = {
+        "chain": "what ∂L/∂h_1 gets from ∂L/∂h_T, through the hidden states between",
+        "dh": "∂L/∂h_t in all, through every later output too",
+        **{name: f"∂L/∂{name[1:]}" for name in _PARAMETERS},
+    }
+    gradients = tuple(
+        Claim(
+            id=f"4.{what}",
+            title=title,
+            routes={name: partial(route, problem, what) for name, route in ROUTES.items()},
+            tolerance=1e-8,
+        )
+        for what, title in titles.items()
+    )
+    growth = {
+        "products": partial(growth_by_product),
+        "closed form": partial(growth_by_closed_form),
+        "exponential": partial(growth_by_exponential),
+    }
+    slope = {
+        "iteration": partial(slope_by_iteration),
+        "bracketed root": partial(slope_by_root),
+        "Newton in 30 digits": partial(slope_by_newton),
+    }
+    return (
+        *gradients,
+        Claim("4.growth", f"largest ‖W^k‖ of W = {_written(NON_NORMAL)}, and its k", growth, 1e-9),
+        Claim("4.saturation", f"slope at rest of a unit with weight {SATURATING}", slope, 1e-9),
+    )
+
+
+def result(problem: Problem) -> dict[str, Any]:
+    """What `hw.solve rnn --json` prints: hidden states, outputs, and every gradient."""
+    with jax.enable_x64(True):
+        params, x_ti, dy_to = arrays(problem)
+        h_tn, y_to = ops.forward(params, x_ti)
+        grads = ops.bptt(params, x_ti, h_tn, dy_to)
+        named = dict(zip(_PARAMETERS, grads.params, strict=True))
+        return jax.device_get({"h": h_tn, "y": y_to, "dh": grads.dh_tn, **named})
+
+
+# The working.
+
+_QUESTION = (
+    "Write ∂L/∂h₁ in terms of ∂L/∂h₃ through h₂; explain how the tanh's slopes and W_hh make gradients "
+    "vanish, and what a network then cannot learn."
+)
+_WHY = "A product of many matrices that each shrink goes to zero as fast as a power does."
+
+
+def _written(matrix: Sequence[Sequence[float]]) -> str:
+    return notation.matrix(matrix)[0]
+
+
+def chain_lines(steps: int) -> list[notation.Line]:
+    """∂L/∂h_1 from ∂L/∂h_T, factor by factor."""
+    factors = [f"diag(1 − h{subscript(t)}²) W_hh" for t in range(steps, 1, -1)]
+    tex = [rf"\operatorname{{diag}}(1 - h_{{{t}}}^2) W_{{hh}}" for t in range(steps, 1, -1)]
+    between = [f"(∂h{subscript(t)}/∂h{subscript(t - 1)})" for t in range(steps, 1, -1)]
+    between_tex = [rf"\frac{{\partial h_{{{t}}}}}{{\partial h_{{{t - 1}}}}}" for t in range(steps, 1, -1)]
+    last = subscript(steps)
+    transposed = " ".join(f"W_hhᵀ diag(1 − h{subscript(t)}²)" for t in range(2, steps + 1))
+    transposed_tex = " ".join(
+        rf"W_{{hh}}^\top \operatorname{{diag}}(1 - h_{{{t}}}^2)" for t in range(2, steps + 1)
+    )
+    return [
+        (
+            f"∂L/∂h₁ = ∂L/∂h{last} {' '.join(between)}    (gradients as rows)",
+            rf"\frac{{\partial L}}{{\partial h_1}} = \frac{{\partial L}}{{\partial h_{{{steps}}}}} "
+            + " ".join(between_tex),
+        ),
+        (
+            f"∂h{last}/∂h₁ = {' '.join(factors) or 'I'}",
+            rf"\frac{{\partial h_{{{steps}}}}}{{\partial h_1}} = {' '.join(tex) or 'I'}",
+        ),
+        (
+            f"as columns: {transposed or 'I'} ∂L/∂h{last}",
+            rf"\text{{as columns: }} {transposed_tex or 'I'} \, "
+            rf"\frac{{\partial L}}{{\partial h_{{{steps}}}}}",
+        ),
+    ]
+
+
+def _total_lines(steps: int) -> list[notation.Line]:
+    return [
+        (
+            f"∂L/∂h{subscript(steps)} = W_hyᵀ ∂L/∂y{subscript(steps)}",
+            rf"\frac{{\partial L}}{{\partial h_{{{steps}}}}} = "
+            rf"W_{{hy}}^\top \frac{{\partial L}}{{\partial y_{{{steps}}}}}",
+        ),
+        (
+            f"∂L/∂h_t = W_hyᵀ ∂L/∂y_t + W_hhᵀ diag(1 − h_(t+1)²) ∂L/∂h_(t+1),  t = {max(steps - 1, 1)} … 1",
+            r"\frac{\partial L}{\partial h_t} = W_{hy}^\top \frac{\partial L}{\partial y_t} + "
+            r"W_{hh}^\top \operatorname{diag}(1 - h_{t+1}^2) \frac{\partial L}{\partial h_{t+1}}",
+        ),
+    ]
+
+
+def symbolic(steps: int) -> tuple[Step, ...]:
+    """What can be said without numbers, for T steps."""
+    return (
+        Step(
+            f"(a) ∂L/∂h₁ from ∂L/∂h{subscript(steps)}",
+            "h₁ reaches the last hidden state through every one between, a factor each: h_t = tanh(… + "
+            "W_hh h_{t-1} + …), so that ∂h_t/∂h_{t-1} = diag(tanh') W_hh = diag(1 − h_t²) W_hh.",
+            chain_lines(steps),
+            code=ops.jacobian,
+        ),
+        Step(
+            "The terms that the question leaves out",
+            "If earlier outputs enter the loss too, each h_t also feeds y_t. The total derivative "
+            "gathers both ways, from the last time to the first; weights, being shared, gather theirs "
+            "over all times.",
+            _total_lines(steps),
+            code=ops.bptt,
+        ),
+    )
+
+
+def _numbers(problem: Problem) -> Step:
+    with jax.enable_x64(True):
+        params, x_ti, dy_to = arrays(problem)
+        h_tn, _ = ops.forward(params, x_ti)
+        direct_n, last, rows = params.why_on.T @ dy_to[-1], len(x_ti), []
+        total = ops.bptt(params, x_ti, h_tn, dy_to).dh_tn
+        for t in range(1, last + 1):
+            jacobian = ops.jacobian(params.whh_nk, h_tn, last, t)
+            rows.append(
+                (
+                    f"h{subscript(t)}",
+                    float(jnp.linalg.norm(jacobian, 2)),
+                    float(ops.jacobian_bound(params.whh_nk, h_tn, last, t)),
+                    float(jnp.linalg.norm(jacobian.T @ direct_n)),
+                    float(jnp.linalg.norm(total[t - 1])),
+                )
+            )
+        sigma = float(jnp.linalg.norm(params.whh_nk, 2))
+        radius = float(np.abs(np.linalg.eigvals(np.asarray(params.whh_nk))).max())
+    header = ("", f"‖∂h{subscript(last)}/∂h_t‖", "its bound", "gradient through h_T alone", "gradient in all")
+    return Step(
+        "With numbers",
+        f"σ_max(W_hh) = {notation.text(sigma)}, spectral radius {notation.text(radius)}. The bound is "
+        "Π max(1 − h_r²) · σ_max^(T−t): the norm of a product is at most the product of the norms.",
+        table=Table("Norms, from each hidden state to the end", header, tuple(rows)),
+        code=ops.jacobian_bound,
+    )
+
+
+def _vanishing_steps() -> list[Step]:
+    norm, power = growth_by_product()
+    slope = slope_by_iteration()
+    with jax.enable_x64(True):
+        sigma = float(np.linalg.norm(np.array(NON_NORMAL), 2))
+    return [
+        Step(
+            "(b) Why the product vanishes",
+            "Each step multiplies by diag(1 − h²) W_hh. If every factor's norm is at most γ < 1, the "
+            "product over T − t steps is at most γ^(T−t): it falls exponentially with the distance. "
+            "tanh' ≤ 1 pushes that way, the more so where units saturate, but tanh' ≤ 1 alone does not "
+            "imply it: W_hh decides as well, and with σ_max(W_hh) > 1 the bound says nothing.",
+        ),
+        Step(
+            "A warning: spectral radius below 1 can still grow",
+            f"W = {_written(NON_NORMAL)} has spectral radius {NON_NORMAL[0][0]} and "
+            f" σ_max = {notation.text(sigma)}. Its "
+            f"powers vanish in the end, but first grow to ‖W^{int(power)}‖ = {notation.text(norm)}: it "
+            "is not normal, and the radius only tells of the limit.",
+            table=_growth_table(),
+            code=growth_by_product,
+        ),
+        Step(
+            "And spectral radius above 1 can still vanish",
+            f"One unit with w = {SATURATING}: it comes to rest where h = tanh({SATURATING} h), and there "
+            f"a step multiplies the gradient by w (1 − h²) = {notation.text(slope)}: saturation, not the "
+            "weight, decides.",
+            code=slope_by_iteration,
+        ),
+        Step(
+            "(c) What is lost",
+            "The gradient of the loss at time T by what happened at time t is too small to be told from "
+            "noise, so that the weights are moved by the recent past alone: the network does not learn "
+            "dependencies that are longer than its gradients' reach, though nothing keeps its forward "
+            "pass from holding them. Measured as a recall task, plain RNN against GRU: "
+            "experiments/memory_task.py; the gradients themselves: experiments/vanishing_gradient.py.",
+        ),
+    ]
+
+
+def _growth_table(shown: Sequence[int] = (1, 2, 5, 10, 20, 40)) -> Table:
+    rows = [(k, float(np.linalg.norm(np.linalg.matrix_power(np.array(NON_NORMAL), k), 2))) for k in shown]
+    return Table("‖W^k‖", ("k", "norm"), tuple(rows))
+
+
+def expressions(steps: int) -> Answer:
+    """The answer without a network's numbers."""
+    return Answer(
+        number=4,
+        title="Backpropagation through time",
+        question=_QUESTION,
+        answer=chain_lines(steps)[0][0],
+        steps=(*symbolic(steps), *_vanishing_steps()),
+        why=_WHY,
+    )
+
+
+def answer(problem: Problem = SHEET) -> Answer:
+    """The chain with its Jacobians, the total derivative, and vanishing: why, and why not always."""
+    steps = len(problem.x)
+    return Answer(
+        number=4,
+        title="Backpropagation through time",
+        question=_QUESTION,
+        answer=chain_lines(steps)[0][0],
+        steps=(*symbolic(steps), _numbers(problem), *_vanishing_steps()),
+        why=_WHY,
+        claims=claims(problem),
+    )

@@ -1,0 +1,298 @@
+"""Question 7: multi-head attention: every matrix's dimensions, one head in full, and what W^O is for."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from hw.answers import notation
+from hw.answers.claims import Answer, Claim, Step, Table
+from hw.cli import UserError
+from hw.ops import attention as ops
+
+_MAX_SIZE = 100_000  # of any dimension: a slip of the finger is found here
+
+
+class Problem(NamedTuple):
+    """Sizes: n_q queries, n_k keys, d_model, heads, and a head's d_k and d_v."""
+
+    n_q: int
+    n_k: int
+    d_model: int
+    heads: int
+    d_k: int
+    d_v: int
+
+
+def problem(
+    *,
+    seq: int,
+    d_model: int,
+    heads: int,
+    d_k: int | None = None,
+    d_v: int | None = None,
+    seq_kv: int | None = None,
+) -> Problem:
+    """Sizes with their usual defaults: d_k = d_v = d_model/heads, and as many keys as queries.
+
+    Raises:
+      UserError: a size below 1, or heads that do not divide d_model where d_k or d_v is left to that.
+    """
+    given = {"seq": seq, "d_model": d_model, "heads": heads, "d_k": d_k, "d_v": d_v, "seq_kv": seq_kv}
+    for name, value in given.items():
+        if value is not None and not 1 <= value <= _MAX_SIZE:
+            raise UserError(f"--{name}={value}: from 1 to {_MAX_SIZE}, please")
+    if None in (d_k, d_v) and d_model % heads:
+        raise UserError(f"{heads} heads do not divide d_model = {d_model}: give --d_k and --d_v")
+    share = d_model // heads
+    return Problem(seq, seq_kv or seq, d_model, heads, d_k or share, d_v or share)
+
+
+SHEET = problem(seq=4, d_model=8, heads=2)
+
+
+# The routes: functions of a problem that give "shapes" (the ledger's pairs, in its order), "params" (without
+# and with biases), or "output" (of weights and inputs drawn from a seed). They share nothing.
+
+
+def by_ledger(sizes: Problem, what: str) -> list[Any]:
+    """By the ledger of `hw.ops.attention`; the output by its fused products."""
+    each = sizes._asdict()
+    if what == "shapes":
+        return [list(shape) for shape in ops.multi_head_shapes(**each).values()]
+    if what == "params":
+        counts = {name: each[name] for name in ("heads", "d_model", "d_k", "d_v")}
+        return list(ops.multi_head_params(**counts).values())
+    with jax.enable_x64(True):
+        x, memory, *weights = _example(sizes)
+        params = ops.MultiHeadParams(*map(jnp.asarray, weights))
+        return np.asarray(ops.multi_head_attention(params, jnp.asarray(x), jnp.asarray(memory)))
+
+
+def _example(sizes: Problem) -> list[np.ndarray]:
+    """Inputs and weights [m, h, d], [m, h, d], [m, h, e], [h, e, m] from a seed: data, not a computation."""
+    r = np.random.default_rng(0)
+    n_q, n_k, m, h, d, e = sizes
+    shapes = ((n_q, m), (n_k, m), (m, h, d), (m, h, d), (m, h, e), (h, e, m))
+    return [r.normal(size=shape) for shape in shapes]
+
+
+def by_loop(sizes: Problem, what: str, example: list[np.ndarray] | None = None) -> list[Any]:
+    """By one head after the other in numpy, and looking at what comes out."""
+    n_q, n_k, m, h, d, e = sizes
+    if example is None:
+        example = [np.zeros(s) for s in ((n_q, m), (n_k, m), (m, h, d), (m, h, d), (m, h, e), (h, e, m))]
+    x, memory, w_q, w_k, w_v, w_o = example
+    w_o = w_o.reshape(-1, m)
+    seen, heads = [], []
+    for i in range(h):
+        q, k, v = x @ w_q[:, i], memory @ w_k[:, i], memory @ w_v[:, i]
+        z = q @ k.T / np.sqrt(q.shape[1])
+        a = np.exp(z - z.max(1, keepdims=True))
+        heads.append(a / a.sum(1, keepdims=True) @ v)
+        seen = [w_q[:, i], w_k[:, i], w_v[:, i], q, k, v, z, heads[-1]]
+    concat = np.concatenate(heads, axis=1)
+    output = concat @ w_o
+    if what == "shapes":
+        return [list(array.shape) for array in (*seen, concat, w_o, output)]
+    if what == "params":
+        weights = w_q.size + w_k.size + w_v.size + w_o.size
+        return [weights, weights + h * (2 * d + e) + output.shape[1]]
+    return output
+
+
+def by_flax(sizes: Problem, what: str, example: list[np.ndarray] | None = None) -> list[Any]:
+    """By flax's own layers: a projection each, its attention, a projection back."""
+    n_q, n_k, m, h, d, e = sizes
+    dtype = jnp.float64 if what == "output" else jnp.float32
+
+    class Net(nn.Module):
+        bias: bool
+
+        @nn.compact
+        def __call__(self, x, memory):
+            project = [
+                nn.DenseGeneral((h, size), use_bias=self.bias, name=name, dtype=dtype)
+                for name, size in (("q", d), ("k", d), ("v", e))
+            ]
+            q, k, v = (layer(y) for layer, y in zip(project, (x, memory, memory), strict=True))
+            weights = nn.dot_product_attention_weights(q, k, dtype=dtype)
+            head = jnp.einsum("hts,she->the", weights, v)
+            out = nn.DenseGeneral(m, axis=(-2, -1), use_bias=self.bias, name="o", dtype=dtype)(head)
+            return q[:, 0], k[:, 0], v[:, 0], weights[0], head[:, 0], head.reshape(n_q, -1), out
+
+    if what == "output":
+        x, memory, *weights = example
+        with jax.enable_x64(True):
+            params = {n: {"kernel": jnp.asarray(w)} for n, w in zip("qkvo", weights, strict=True)}
+            arguments = ({"params": params}, jnp.asarray(x), jnp.asarray(memory))
+            return np.asarray(Net(bias=False).apply(*arguments)[-1])
+    inputs = (jax.ShapeDtypeStruct((n, m), jnp.float32) for n in (n_q, n_k))
+    x, memory = inputs
+    found = []
+    for bias in (False, True):
+        outputs, variables = jax.eval_shape(
+            lambda x, y, bias=bias: Net(bias=bias).init_with_output(jax.random.key(0), x, y), x, memory
+        )
+        found.append((outputs, variables["params"]))
+    if what == "params":
+        return [sum(leaf.size for leaf in jax.tree.leaves(params)) for _, params in found]
+    (q, k, v, z, head, concat, out), params = found[0]
+    matrices = [(m, params[name]["kernel"].shape[-1]) for name in "qkv"]
+    w_o = params["o"]["kernel"].shape
+    shapes = [*matrices, q.shape, k.shape, v.shape, z.shape, head.shape, concat.shape]
+    return [list(shape) for shape in (*shapes, (w_o[0] * w_o[1], w_o[2]), out.shape)]
+
+
+ROUTES: dict[str, Callable] = {"ledger": by_ledger, "loop over heads": by_loop, "flax": by_flax}
+
+
+def claims(sizes: Problem = SHEET) -> tuple[Claim, ...]:
+    """Shapes and parameters; and, on an example drawn from a seed, that loop and fused form agree."""
+    titles = {"shapes": "dimensions of every matrix", "params": "parameters, without and with biases"}
+    exact = tuple(
+        Claim(
+            id=f"7.{what}",
+            title=title,
+            routes={name: partial(route, sizes, what) for name, route in ROUTES.items()},
+        )
+        for what, title in titles.items()
+    )
+    example = _example(sizes)
+    numeric = Claim(
+        id="7.output",
+        title="output of an example, fused, head by head, and by flax",
+        routes={
+            "ledger": partial(by_ledger, sizes, "output"),
+            "loop over heads": partial(by_loop, sizes, "output", example),
+            "flax": partial(by_flax, sizes, "output", example),
+        },
+        tolerance=1e-9,
+    )
+    return (*exact, numeric)
+
+
+def result(sizes: Problem) -> dict[str, Any]:
+    """What `hw.solve multihead --json` prints."""
+    each = sizes._asdict()
+    counts = {name: each[name] for name in ("heads", "d_model", "d_k", "d_v")}
+    return {"shapes": ops.multi_head_shapes(**each), "params": ops.multi_head_params(**counts)}
+
+
+# The working.
+
+_MEANING = {
+    "W_Q": "W_i^Q, projects the queries of head i",
+    "W_K": "W_i^K, projects its keys",
+    "W_V": "W_i^V, projects its values",
+    "Q_head": "Q W_i^Q",
+    "K_head": "K W_i^K",
+    "V_head": "V W_i^V",
+    "scores": "(Q W_i^Q)(K W_i^K)ᵀ/√d_k, and the weights",
+    "head": "head_i = weights · V W_i^V",
+    "concat": "C = Concat(head_1, …, head_h)",
+    "W_O": "W^O, mixes the heads",
+    "output": "C W^O",
+}
+
+
+def _formula(name: str, sizes: Problem) -> str:
+    symbols = {
+        "W_Q": "d_model × d_k",
+        "W_K": "d_model × d_k",
+        "W_V": "d_model × d_v",
+        "Q_head": "(n_q × d_model)(d_model × d_k)",
+        "K_head": "(n_k × d_model)(d_model × d_k)",
+        "V_head": "(n_k × d_model)(d_model × d_v)",
+        "scores": "(n_q × d_k)(d_k × n_k)",
+        "head": "(n_q × n_k)(n_k × d_v)",
+        "concat": "n_q × h·d_v",
+        "W_O": "h·d_v × d_model",
+        "output": "(n_q × h·d_v)(h·d_v × d_model)",
+    }
+    return symbols[name]
+
+
+def _head_line(s: Problem) -> notation.Line:
+    def size(a: int, b: int) -> str:
+        return rf"_{{{a} \times {b}}}"
+
+    plain = (
+        f"head_i [{s.n_q} × {s.d_v}] = softmax( Q [{s.n_q} × {s.d_model}] W_i^Q [{s.d_model} × {s.d_k}] "
+        f"(K [{s.n_k} × {s.d_model}] W_i^K [{s.d_model} × {s.d_k}])ᵀ / √{s.d_k} ) [{s.n_q} × {s.n_k}] · "
+        f"V [{s.n_k} × {s.d_model}] W_i^V [{s.d_model} × {s.d_v}]"
+    )
+    tex = (
+        rf"\underbrace{{\text{{head}}_i}}{size(s.n_q, s.d_v)} = \underbrace{{\operatorname{{softmax}}\left("
+        rf"\frac{{(\overbrace{{Q}}^{{{s.n_q} \times {s.d_model}}} W_i^Q)(K W_i^K)^\top}}{{\sqrt{{{s.d_k}}}}}"
+        rf"\right)}}{size(s.n_q, s.n_k)} \underbrace{{V W_i^V}}{size(s.n_k, s.d_v)}"
+    )
+    return plain, tex
+
+
+def answer(sizes: Problem = SHEET) -> Answer:
+    """The ledger, one head in full, and the parameters."""
+    ledger = ops.multi_head_shapes(**sizes._asdict())
+    params = ops.multi_head_params(heads=sizes.heads, d_model=sizes.d_model, d_k=sizes.d_k, d_v=sizes.d_v)
+    rows = tuple(
+        (name, notation.times(shape), _formula(name, sizes), _MEANING[name]) for name, shape in ledger.items()
+    )
+    h, m, d, e = sizes.heads, sizes.d_model, sizes.d_k, sizes.d_v
+    same = sizes.heads * sizes.d_v == sizes.d_model
+    return Answer(
+        number=7,
+        title="Multi-head attention, dimension by dimension",
+        question="Give the dimensions of W_i^Q, W_i^K, W_i^V and W^O, what turns the joined heads into an "
+        "output of the input's dimensions, and one head in full.",
+        answer=f"W_i^Q, W_i^K: {notation.times(ledger['W_Q'])}; W_i^V: {notation.times(ledger['W_V'])}; "
+        f"W^O: {notation.times(ledger['W_O'])}",
+        steps=(
+            Step(
+                "The ledger",
+                "Inner dimensions meet and are summed away; the outer ones stay.",
+                table=Table("Every matrix", ("matrix", "size", "from", "what it is"), rows),
+                code=ops.multi_head_shapes,
+            ),
+            Step("One head in full", "", [_head_line(sizes)], code=ops.multi_head_attention),
+            Step(
+                "From the concatenation to the output",
+                f"C is {notation.times(ledger['concat'])}; C W^O is {notation.times(ledger['output'])}. "
+                + (
+                    "C has the input's dimensions already, since h·d_v = d_model: W^O is there to mix "
+                    "the heads. Without it, each head would write into columns of its own and none "
+                    "could use another's."
+                    if same
+                    else "Here h·d_v is not d_model, so that W^O brings the dimensions back and mixes the "
+                    "heads."
+                ),
+                [(f"O = C W^O: {notation.times(ledger['output'])}", r"O = C W^O")],
+            ),
+            Step(
+                "Parameters",
+                "The sheet's formula has no biases; many implementations give every projection one. "
+                "Both counts:",
+                [
+                    (
+                        f"without: {h}·{m}·({d} + {d} + {e}) + {h}·{e}·{m} = {params['without_bias']}",
+                        rf"{h} \cdot {m} \cdot ({d} + {d} + {e}) + {h} \cdot {e} \cdot {m} = "
+                        rf"{params['without_bias']}",
+                    ),
+                    (
+                        f"with: {params['without_bias']} + {h}·({d} + {d} + {e}) + {m} = "
+                        f"{params['with_bias']}",
+                        rf"{params['without_bias']} + {h} \cdot ({d} + {d} + {e}) + {m} "
+                        rf"= {params['with_bias']}",
+                    ),
+                ],
+                code=ops.multi_head_params,
+            ),
+        ),
+        why="Each head looks in a space of its own, as many times smaller as there are heads, so that all "
+        "heads together cost about what one of full size would.",
+        claims=claims(sizes),
+        figures={"ledger": {name: list(shape) for name, shape in ledger.items()}},
+    )

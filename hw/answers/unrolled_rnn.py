@@ -1,0 +1,329 @@
+"""Question 3: the tanh RNN unrolled: its graph, its nested expression, and how h_T depends on every input."""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+
+from hw.answers import notation
+from hw.answers.claims import Answer, Claim, Step, Table
+from hw.answers.notation import subscript
+from hw.cli import UserError
+from hw.ops import rnn as ops
+
+_DIGITS = 40  # of the mpmath routes
+MAX_STEPS = 50  # beyond, nobody reads the graph
+
+
+class Problem(NamedTuple):
+    """Weights as in the equations (vectors are columns), inputs and ∂L/∂y_t, as nested tuples of floats.
+
+    wxh [n, i], whh [n, n], why [o, n], bh [n], by [o], x [T, i], dy [T, o].
+    """
+
+    wxh: tuple
+    whh: tuple
+    why: tuple
+    bh: tuple
+    by: tuple
+    x: tuple
+    dy: tuple
+
+
+# The sheet gives no numbers: these are ours, two hidden units and three steps.
+SHEET = Problem(
+    wxh=((0.5,), (-0.3,)),
+    whh=((0.8, -0.4), (0.3, 0.6)),
+    why=((1.0, -1.5),),
+    bh=(0.1, -0.2),
+    by=(0.0,),
+    x=((1.0,), (-0.5,), (0.25,)),
+    dy=((0.2,), (-0.1,), (1.0,)),
+)
+# Names in a file of parameters, as the sheet writes them.
+_FILE_NAMES = {"Wxh": 2, "Whh": 2, "Why": 2, "bh": 1, "by": 1, "x": 2, "dy": 2}
+
+
+def load_problem(path: Path) -> Problem:
+    """Reads a JSON file with Wxh, Whh, Why, bh, by, x (T vectors) and dy (T vectors).
+
+    Raises:
+      UserError: it cannot be read, something is missing, no number, or of the wrong shape.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON of finite numbers ({str(error)[:80]})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: needs an object with {', '.join(_FILE_NAMES)}")
+    if unknown := sorted(values.keys() - _FILE_NAMES.keys()):
+        raise UserError(f"{path}: unknown name {unknown[0]!r}; the names are {', '.join(_FILE_NAMES)}")
+    arrays = {}
+    for name, axes in _FILE_NAMES.items():
+        if name not in values:
+            raise UserError(f"{path}: {name} is missing")
+        arrays[name] = _array(values[name], axes, f"{path}: {name}")
+    hidden, inputs = arrays["Wxh"].shape
+    outputs, steps = len(arrays["Why"]), len(arrays["x"])
+    wanted = {
+        "Whh": (hidden, hidden),
+        "Why": (outputs, hidden),
+        "bh": (hidden,),
+        "by": (outputs,),
+        "x": (steps, inputs),
+        "dy": (steps, outputs),
+    }
+    for name, shape in wanted.items():
+        if arrays[name].shape != shape:
+            raise UserError(
+                f"{path}: {name} is {notation.times(arrays[name].shape)}, but must be "
+                f"{notation.times(shape)} to fit the others (Wxh [hidden, input], Whh [hidden, hidden], "
+                "Why [output, hidden], x and dy one vector a step)"
+            )
+    if not 1 <= steps <= MAX_STEPS:
+        raise UserError(f"{path}: x has {steps} steps: from 1 to {MAX_STEPS}, please")
+    return Problem(*(_tuples(arrays[name]) for name in _FILE_NAMES))
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+
+def _array(value: Any, axes: int, where: str) -> np.ndarray:
+    try:
+        array = np.array(value)
+    except ValueError as error:
+        raise UserError(f"{where}: rows of different lengths") from error
+    if array.ndim != axes or array.size == 0 or array.dtype.kind not in "if":
+        raise UserError(f"{where}: needs {'a list' if axes == 1 else 'a list of lists'} of numbers")
+    array = array.astype(float)
+    if not np.isfinite(array).all():
+        raise UserError(f"{where}: a number is too large")
+    return array
+
+
+def _tuples(array: np.ndarray) -> tuple:
+    return tuple(map(tuple, array.tolist())) if array.ndim == 2 else tuple(array.tolist())
+
+
+def arrays(problem: Problem) -> tuple[ops.RNNParams, jax.Array, jax.Array]:
+    """(params, x_ti, dy_to) as float64 arrays; to be called under `jax.enable_x64`."""
+    *params, x_ti, dy_to = (jnp.asarray(np.array(m, float)) for m in problem)
+    return ops.RNNParams(*params), x_ti, dy_to
+
+
+# The routes: functions of a problem that give "hidden" [T, n] or "depends" [1, T], ‖∂h_T/∂x_t‖ for every t.
+
+
+def by_ops(problem: Problem, what: str) -> np.ndarray:
+    """By `hw.ops.rnn`: the recurrence, and the product of Jacobians."""
+    with jax.enable_x64(True):
+        params, x_ti, _ = arrays(problem)
+        h_tn, _ = ops.forward(params, x_ti)
+        if what == "hidden":
+            return np.asarray(h_tn)
+        last, norms = len(x_ti), []
+        for t in range(1, last + 1):
+            by_input = (1 - h_tn[t - 1] ** 2)[:, None] * params.wxh_ni  # ∂h_t/∂x_t
+            norms.append(jnp.linalg.norm(ops.jacobian(params.whh_nk, h_tn, last, t) @ by_input))
+        return np.array([norms], float)
+
+
+def by_autodiff(problem: Problem, what: str) -> np.ndarray:
+    """By a loop written anew, and its `jax.jacobian`."""
+    with jax.enable_x64(True):
+        wxh, whh, _, bh, _, x, _ = (jnp.asarray(np.array(m, float)) for m in problem)
+
+        def hidden(x):
+            h, all_h = jnp.zeros(len(bh)), []
+            for now in x:
+                h = jnp.tanh(wxh @ now + whh @ h + bh)
+                all_h.append(h)
+            return jnp.stack(all_h)
+
+        if what == "hidden":
+            return np.asarray(hidden(x))
+        jacobian = jax.jacobian(lambda x: hidden(x)[-1])(x)  # [n, T, i]
+        return np.sqrt((np.asarray(jacobian) ** 2).sum((0, 2)))[None]
+
+
+def by_digits(problem: Problem, what: str) -> list[list[mpmath.mpf]]:
+    """By loops over numbers of 40 digits, and central differences."""
+    with mpmath.workdps(_DIGITS):
+
+        def hidden(x):
+            h, all_h = [mpmath.mpf(0)] * len(problem.bh), []
+            for now in x:
+                h = [
+                    mpmath.tanh(mpmath.fdot(w, now) + mpmath.fdot(u, h) + b)
+                    for w, u, b in zip(problem.wxh, problem.whh, problem.bh, strict=True)
+                ]
+                all_h.append(h)
+            return all_h
+
+        x = [[mpmath.mpf(v) for v in row] for row in problem.x]
+        if what == "hidden":
+            return hidden(x)
+        step, norms = mpmath.mpf(10) ** (-_DIGITS // 3), []
+        for t, row in enumerate(x):
+            squares = mpmath.mpf(0)
+            for i in range(len(row)):
+                ends = []
+                for sign in (1, -1):
+                    moved = [list(r) for r in x]
+                    moved[t][i] += sign * step
+                    ends.append(hidden(moved)[-1])
+                squares += mpmath.fsum(((a - b) / (2 * step)) ** 2 for a, b in zip(*ends, strict=True))
+            norms.append(mpmath.sqrt(squares))
+        return [norms]
+
+
+ROUTES: dict[str, Callable] = {"jacobian product": by_ops, "autodiff": by_autodiff, "40 digits": by_digits}
+
+
+def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
+    """The hidden states, and how much the last depends on every input."""
+    titles = {"hidden": "hidden states h_1 … h_T", "depends": "‖∂h_T/∂x_t‖ for t = 1 … T"}
+    return tuple(
+        Claim(
+            id=f"3.{what}",
+            title=title,
+            routes={name: partial(route, problem, what) for name, route in ROUTES.items()},
+            tolerance=1e-10,
+        )
+        for what, title in titles.items()
+    )
+
+
+# The graph and the expression, for any T.
+
+_QUESTION = (
+    "Unroll the tanh RNN over its time steps, and explain how the last hidden state depends on the whole "
+    "input sequence."
+)
+_WHY = "A function of h_{t-1} and x_t, put into itself, is a function of all x so far."
+
+
+def graph(steps: int) -> dict[str, list[dict[str, Any]]]:
+    """The unrolled graph: nodes by kind and time, edges with the weight that they carry.
+
+    Edges with the same weight share one matrix: that is what "shared across time" means.
+    """
+    nodes = [{"id": "h0", "kind": "h", "time": 0, "label": "h₀ = 0"}]
+    edges = []
+    for t in range(1, steps + 1):
+        for kind in "xhy":
+            nodes.append({"id": f"{kind}{t}", "kind": kind, "time": t, "label": kind + subscript(t)})
+        edges += [
+            {"from": f"x{t}", "to": f"h{t}", "weight": "W_xh"},
+            {"from": f"h{t - 1}", "to": f"h{t}", "weight": "W_hh"},
+            {"from": f"h{t}", "to": f"y{t}", "weight": "W_hy"},
+        ]
+    return {"nodes": nodes, "edges": edges}
+
+
+def nested(steps: int) -> notation.Line:
+    """h_T as one expression of x_1 … x_T, every hidden state put into the next."""
+    plain, tex = "", ""
+    for t in range(1, steps + 1):
+        inner = f" + W_hh {plain}" if plain else ""
+        inner_tex = rf" + W_{{hh}} {tex}" if tex else ""
+        plain = f"tanh(W_xh x{subscript(t)}{inner} + b_h)"
+        tex = rf"\tanh\left(W_{{xh}} x_{{{t}}}{inner_tex} + b_h\right)"
+    return f"h{subscript(steps)} = {plain}", f"h_{{{steps}}} = {tex}"
+
+
+def symbolic(steps: int) -> tuple[Step, ...]:
+    """What can be said without numbers.
+
+    Raises:
+      UserError: no such number of steps.
+    """
+    if not 1 <= steps <= MAX_STEPS:
+        raise UserError(f"--steps={steps}: from 1 to {MAX_STEPS}, please")
+    lines = []
+    for t in range(1, steps + 1):
+        before = "0" if t == 1 else f"h{subscript(t - 1)}"
+        before_tex = "0" if t == 1 else f"h_{{{t - 1}}}"
+        lines += [
+            (
+                f"h{subscript(t)} = tanh(W_xh x{subscript(t)} + W_hh {before} + b_h)",
+                rf"h_{{{t}}} = \tanh(W_{{xh}} x_{{{t}}} + W_{{hh}} {before_tex} + b_h)",
+            ),
+            (f"y{subscript(t)} = W_hy h{subscript(t)} + b_y", rf"y_{{{t}}} = W_{{hy}} h_{{{t}}} + b_y"),
+        ]
+    return (
+        Step(
+            f"The network unrolled for {steps} step{'s' * (steps > 1)}",
+            "At every time the same three matrices and two biases: W_xh from input to hidden state, "
+            "W_hh from one hidden state to the next, W_hy from hidden state to output.",
+            lines,
+            code=ops.forward,
+        ),
+        Step(
+            f"h{subscript(steps)} as one expression",
+            "Each hidden state put into the next: every input up to now is inside, and one that came "
+            "long ago is under as many tanh and W_hh as steps have passed since.",
+            [nested(steps)],
+        ),
+    )
+
+
+def expressions(steps: int) -> Answer:
+    """The answer without numbers."""
+    return Answer(
+        number=3,
+        title="An RNN unrolled",
+        question=_QUESTION,
+        answer=nested(steps)[0],
+        steps=symbolic(steps),
+        why=_WHY,
+        figures={"graph": graph(steps)},
+    )
+
+
+def answer(problem: Problem = SHEET) -> Answer:
+    """The graph, the expression, and the dependence measured on numbers."""
+    steps = len(problem.x)
+    hidden, (norms,) = by_ops(problem, "hidden"), by_ops(problem, "depends")
+    rows = [(f"x{subscript(t)}", float(n)) for t, n in enumerate(norms, 1)]
+    size = len(problem.bh)
+    header = ("", *(f"unit {j}" for j in range(1, size + 1)))
+    states = Table(
+        "Hidden states", header, tuple((f"h{subscript(t)}", *h) for t, h in enumerate(hidden.tolist(), 1))
+    )
+    return Answer(
+        number=3,
+        title="An RNN unrolled",
+        question=_QUESTION,
+        answer=nested(steps)[0],
+        steps=(
+            *symbolic(steps),
+            Step("With numbers", "The example's weights and inputs put in.", table=states, code=ops.forward),
+            Step(
+                f"h{subscript(steps)} depends on every input",
+                "∂h_T/∂x_t = (∂h_T/∂h_t)(∂h_t/∂x_t), and none of these is zero here. The hidden state "
+                "is all that the network carries from one step to the next: whatever it is to know "
+                f"later of x_1 … x_t must be in h_t, {size} numbers, whatever t is. That is why it is "
+                "called the network's memory, and why that memory is a lossy one.",
+                table=Table(f"‖∂h{subscript(steps)}/∂x_t‖", ("input", "norm"), tuple(rows)),
+                code=ops.jacobian,
+            ),
+        ),
+        why=_WHY,
+        claims=claims(problem),
+        figures={"graph": graph(steps), "shapes": _weight_shapes(problem)},
+    )
+
+
+def _weight_shapes(problem: Problem) -> Mapping[str, list[int]]:
+    names = {"W_xh": problem.wxh, "W_hh": problem.whh, "W_hy": problem.why}
+    return {name: list(np.shape(matrix)) for name, matrix in names.items()}

@@ -1,0 +1,81 @@
+"""An answer as plain text, for a terminal."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from hw.answers import notation
+from hw.answers.claims import Answer, Step, Table, Verdict
+
+_WIDTH = 100
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else notation.text(value)
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Rows under a header, each column as wide as its widest cell; numbers to the right."""
+    cells = [list(map(_cell, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    numeric = [all(not isinstance(row[i], str) for row in rows) for i in range(len(header))]
+
+    def line(values: Sequence[str]) -> str:
+        pairs = zip(values, widths, numeric, strict=True)
+        return "  ".join(v.rjust(w) if n else v.ljust(w) for v, w, n in pairs).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, cells)])
+
+
+def table(shown: Table) -> str:
+    """A table with its title."""
+    return f"{shown.title}\n{columns(shown.header, shown.rows)}"
+
+
+def step(shown: Step, number: int) -> str:
+    """One step: title, text, working, table."""
+    parts = [f"{number}. {shown.title}"]
+    if shown.text:
+        parts.append(textwrap.fill(shown.text, _WIDTH, initial_indent="   ", subsequent_indent="   "))
+    if shown.lines:
+        parts.append("\n".join(f"     {plain}" for plain, _ in shown.lines))
+    if shown.table:
+        parts.append(textwrap.indent(table(shown.table), "     "))
+    return "\n".join(parts)
+
+
+def answer(shown: Answer) -> str:
+    """The whole working of an answer."""
+    heading = f"Question {shown.number}: {shown.title}"
+    steps = [step(s, number) for number, s in enumerate(shown.steps, start=1)]
+    closing = [f"Answer: {shown.answer}", textwrap.fill(f"Why: {shown.why}", _WIDTH)]
+    return "\n\n".join([f"{heading}\n{'=' * len(heading)}", *steps, *closing])
+
+
+def verdicts(shown: Sequence[Verdict]) -> str:
+    """All claims with their values, routes, errors and verdicts, one a line."""
+    rows = []
+    for verdict in shown:
+        claim = verdict.claim
+        rows.append(
+            (
+                claim.id,
+                _value(verdict),
+                ", ".join(claim.routes),
+                f"{verdict.error:.1e}",
+                f"{claim.tolerance:.0e}" if claim.tolerance else "exact",
+                "holds" if verdict.holds else f"FAILS: {', '.join(verdict.dissenters)}",
+            )
+        )
+    return columns(("claim", "value", "routes", "error", "tolerance", "verdict"), rows)
+
+
+def _value(verdict: Verdict) -> str:
+    """The agreed value on a few characters; an array's first numbers."""
+    agreed = (v for n, v in verdict.values.items() if v is not None and n not in verdict.dissenters)
+    value = next(agreed, None)
+    if value is None:
+        return "–"
+    flat = value.ravel()
+    shown = " ".join(notation.text(x, 4) for x in flat[:3])
+    return shown if len(flat) <= 3 else f"{shown} … ({notation.times(value.shape)})"

@@ -1,0 +1,34 @@
+"""Recomputes every result of the worked answers by every route; 1 if any two disagree."""
+
+import sys
+from collections.abc import Sequence
+
+from hw import cli
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    parser = cli.ArgumentParser(prog="hw.verify", description=__doc__)
+    parser.add_json_option()
+    options = parser.parse_args(argv)
+
+    # After the options: a mistake in them is told at once.
+    from hw import answers
+    from hw.answers.claims import check
+    from hw.report import terminal
+
+    verdicts = [check(claim) for claim in answers.all_claims()]
+    failed = [verdict for verdict in verdicts if not verdict.holds]
+    if options.json:
+        cli.emit_json([verdict.as_dict() for verdict in verdicts], options.json)
+    else:
+        print(terminal.verdicts(verdicts))
+    for verdict in failed:
+        for route, reason in verdict.failures.items():
+            cli.say(f"{verdict.claim.id}, {route}: {reason}")
+    cli.say(f"{len(verdicts) - len(failed)} of {len(verdicts)} claims hold")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])
