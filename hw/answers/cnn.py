@@ -81,11 +81,10 @@ def by_windows(problem: Problem, what: str) -> list[Any]:
                     pad = 0 if layer.padding == "valid" else layer.padding[axis]
                     starts = []
                     for place in count(-pad, stride):
-                        fits = place + reach[-1] <= n - 1 + pad
-                        # With ceil, one more where pixels (or padding) are left, if it starts before the end.
-                        left = starts and starts[-1] + reach[-1] < n - 1 + pad
-                        hangs = kind == "Pool" and layer.ceil and left and place < n
-                        if not (fits or hangs):
+                        over = place + reach[-1] - (n - 1 + pad)
+                        # With ceil a window may hang over by less than a stride, if it starts before the end.
+                        hangs = kind == "Pool" and layer.ceil and over < stride and place < n
+                        if over > 0 and not hangs:
                             break
                         starts.append(place)
                 axes.append([[start + offset for offset in reach] for start in starts])

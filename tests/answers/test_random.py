@@ -1,0 +1,92 @@
+"""A thousand random cases: the routes agree, nothing crashes (the RNN's are in tests/ops/test_rnn.py)."""
+
+from fractions import Fraction
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hw.answers import attention, attention_gradient, claims, cnn
+from hw.cli import UserError
+from hw.ops.conv_arithmetic import LayerError, parse_layers
+
+_SMALL = st.integers(1, 4)
+
+
+@st.composite
+def words(draw) -> str:
+    """A layer of a picture, in the layer language."""
+    padding = draw(st.sampled_from(["", "same", "valid", "p1", "p0x1"]))
+    kernel, stride = draw(st.tuples(_SMALL, _SMALL)), draw(st.tuples(_SMALL, _SMALL))
+    if draw(st.booleans()):
+        word = f"conv{draw(st.sampled_from([2, 4, 6]))}k{kernel[0]}x{kernel[1]}s{stride[0]}x{stride[1]}"
+        dilation, groups = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2]))
+        return f"{word}{padding}d{dilation}g{groups}{draw(st.sampled_from(['', 'nobias']))}"
+    kind = draw(st.sampled_from(["pool", "avgpool"]))
+    return f"{kind}{kernel[0] + 1}x{kernel[1] + 1}s{stride[0]}x{stride[1]}{padding}" + (
+        "" if padding == "same" else draw(st.sampled_from(["", "ceil"]))
+    )
+
+
+@settings(max_examples=700, deadline=None)
+@given(
+    st.tuples(st.integers(1, 20), st.integers(1, 20), st.sampled_from([2, 4])), st.lists(words(), max_size=3)
+)
+def test_cnns(picture, body):
+    spec = " ".join([*body, "flatten", "dense3"])
+    problem = cnn.Problem(picture, tuple(parse_layers(spec)))
+    try:
+        answer = cnn.answer(problem)
+    except LayerError:
+        return  # it does not fit, and says so
+    for claim in answer.claims:
+        if claim.id != "1.fields":  # a gradient each: too slow here; below
+            verdict = claims.check(claim)
+            assert verdict.holds, (spec, claim.id, verdict.values, verdict.failures)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(words(), min_size=1, max_size=2))
+def test_receptive_fields(body):
+    problem = cnn.Problem((41, 43, 4), tuple(parse_layers(" ".join(body))))
+    try:
+        found = [c for c in cnn.claims(problem) if c.id == "1.fields"]
+    except UserError:
+        return
+    for claim in found:
+        verdict = claims.check(claim)
+        assert verdict.holds, (body, verdict.values, verdict.failures)
+
+
+@st.composite
+def cases(draw) -> attention_gradient.Problem:
+    """Matrices of quarters in [-5, 5] and their ∂L/∂output."""
+    n_q, n_k, d_k, d_v = (draw(st.sampled_from([1, 2, 3])) for _ in range(4))
+    mask = draw(st.sampled_from(["none", "causal"])) if n_q <= n_k else "none"
+
+    def matrix(rows, columns):
+        numbers = st.integers(-20, 20).map(lambda n: Fraction(n, 4))
+        row = st.tuples(*[numbers] * columns)
+        return draw(st.tuples(*[row] * rows))
+
+    case = attention.Case(matrix(n_q, d_k), matrix(n_k, d_k), matrix(n_k, d_v), mask, draw(st.booleans()))
+    return attention_gradient.Problem(case, matrix(n_q, d_v))
+
+
+@settings(max_examples=250, deadline=None)
+@given(cases())
+def test_attention_and_its_gradients(problem):
+    case = problem.case
+    for what in ("scores", "scaled", "weights"):
+        exact = attention.by_mpmath(case, what)
+        assert claims.row_error(attention.by_jax(case, what), exact) < 1e-12
+    # A mean of values may cancel to nothing: judged by the size of what it is a mean of.
+    size = float(max(abs(x) for row in case.v for x in row)) or 1.0
+    exact = claims.to_float(attention.by_mpmath(case, "output"))
+    assert np.abs(attention.by_jax(case, "output") - exact).max() < 1e-12 * size
+    for what in ("dq", "dk", "dv"):
+        mine, true = (
+            route(problem, what) for route in (attention_gradient.by_formula, attention_gradient.by_autodiff)
+        )
+        np.testing.assert_allclose(mine, true, rtol=1e-8, atol=1e-11 * (1 + np.abs(true).max()))
+    assert attention_gradient.answer(problem).steps and attention.answer(case).steps
