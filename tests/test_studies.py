@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 import configs.resnet
-from experiments import ablation, seeds, throughput
+from experiments import (
+    ablation,
+    attention_scaling,
+    float32_attention_gradient,
+    seeds,
+    throughput,
+    vanishing_gradient,
+)
 from hw import models
 from hw.cli import UserError
 from hw.training import optim
@@ -125,3 +132,78 @@ def test_throughput_measures_everything_once(monkeypatch):
     assert "optimiser" in report["parts"] and report["peak_gflops"] > 0
     for name in [*report["steps"], *report["parts"]]:
         assert name in throughput.table(report)
+
+
+# --- the studies of questions 4 and 8 ---
+
+
+def test_vanishing_gradient_against_plain_loops():
+    radius, seed = 1.1, 3
+    found = vanishing_gradient.measure(radius, seed)
+    r = np.random.default_rng(seed)  # the same draws, in the same order
+    whh = vanishing_gradient.with_radius(r, 64, radius)
+    assert np.abs(np.linalg.eigvals(whh)).max() == pytest.approx(radius)
+    wxh = r.normal(size=(64, 16)) / 4
+    x, c = r.normal(size=(100, 16)), r.normal(size=64) / 8
+    gru = {"u" + gate: vanishing_gradient.with_radius(r, 64, radius) for gate in "rzn"}
+    gru |= {"w" + gate: r.normal(size=(64, 16)) / 4 for gate in "rzn"}
+    h, states = np.zeros(64), []
+    for now in x:
+        h = np.tanh(wxh @ now + whh @ h)
+        states.append(h)
+    g, linear = c, c
+    for t in range(99, -1, -1):
+        assert found["rnn"][t] == pytest.approx(np.linalg.norm(g), rel=1e-8)
+        assert found["linear"][t] == pytest.approx(np.linalg.norm(linear), rel=1e-8)
+        assert found["rnn"][t] <= found["bound"][t] * (1 + 1e-12)
+        g, linear = whh.T @ ((1 - states[t] ** 2) * g), whh.T @ linear
+    # The GRU's by a difference: moving h_98 along a direction moves L by the gradient's part along it.
+    with jax.enable_x64(True):
+        bumps = np.zeros((100, 64))
+
+        def loss(size):
+            bumps[97, 0] = size
+            return c @ np.asarray(vanishing_gradient.gru_state(gru, jnp.asarray(x), jnp.asarray(bumps), 3.0))
+
+        slope = (loss(1e-5) - loss(-1e-5)) / 2e-5
+    assert abs(slope) <= found["gru_keeps"][97]
+    assert found["gru_keeps"][0] > 1e6 * found["gru"][0]
+
+
+@pytest.mark.parametrize("study", ["vanishing_gradient", "attention_scaling", "float32_attention_gradient"])
+def test_studies_are_committed_whole(study):
+    folder = seeds.RESULTS / study
+    assert (folder / "figure.svg").read_text().lstrip().startswith("<?xml")
+    assert json.loads((folder / "data.json").read_text())
+
+
+def test_committed_curves_can_be_made_again():
+    data = json.loads((seeds.RESULTS / "vanishing_gradient" / "data.json").read_text())["radii"]
+    found = vanishing_gradient.measure(0.9, 0)
+    for kind, curve in data["0.9"].items():
+        assert (np.asarray(found[kind]) >= np.array(curve["low"]) * (1 - 1e-6)).all()
+        assert (np.asarray(found[kind]) <= np.array(curve["high"]) * (1 + 1e-6)).all()
+
+
+def test_attention_scaling_by_the_whole_jacobian():
+    found = attention_scaling.measure(4, "unscaled", seed=0)
+    r = np.random.default_rng([0, 4])
+    q, k = r.normal(size=(256, 4)), r.normal(size=(64, 4))
+    z = q @ k.T
+    a = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    norms = [np.linalg.norm(np.diag(row) - np.outer(row, row)) for row in a]
+    assert found["jacobian"] == pytest.approx(np.mean(norms), rel=1e-9)
+    assert found["variance"] == pytest.approx(z.var())
+    assert attention_scaling.measure(64, "scaled", 0)["variance"] == pytest.approx(1.0, rel=0.1)
+    assert attention_scaling.measure(64, "copies, unscaled", 0)["variance"] > 1000
+
+
+def test_float32_errors_by_the_closed_form():
+    # Two weights a, 1 - a: dz_1 = a (1 - a) (da_1 - da_2), a = 1/(1 + e^gap).
+    gap = 15.5
+    true = float32_attention_gradient.exact(np.array([0.0, gap]), np.array([0.5, -1.25]))
+    a = 1 / (1 + np.exp(gap))
+    assert float(true[0]) == pytest.approx(a * (1 - a) * 1.75, rel=1e-12)
+    assert float(true[1]) == pytest.approx(-a * (1 - a) * 1.75, rel=1e-9)
+    found = float32_attention_gradient.errors(gap, seed=0)
+    assert found["relative"] < 1e-6 < 1e-3 < found["textbook"]

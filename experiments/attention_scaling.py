@@ -1,0 +1,92 @@
+"""What 1/√d_k does: scores, weights and the softmax's Jacobian against d_k, scaled and unscaled.
+
+    python -m experiments.attention_scaling
+
+Question 8(c), measured. Queries and keys of independent standard normal components, 64 keys, 256 queries a
+seed, ten seeds: the variance of q·k, the entropy of a query's weights (of log 64 nats), its largest weight,
+and the Frobenius norm of its softmax's Jacobian diag(a) − a aᵀ. And the variance where the three conditions
+fail: components of mean 1, components that are copies of each other. Results in
+`experiments/results/attention_scaling/`.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.seeds import RESULTS
+from hw import cli
+from hw.training import log
+
+STUDY = RESULTS / "attention_scaling"
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+QUERIES, KEYS, SEEDS = 256, 64, 10
+MEASURES = {
+    "variance": "variance of the scores",
+    "entropy": "entropy of the weights, nats",
+    "largest": "largest weight",
+    "jacobian": "norm of the softmax's Jacobian",
+}
+CASES = ("scaled", "unscaled", "mean 1, unscaled", "copies, unscaled")
+
+
+def draw_components(r: np.random.Generator, count: int, d_k: int, case: str) -> np.ndarray:
+    """[count, d_k] components: independent, shifted by 1, or one drawn and copied to all."""
+    if case.startswith("copies"):
+        return np.repeat(r.normal(size=(count, 1)), d_k, axis=1)
+    return r.normal(size=(count, d_k)) + (1.0 if case.startswith("mean 1") else 0.0)
+
+
+def measure(d_k: int, case: str, seed: int) -> dict[str, float]:
+    """One d_k, one case, one seed: means over the queries."""
+    r = np.random.default_rng([seed, d_k])
+    q, k = (draw_components(r, count, d_k, case) for count in (QUERIES, KEYS))
+    z = q @ k.T / (np.sqrt(d_k) if case == "scaled" else 1.0)
+    a = np.exp(z - z.max(axis=1, keepdims=True))
+    a /= a.sum(axis=1, keepdims=True)
+    # ‖diag(a) − a aᵀ‖² = Σ a_i² − 2 Σ a_i³ + (Σ a_i²)²
+    squares, cubes = (a**2).sum(1), (a**3).sum(1)
+    return {
+        "variance": float(z.var()),
+        "entropy": float(-(a * np.log(np.maximum(a, 1e-300))).sum(1).mean()),
+        "largest": float(a.max(1).mean()),
+        "jacobian": float(np.sqrt(np.maximum(squares - 2 * cubes + squares**2, 0)).mean()),
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the study; returns its exit code."""
+    cli.ArgumentParser(prog="experiments.attention_scaling", description=__doc__).parse_args(argv)
+    STUDY.mkdir(parents=True, exist_ok=True)
+    results = {
+        case: {
+            name: [[run[name] for run in runs] for runs in by_size]
+            for by_size in [[[measure(d, case, s) for s in range(SEEDS)] for d in SIZES]]
+            for name in MEASURES
+        }
+        for case in CASES
+    }
+    sizes = {"d_k": SIZES, "queries": QUERIES, "keys": KEYS, "seeds": SEEDS}
+    cli.write_atomic(STUDY / "data.json", cli.to_json({"sizes": sizes, "cases": results}) + "\n")
+    figure, axes = log.new_figure(13, 3.4, len(MEASURES))
+    for axis, (name, title) in zip(axes, MEASURES.items(), strict=True):
+        shown = CASES if name == "variance" else CASES[:2]
+        for style, case in zip(("-", "--", "-.", ":"), shown, strict=False):
+            values = np.array(results[case][name])
+            (line,) = axis.plot(SIZES, values.mean(1), linestyle=style, marker=".", label=case)
+            axis.fill_between(SIZES, values.min(1), values.max(1), color=line.get_color(), alpha=0.2)
+        axis.set(xscale="log", xlabel="d_k", title=title)
+        if name == "variance":
+            axis.set_yscale("log")
+            axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    log.save_svg(figure, STUDY / "figure.svg")
+    print(f"{'d_k':>4}  " + "  ".join(f"{name + ', ' + case:>20}" for name in MEASURES for case in CASES[:2]))
+    for i, d_k in enumerate(SIZES):
+        cells = (np.mean(results[case][name][i]) for name in MEASURES for case in CASES[:2])
+        print(f"{d_k:>4}  " + "  ".join(f"{cell:>20.4g}" for cell in cells))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

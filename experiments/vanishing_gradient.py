@@ -1,0 +1,154 @@
+"""How far a gradient reaches back: ‖∂L/∂h_t‖ over 100 steps, plain RNN and GRU, by spectral radius.
+
+    python -m experiments.vanishing_gradient
+
+Question 4(b), measured. L = c·h_T with a random c: what reaches h_t has come through T − t Jacobians. For
+five spectral radii of the recurrent weights and ten seeds: the tanh RNN by its backward pass by hand, the
+same without tanh (the linear case), the bound Π max(1 − h²) · σ_max^(T−t), and a GRU of the same size whose
+three recurrent matrices have that radius: with biases of zero, where its update gate forgets half of the
+state at every step, and with an update bias of 3, where it keeps some 95 %. A GRU can carry a gradient far;
+it must be told, or learn, to. Results in `experiments/results/vanishing_gradient/`.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from experiments.seeds import RESULTS
+from hw import cli
+from hw.ops import rnn
+from hw.training import log
+
+STUDY = RESULTS / "vanishing_gradient"
+STEPS, HIDDEN, INPUTS, SEEDS = 100, 64, 16, 10
+RADII = (0.5, 0.9, 1.0, 1.1, 1.5)
+KINDS = {
+    "rnn": "tanh RNN",
+    "linear": "without tanh",
+    "bound": "σ_max bound",
+    "gru": "GRU, biases 0",
+    "gru_keeps": "GRU, update bias 3",
+}
+_KEEPING_BIAS = 3.0
+
+
+def with_radius(r: np.random.Generator, size: int, radius: float) -> np.ndarray:
+    """A matrix of independent normal entries, scaled to that spectral radius: not normal, as in practice."""
+    matrix = r.normal(size=(size, size))
+    return matrix * radius / np.abs(np.linalg.eigvals(matrix)).max()
+
+
+def gru_state(
+    weights: dict[str, jax.Array], x_ti: jax.Array, bumps_tn: jax.Array, update_bias: float
+) -> jax.Array:
+    """h_T of a GRU whose every h_t has bumps_tn[t] added, so that the bumps' gradient is ∂L/∂h_t.
+
+    r = σ(W_r x + U_r h), z = σ(W_z x + U_z h + b_z), n = tanh(W_n x + r ∘ (U_n h)), h ← (1 − z) ∘ n + z ∘ h
+
+    Source: Cho et al. 2014, with the reset after the product, as in cuDNN and PyTorch.
+    """
+
+    def step(h_n, now):
+        x_i, bump_n = now
+        r_n, z_n = (
+            jax.nn.sigmoid(weights["w" + gate] @ x_i + weights["u" + gate] @ h_n + bias)
+            for gate, bias in (("r", 0.0), ("z", update_bias))
+        )
+        new_n = jnp.tanh(weights["wn"] @ x_i + r_n * (weights["un"] @ h_n))
+        return (1 - z_n) * new_n + z_n * h_n + bump_n, None
+
+    h_n, _ = lax.scan(step, jnp.zeros(bumps_tn.shape[1]), (x_ti, bumps_tn))
+    return h_n
+
+
+@jax.jit
+def _rnn_norms(whh_nk, wxh_ni, x_ti, c_n):
+    """(‖∂L/∂h_t‖, the linear case, the bound), each [T]."""
+    size = len(whh_nk)
+    params = rnn.RNNParams(wxh_ni, whh_nk, c_n[None], jnp.zeros(size), jnp.zeros(1))
+    h_tn, _ = rnn.forward(params, x_ti)
+    dy_to = jnp.zeros((STEPS, 1)).at[-1].set(1.0)
+    norms_t = jnp.linalg.norm(rnn.bptt(params, x_ti, h_tn, dy_to).dh_tn, axis=1)
+
+    def back(g_n, _):
+        return whh_nk.T @ g_n, jnp.linalg.norm(g_n)
+
+    _, linear_t = lax.scan(back, c_n, None, length=STEPS)
+    slopes_t = jnp.max(1 - h_tn**2, axis=1) * jnp.linalg.norm(whh_nk, 2)
+    # From t to T pass the factors of t+1 … T.
+    products_t = jnp.cumprod(slopes_t[::-1])[::-1]
+    bound_t = jnp.concatenate([products_t[1:], jnp.ones(1)]) * jnp.linalg.norm(c_n)
+    return norms_t, linear_t[::-1], bound_t
+
+
+@jax.jit
+def _gru_norms(weights, x_ti, c_n, update_bias):
+    bumps_tn = jnp.zeros((STEPS, len(c_n)))
+    grads_tn = jax.grad(lambda bumps: c_n @ gru_state(weights, x_ti, bumps, update_bias))(bumps_tn)
+    return jnp.linalg.norm(grads_tn, axis=1)
+
+
+def measure(radius: float, seed: int) -> dict[str, np.ndarray]:
+    """One radius, one seed: every kind's norms over the times 1 … T, in float64."""
+    r = np.random.default_rng(seed)
+    whh_nk = with_radius(r, HIDDEN, radius)
+    wxh_ni = r.normal(size=(HIDDEN, INPUTS)) / np.sqrt(INPUTS)
+    x_ti, c_n = r.normal(size=(STEPS, INPUTS)), r.normal(size=HIDDEN) / np.sqrt(HIDDEN)
+    gru = {"u" + gate: with_radius(r, HIDDEN, radius) for gate in "rzn"}
+    gru |= {"w" + gate: r.normal(size=(HIDDEN, INPUTS)) / np.sqrt(INPUTS) for gate in "rzn"}
+    with jax.enable_x64(True):
+        plain, linear, bound = _rnn_norms(*map(jnp.asarray, (whh_nk, wxh_ni, x_ti, c_n)))
+        gru, x_ti, c_n = jax.tree.map(jnp.asarray, (gru, x_ti, c_n))
+        gated, keeping = (_gru_norms(gru, x_ti, c_n, bias) for bias in (0.0, _KEEPING_BIAS))
+    return {"rnn": plain, "linear": linear, "bound": bound, "gru": gated, "gru_keeps": keeping}
+
+
+def summary(values: np.ndarray) -> dict[str, list[float]]:
+    """Geometric mean over the seeds, and the lowest and highest, at every time. values: [seeds, T]."""
+    logs = np.log10(values)
+    return {
+        "mean": (10 ** logs.mean(0)).tolist(),
+        "low": values.min(0).tolist(),
+        "high": values.max(0).tolist(),
+    }
+
+
+def draw(results: dict[str, dict], path) -> None:
+    """A panel a kind: norm against time on a logarithmic scale, a line a radius with the seeds' band."""
+    figure, axes = log.new_figure(15, 3.4, len(KINDS))
+    back = np.arange(STEPS - 1, -1, -1)
+    for axis, (kind, title) in zip(axes, KINDS.items(), strict=True):
+        for style, radius in zip(("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))), RADII, strict=True):
+            curve = results[str(radius)][kind]
+            (line,) = axis.plot(back, curve["mean"], linestyle=style, label=f"radius {radius}")
+            axis.fill_between(back, curve["low"], curve["high"], color=line.get_color(), alpha=0.15)
+        axis.set(yscale="log", ylim=(1e-20, 1e20), xlabel="steps back, T − t", title=title)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("‖∂L/∂h_t‖")
+    axes[0].legend(fontsize=8)
+    log.save_svg(figure, path)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the study; returns its exit code."""
+    cli.ArgumentParser(prog="experiments.vanishing_gradient", description=__doc__).parse_args(argv)
+    STUDY.mkdir(parents=True, exist_ok=True)
+    results = {}
+    for radius in RADII:
+        runs = [measure(radius, seed) for seed in range(SEEDS)]
+        results[str(radius)] = {k: summary(np.array([run[k] for run in runs])) for k in KINDS}
+    sizes = {"steps": STEPS, "hidden": HIDDEN, "inputs": INPUTS, "seeds": SEEDS}
+    cli.write_atomic(STUDY / "data.json", cli.to_json({"sizes": sizes, "radii": results}) + "\n")
+    draw(results, STUDY / "figure.svg")
+    print(f"{'radius':>6}  " + "  ".join(f"{title:>18}" for title in KINDS.values()) + "   ‖∂L/∂h_1‖")
+    for radius in RADII:
+        print(f"{radius:>6}  " + "  ".join(f"{results[str(radius)][k]['mean'][0]:>18.2e}" for k in KINDS))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])
