@@ -90,7 +90,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.eval.batch_size = 500
     config.eval.every_epochs = 0.0  # 0: only after the last step, as the protocol demands
     config.eval.tta = "mirror"  # test-time views: "six", "mirror", "none"
-    # Fitted on held-out training pictures (experiments/results/resnet-holdout); 0: not fitted.
+    # Fitted on held-out training pictures (experiments/results/tuning/six-epochs); 0: not fitted.
     config.eval.temperature = 0.488
 
     config.checkpoint = ml_collections.ConfigDict()

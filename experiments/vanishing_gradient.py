@@ -104,7 +104,8 @@ def measure(radius: float, seed: int) -> dict[str, np.ndarray]:
         plain, linear, bound = _rnn_norms(*map(jnp.asarray, (whh_nk, wxh_ni, x_ti, c_n)))
         gru, x_ti, c_n = jax.tree.map(jnp.asarray, (gru, x_ti, c_n))
         gated, keeping = (_gru_norms(gru, x_ti, c_n, bias) for bias in (0.0, _KEEPING_BIAS))
-    return {"rnn": plain, "linear": linear, "bound": bound, "gru": gated, "gru_keeps": keeping}
+    found = {"rnn": plain, "linear": linear, "bound": bound, "gru": gated, "gru_keeps": keeping}
+    return jax.device_get(found)
 
 
 def summary(values: np.ndarray) -> dict[str, list[float]]:

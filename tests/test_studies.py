@@ -124,7 +124,7 @@ def test_training_flops_are_those_of_the_traced_gradient():
 def test_throughput_measures_everything_once(monkeypatch):
     monkeypatch.setattr(throughput, "torch_version", dict)  # as where it is not installed
     config = configs.resnet.get_config()
-    config.model.hwnet.widths = (8, 8, 8)
+    config.model.hwnet.widths = (8,)  # few programs to compile
     config.train.batch_size = 8
     report = throughput.measure(config, rounds=1, sizes=[(2, 4, 16, 32)])
     assert {"hw.train's step", "plain step, ours", "plain step, flax layers"} <= report["steps"].keys()
