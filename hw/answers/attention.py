@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from fractions import Fraction
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 import sympy
 
 from hw.answers import notation
-from hw.answers.claims import Answer, Claim, Step, Table
+from hw.answers.claims import Answer, Claim, Step, Table, claims_of
 from hw.answers.notation import Matrix, parse_matrix, subscript
 from hw.cli import UserError
 from hw.ops import attention as ops
@@ -120,15 +119,7 @@ _TITLES = {
 
 def claims(case: Case = SHEET) -> tuple[Claim, ...]:
     """The four results, each by every route."""
-    return tuple(
-        Claim(
-            id=f"6.{what}",
-            title=title,
-            routes={name: partial(route, case, what) for name, route in ROUTES.items()},
-            tolerance=1e-12,
-        )
-        for what, title in _TITLES.items()
-    )
+    return claims_of(6, _TITLES, ROUTES, case, tolerance=1e-12)
 
 
 def result(case: Case) -> dict[str, Any]:
@@ -166,7 +157,7 @@ def _scores_step(case: Case, scores: np.ndarray) -> Step:
         "Entry (i, j) is the dot product of query i and key j: row i of Q with row j of K, for K is "
         "transposed.",
         lines,
-        _table("S", scores, "query", "key"),
+        Table.of_matrix("S", scores, "query", "key"),
         ops.scores,
     )
 
@@ -185,7 +176,7 @@ def _scale_step(case: Case, scores: np.ndarray, scaled: np.ndarray) -> Step:
         f"Scaled scores Z = S/√d_k, d_k = {d_k}",
         f"√{d_k} = {notation.text(float(np.sqrt(d_k)))}. d_k is the number of columns of Q and K, not of V.",
         lines,
-        _table("Z", scaled, "query", "key"),
+        Table.of_matrix("Z", scaled, "query", "key"),
         ops.scores,
     )
 
@@ -229,7 +220,7 @@ def _softmax_step(case: Case, scaled: np.ndarray, weights: np.ndarray) -> Step:
         "largest score away first changes nothing, for it cancels, and keeps the exponentials from "
         "overflowing." + (" Keys that the mask forbids get weight 0." if case.mask == "causal" else ""),
         lines,
-        _table("A", weights, "query", "key"),
+        Table.of_matrix("A", weights, "query", "key"),
         ops.masked_softmax,
     )
 
@@ -246,14 +237,9 @@ def _output_step(case: Case, weights: np.ndarray, output: np.ndarray) -> Step:
         "Output O = A V",
         "Row i of the output is the mean of the rows of V, weighted by row i of A.",
         lines,
-        _table("O", output, "query", "column"),
+        Table.of_matrix("O", output, "query", "column"),
         ops.attention,
     )
-
-
-def _table(name: str, values: np.ndarray, rows: str, columns: str) -> Table:
-    header = (name, *(f"{columns} {j}" for j in range(1, values.shape[1] + 1)))
-    return Table(name, header, tuple((f"{rows} {i}", *row) for i, row in enumerate(values.tolist(), 1)))
 
 
 def _unscaled_table(case: Case, weights: np.ndarray) -> Table:

@@ -1,7 +1,6 @@
 """Question 8: the gradients of attention, in matrix form, derived line by line and worked in numbers."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +10,8 @@ import numpy as np
 import sympy
 
 from hw.answers import notation
-from hw.answers.attention import SHEET, Case, check_case
-from hw.answers.claims import Answer, Claim, Step, Table
+from hw.answers.attention import SHEET, Case, by_jax, check_case
+from hw.answers.claims import Answer, Claim, Step, Table, claims_of
 from hw.answers.notation import Matrix, parse_matrix
 from hw.cli import UserError
 from hw.ops import attention as ops
@@ -159,15 +158,7 @@ ROUTES: dict[str, Callable] = {
 
 def claims(problem: Problem = PROBLEM) -> tuple[Claim, ...]:
     """The gradients, each by every route."""
-    return tuple(
-        Claim(
-            id=f"8.{what}",
-            title=title,
-            routes={name: partial(route, problem, what) for name, route in ROUTES.items()},
-            tolerance=1e-8,
-        )
-        for what, title in _GRADIENTS.items()
-    )
+    return claims_of(8, _GRADIENTS, ROUTES, problem, tolerance=1e-8)
 
 
 def result(problem: Problem) -> dict[str, Any]:
@@ -213,11 +204,6 @@ _LINES = (
 )
 
 
-def _numbers(title: str, values: np.ndarray) -> Table:
-    header = ("", *(f"column {j}" for j in range(1, values.shape[1] + 1)))
-    return Table(title, header, tuple((f"row {i}", *row) for i, row in enumerate(values.tolist(), 1)))
-
-
 def _derivation(problem: Problem) -> list[Step]:
     codes = {"dZ": ops.softmax_backward}
     return [
@@ -225,7 +211,7 @@ def _derivation(problem: Problem) -> list[Step]:
             plain,
             why,
             [(plain, tex)],
-            _numbers(name, by_formula(problem, name.lower())),
+            Table.of_matrix(name, by_formula(problem, name.lower()), "row", "column"),
             codes.get(name, ops.attention_backward),
         )
         for name, plain, tex, why in _LINES
@@ -233,9 +219,7 @@ def _derivation(problem: Problem) -> list[Step]:
 
 
 def _jacobian_step(problem: Problem) -> Step:
-    with jax.enable_x64(True):
-        q_td, k_sd = (jnp.asarray(np.array(m, float)) for m in problem.case[:2])
-        a = np.asarray(ops.masked_softmax(ops.scores(q_td, k_sd, None if problem.case.scaled else 1.0)))[0]
+    a = by_jax(problem.case, "weights")[0]
     jacobian = np.diag(a) - np.outer(a, a)
     (plain, tex) = notation.matrix(jacobian.tolist())
     return Step(
@@ -272,14 +256,8 @@ def _scaling_step(problem: Problem) -> Step:
 def _float32_step(problem: Problem) -> Step:
     exact = by_formula(problem, "dz")
     single = by_formula(problem, "dz", np.float32).astype(float)
-    with jax.enable_x64(False):
-        q_td, k_sd, v_se, do_te = (
-            jnp.asarray(np.array(m, float), jnp.float32) for m in (*problem.case[:3], problem.dout)
-        )
-        mask_ts = ops.causal_mask(len(q_td), len(k_sd)) if problem.case.mask == "causal" else None
-        a_ts = ops.masked_softmax(ops.scores(q_td, k_sd, None if problem.case.scaled else 1.0), mask_ts)
-        da_ts = do_te @ v_se.T
-        textbook = np.asarray(a_ts * (da_ts - jnp.sum(a_ts * da_ts, -1, keepdims=True)), float)
+    a_ts, da_ts = by_jax(problem.case, "weights", np.float32), by_formula(problem, "da", np.float32)
+    textbook = (a_ts * (da_ts - (a_ts * da_ts).sum(-1, keepdims=True))).astype(float)
     rows = []
     for i, row in enumerate(exact):
         size = np.abs(row).max() or 1.0

@@ -1,7 +1,6 @@
 """Question 4: backpropagation through time, and why gradients vanish (and when they do not)."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ import scipy.optimize
 import sympy
 
 from hw.answers import notation
-from hw.answers.claims import Answer, Claim, Step, Table
+from hw.answers.claims import Answer, Claim, Step, Table, claims_of
 from hw.answers.notation import subscript
 from hw.answers.unrolled_rnn import SHEET, Problem, arrays
 from hw.ops import rnn as ops
@@ -168,27 +167,18 @@ def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
         "dh": "∂L/∂h_t in all, through every later output too",
         **{name: f"∂L/∂{name[1:]}" for name in _PARAMETERS},
     }
-    gradients = tuple(
-        Claim(
-            id=f"4.{what}",
-            title=title,
-            routes={name: partial(route, problem, what) for name, route in ROUTES.items()},
-            tolerance=1e-8,
-        )
-        for what, title in titles.items()
-    )
     growth = {
-        "products": partial(growth_by_product),
-        "closed form": partial(growth_by_closed_form),
-        "exponential": partial(growth_by_exponential),
+        "products": growth_by_product,
+        "closed form": growth_by_closed_form,
+        "exponential": growth_by_exponential,
     }
     slope = {
-        "iteration": partial(slope_by_iteration),
-        "bracketed root": partial(slope_by_root),
-        "Newton in 30 digits": partial(slope_by_newton),
+        "iteration": slope_by_iteration,
+        "bracketed root": slope_by_root,
+        "Newton in 30 digits": slope_by_newton,
     }
     return (
-        *gradients,
+        *claims_of(4, titles, ROUTES, problem, tolerance=1e-8),
         Claim("4.growth", f"largest ‖W^k‖ of W = {_written(NON_NORMAL)}, and its k", growth, 1e-9),
         Claim("4.saturation", f"slope at rest of a unit with weight {SATURATING}", slope, 1e-9),
     )

@@ -7,6 +7,7 @@ A result is a `Claim`: a value with at least three routes that compute it and sh
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,25 @@ class Claim:
         if len(self.routes) < 3:
             # Of two that differ nobody could tell which is wrong.
             raise ValueError(f"claim {self.id} has {len(self.routes)} routes: needs three")
+
+
+def claims_of(
+    question: int,
+    titles: Mapping[str, str],
+    routes: Mapping[str, Callable],
+    case: Any,
+    tolerance: float = 0.0,
+) -> tuple[Claim, ...]:
+    """A claim for each result in `titles`, by routes that are functions of (case, the result's name)."""
+    return tuple(
+        Claim(
+            id=f"{question}.{what}",
+            title=title,
+            routes={name: partial(route, case, what) for name, route in routes.items()},
+            tolerance=tolerance,
+        )
+        for what, title in titles.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -132,6 +152,12 @@ class Table:
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
+
+    @classmethod
+    def of_matrix(cls, title: str, values: np.ndarray, row: str, column: str) -> "Table":
+        """A matrix, its rows and columns counted from 1 under the names of what they are."""
+        header = ("", *(f"{column} {j}" for j in range(1, values.shape[1] + 1)))
+        return cls(title, header, tuple((f"{row} {i}", *line) for i, line in enumerate(values.tolist(), 1)))
 
 
 @dataclass(frozen=True)

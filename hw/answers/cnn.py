@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from flax import linen as nn
 from jax.extend.core import jaxprs_in_params
 
 from hw.answers import notation
-from hw.answers.claims import Answer, Claim, Step, Table
+from hw.answers.claims import Answer, Claim, Step, Table, claims_of
 from hw.ops.conv_arithmetic import (
     Conv,
     Dense,
@@ -262,15 +261,8 @@ def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
     reports = trace(*problem).reports
     fields = [r.receptive_field for r in reports if r.receptive_field]
     clipped = any(f >= n // 2 for field in fields for f, n in zip(field, problem.picture, strict=False))
-    return tuple(
-        Claim(
-            id=f"1.{what}",
-            title=title,
-            routes={name: partial(route, problem, what) for name, route in ROUTES.items()},
-        )
-        for what, title in _TITLES.items()
-        if what != "fields" or (fields and not clipped)
-    )
+    found = claims_of(1, _TITLES, ROUTES, problem)
+    return found if fields and not clipped else tuple(c for c in found if c.id != "1.fields")
 
 
 # The working.

@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from hw.answers import notation
-from hw.answers.claims import Answer, Claim, Step, Table
+from hw.answers.claims import Answer, Claim, Step, Table, claims_of
 from hw.cli import UserError
 from hw.ops import attention as ops
 
@@ -131,8 +131,7 @@ def by_flax(sizes: Problem, what: str, example: list[np.ndarray] | None = None) 
             params = {n: {"kernel": jnp.asarray(w)} for n, w in zip("qkvo", weights, strict=True)}
             arguments = ({"params": params}, jnp.asarray(x), jnp.asarray(memory))
             return np.asarray(Net(bias=False).apply(*arguments)[-1])
-    inputs = (jax.ShapeDtypeStruct((n, m), jnp.float32) for n in (n_q, n_k))
-    x, memory = inputs
+    x, memory = (jax.ShapeDtypeStruct((n, m), jnp.float32) for n in (n_q, n_k))
     found = []
     for bias in (False, True):
         outputs, variables = jax.eval_shape(
@@ -154,14 +153,6 @@ ROUTES: dict[str, Callable] = {"ledger": by_ledger, "loop over heads": by_loop, 
 def claims(sizes: Problem = SHEET) -> tuple[Claim, ...]:
     """Shapes and parameters; and, on an example drawn from a seed, that loop and fused form agree."""
     titles = {"shapes": "dimensions of every matrix", "params": "parameters, without and with biases"}
-    exact = tuple(
-        Claim(
-            id=f"7.{what}",
-            title=title,
-            routes={name: partial(route, sizes, what) for name, route in ROUTES.items()},
-        )
-        for what, title in titles.items()
-    )
     example = _example(sizes)
     numeric = Claim(
         id="7.output",
@@ -173,7 +164,7 @@ def claims(sizes: Problem = SHEET) -> tuple[Claim, ...]:
         },
         tolerance=1e-9,
     )
-    return (*exact, numeric)
+    return (*claims_of(7, titles, ROUTES, sizes), numeric)
 
 
 def result(sizes: Problem) -> dict[str, Any]:

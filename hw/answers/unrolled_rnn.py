@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import mpmath
 import numpy as np
 
 from hw.answers import notation
-from hw.answers.claims import Answer, Claim, Step, Table
+from hw.answers.claims import Answer, Claim, Step, Table, claims_of
 from hw.answers.notation import subscript
 from hw.cli import UserError
 from hw.ops import rnn as ops
@@ -192,15 +191,7 @@ ROUTES: dict[str, Callable] = {"jacobian product": by_ops, "autodiff": by_autodi
 def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
     """The hidden states, and how much the last depends on every input."""
     titles = {"hidden": "hidden states h_1 … h_T", "depends": "‖∂h_T/∂x_t‖ for t = 1 … T"}
-    return tuple(
-        Claim(
-            id=f"3.{what}",
-            title=title,
-            routes={name: partial(route, problem, what) for name, route in ROUTES.items()},
-            tolerance=1e-10,
-        )
-        for what, title in titles.items()
-    )
+    return claims_of(3, titles, ROUTES, problem, tolerance=1e-10)
 
 
 # The graph and the expression, for any T.
@@ -296,10 +287,7 @@ def answer(problem: Problem = SHEET) -> Answer:
     hidden, (norms,) = by_ops(problem, "hidden"), by_ops(problem, "depends")
     rows = [(f"x{subscript(t)}", float(n)) for t, n in enumerate(norms, 1)]
     size = len(problem.bh)
-    header = ("", *(f"unit {j}" for j in range(1, size + 1)))
-    states = Table(
-        "Hidden states", header, tuple((f"h{subscript(t)}", *h) for t, h in enumerate(hidden.tolist(), 1))
-    )
+    states = Table.of_matrix("Hidden states", hidden, "h", "unit")
     return Answer(
         number=3,
         title="An RNN unrolled",
