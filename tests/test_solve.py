@@ -76,6 +76,12 @@ def test_mask_and_scale(capsys):
     assert masked["weights"][0][2] == 0
 
 
+def test_the_softmaxs_jacobian_knows_the_mask(capsys):
+    # Query 1 of 2 sees key 1 alone: its weights are (1, 0), and nothing moves them.
+    text = _text(capsys, "attention", "--q=1;2", "--k=3;1", "--v=1;2", "--dout=1;1", "--mask=causal")
+    assert "row 1: J = [0 0; 0 0]" in text
+
+
 def test_small_weights_are_never_shown_as_nothing(capsys):
     text = _text(capsys, *ATTENTION)
     assert "1.75373e-07" in text and "0.000000" not in text
@@ -109,6 +115,7 @@ def test_questions_three_and_four(capsys, tmp_path):
     assert "tanh(W_xh x₃ + W_hh tanh(W_xh x₂ + W_hh tanh(W_xh x₁ + b_h) + b_h) + b_h)" in text
     assert "∂L/∂h₁ = ∂L/∂h₃ (∂h₃/∂h₂) (∂h₂/∂h₁)" in text
     assert len(_json(capsys, "rnn", "--steps=5")["nodes"]) == 16
+    assert "t = 0" not in _text(capsys, "rnn", "--steps=1")
 
 
 @pytest.mark.parametrize(

@@ -237,18 +237,19 @@ def chain_lines(steps: int) -> list[notation.Line]:
 
 
 def _total_lines(steps: int) -> list[notation.Line]:
-    return [
+    lines = [
         (
             f"∂L/∂h{subscript(steps)} = W_hyᵀ ∂L/∂y{subscript(steps)}",
             rf"\frac{{\partial L}}{{\partial h_{{{steps}}}}} = "
             rf"W_{{hy}}^\top \frac{{\partial L}}{{\partial y_{{{steps}}}}}",
         ),
         (
-            f"∂L/∂h_t = W_hyᵀ ∂L/∂y_t + W_hhᵀ diag(1 − h_(t+1)²) ∂L/∂h_(t+1),  t = {max(steps - 1, 1)} … 1",
+            f"∂L/∂h_t = W_hyᵀ ∂L/∂y_t + W_hhᵀ diag(1 − h_(t+1)²) ∂L/∂h_(t+1),  t = {steps - 1} … 1",
             r"\frac{\partial L}{\partial h_t} = W_{hy}^\top \frac{\partial L}{\partial y_t} + "
             r"W_{hh}^\top \operatorname{diag}(1 - h_{t+1}^2) \frac{\partial L}{\partial h_{t+1}}",
         ),
     ]
+    return lines[:steps]  # with one step there is no earlier one
 
 
 def symbolic(steps: int) -> tuple[Step, ...]:
@@ -304,8 +305,7 @@ def _numbers(problem: Problem) -> Step:
 def _vanishing_steps() -> list[Step]:
     norm, power = growth_by_product()
     slope = slope_by_iteration()
-    with jax.enable_x64(True):
-        sigma = float(np.linalg.norm(np.array(NON_NORMAL), 2))
+    sigma = float(np.linalg.norm(np.array(NON_NORMAL), 2))
     return [
         Step(
             "(b) Why the product vanishes",

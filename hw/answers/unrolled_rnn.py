@@ -295,11 +295,11 @@ def answer(problem: Problem = SHEET) -> Answer:
         answer=nested(steps)[0],
         steps=(
             *symbolic(steps),
-            Step("With numbers", "The example's weights and inputs put in.", table=states, code=ops.forward),
+            Step("With numbers", "The weights and inputs put in.", table=states, code=ops.forward),
             Step(
                 f"h{subscript(steps)} depends on every input",
-                "∂h_T/∂x_t = (∂h_T/∂h_t)(∂h_t/∂x_t), and none of these is zero here. The hidden state "
-                "is all that the network carries from one step to the next: whatever it is to know "
+                "∂h_T/∂x_t = (∂h_T/∂h_t)(∂h_t/∂x_t): the table has its size for every input. The hidden "
+                "state is all that the network carries from one step to the next: whatever it is to know "
                 f"later of x_1 … x_t must be in h_t, {size} numbers, whatever t is. That is why it is "
                 "called the network's memory, and why that memory is a lossy one.",
                 table=Table(f"‖∂h{subscript(steps)}/∂x_t‖", ("input", "norm"), tuple(rows)),

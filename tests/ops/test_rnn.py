@@ -109,7 +109,7 @@ def _not_transposed(params, x, h, dy, grads):
 
 
 def _slope_forgotten(params, x, h, dy, grads):
-    return rnn.bptt(params, x, jnp.zeros_like(h), dy)._replace()
+    return rnn.bptt(params, x, jnp.zeros_like(h), dy)
 
 
 def _third_row_zero(params, x, h, dy, grads):
