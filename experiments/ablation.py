@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import configs.resnet
-from experiments.seeds import RESULTS, RUNS, interval, train
+from experiments.seeds import RESULTS, RUNS, train
 from hw import cli
+from hw.answers.runs import interval
 from hw.training import log
 
 STUDY = RESULTS / "ablation"

@@ -2,26 +2,24 @@
 
     python -m experiments.seeds --config=FILE.py[:VARIANT] --seeds=5 [--study=NAME] [--config.a.b=V …]
 
-Each seed is a process of its own, `python -m hw.train`, in `runs/studies/NAME/seed-K`; its summary, metrics,
-config and evaluation are copied to `experiments/results/NAME/seed-K` when it is finished. Beside them lie
-`seeds.json` (every value, mean, deviation, 95 % interval of the mean) and `seeds.svg`. The same command
-again continues after any interruption; seeds that are done are not run again.
+Each seed is a process of its own, `python -m hw.train`, in `runs/studies/NAME/seed-K`; its summary,
+metrics, config, evaluation and samples are copied to `experiments/results/NAME/seed-K` when it is finished.
+Beside them lie `seeds.json` (every value, mean, deviation, 95 % interval of the mean) and `seeds.svg`. The
+same command again continues after any interruption; seeds that are done are not run again.
 """
 
 import json
-import math
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import t as student_t
 
 from hw import cli
+from hw.answers.runs import interval
 from hw.cli import Stopped, UserError
 from hw.training import log
 
@@ -30,22 +28,9 @@ RESULTS = REPOSITORY / "experiments" / "results"
 RUNS = REPOSITORY / "runs" / "studies"
 
 # What proves a run, and no more: the rest can be drawn from it.
-KEPT = ("summary.json", "metrics.jsonl", "config.json", "evaluation.json")
+KEPT = ("summary.json", "metrics.jsonl", "config.json", "evaluation.json", "samples.txt")
 # What may be summed up over seeds, where a task has it.
 _VALUES = ("test_accuracy", "test_accuracy_tta", "test_loss", "val_nats_cold256", "val_nats_stateful")
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float, float]:
-    """(mean, standard deviation, lower, upper): the mean's 95 % interval by Student's t.
-
-    With one value the last three are nan.
-    """
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, math.nan, math.nan, math.nan
-    deviation = statistics.stdev(values)
-    half = float(student_t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
-    return mean, deviation, mean - half, mean + half
 
 
 def summaries(study: Path) -> list[dict]:
@@ -81,7 +66,8 @@ def run_seed(arguments: Sequence[str], seed: int, folder: Path) -> dict:
         train([*arguments, f"--config.seed={seed}"], workdir)
         folder.mkdir(parents=True, exist_ok=True)
         for name in sorted(KEPT, key=lambda name: name == "summary.json"):  # last: it says "done"
-            shutil.copyfile(workdir / name, folder / name)
+            if (workdir / name).exists():  # pictures have no samples
+                shutil.copyfile(workdir / name, folder / name)
     return json.loads((folder / "summary.json").read_text())
 
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.seeds import RESULTS, interval, summaries
+from experiments.seeds import RESULTS, summaries
 from hw import cli
+from hw.answers.runs import interval
 from hw.training import log
 
 

@@ -7,8 +7,28 @@ from pathlib import Path
 from hw import cli
 
 
-def _table(report: dict) -> str:
-    """The report for reading."""
+def _text_table(report: dict) -> str:
+    """The report of a language model for reading."""
+    lines = [
+        f"{report['dataset']['name']} ({report['dataset']['source']}), {report['split']} split, "
+        f"{report['num_examples']:,} characters",
+        "                 nats per character    bits    perplexity",
+    ]
+    for protocol, what in (("cold256", "windows of 256"), ("stateful", "state carried")):
+        lines.append(
+            f"{what:<17}{report[f'nats_{protocol}']:<22.4f}{report[f'bits_{protocol}']:<8.4f}"
+            f"{report[f'perplexity_{protocol}']:.3f}"
+        )
+    for of in report["copied"]:
+        lines.append(
+            f"sample at temperature {of['temperature']}: longest copy of training text "
+            f"{of['longest']} characters, {of['share']:.1%} of its 20-grams occur there"
+        )
+    return "\n".join(lines)
+
+
+def _image_table(report: dict) -> str:
+    """The report of a classifier for reading."""
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.4f}"
@@ -40,9 +60,11 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.ArgumentParser(prog="hw.evaluate", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=Path, help="a workdir of hw.train; gets evaluation.json")
-    source.add_argument("--model", choices=["resnet"], help="a released model")
+    source.add_argument("--model", choices=["resnet", "gru", "attention"], help="a released model")
     parser.add_argument("--data-dir", default="", help="where the prepared data lies")
-    parser.add_argument("--batch-size", type=int, default=0, help="default: the run's own")
+    parser.add_argument(
+        "--batch-size", type=int, default=0, help="examples at a time (default: the run's own)"
+    )
     parser.add_json_option()
     options = parser.parse_args(argv)
 
@@ -57,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         cli.emit_json(report, options.json)
     else:
-        print(_table(report))
+        print(_image_table(report) if "confusion" in report else _text_table(report))
     return 0
 
 

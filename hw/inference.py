@@ -1,18 +1,22 @@
-"""Pictures through a finished run: its evaluation again, and predictions for anybody's pictures."""
+"""A finished run at work: its evaluation again; anybody's pictures named, texts continued and scored."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 from ml_collections import ConfigDict
 
-from hw import cli, data, models
+from hw import cli, data, generation, models
 from hw.cli import UserError
 from hw.data.images import read_picture
-from hw.training import checkpoint, loop, tasks
+from hw.data.text import decode, encode
+from hw.training import checkpoint, loop
 from hw.training.parallel import Parallel
+from hw.training.tasks import images
 
 
 def evaluate(folder: Path, *, data_dir: str, batch_size: int) -> dict[str, Any]:
@@ -21,7 +25,7 @@ def evaluate(folder: Path, *, data_dir: str, batch_size: int) -> dict[str, Any]:
     Args:
       folder: a workdir or a release.
       data_dir: where the prepared data lies; "" for the run's own and the usual places.
-      batch_size: pictures at a time; 0 for the run's own.
+      batch_size: examples at a time; 0 for the run's own.
 
     Returns:
       What evaluation.json holds, with the data it was measured on.
@@ -38,11 +42,16 @@ def evaluate(folder: Path, *, data_dir: str, batch_size: int) -> dict[str, Any]:
     dataset = data.load(config.data)
     if dataset.provenance["fingerprint"] != provenance["fingerprint"]:
         cli.say(f"note: trained on another copy of the data ({provenance['note']})")
+    if list(dataset.classes) != list(provenance.get("vocabulary", dataset.classes)):
+        raise UserError(f"{dataset.provenance['name']} has other symbols than {folder} was trained on")
     parallel = Parallel(config.parallel)
     parallel.check_batch(config.eval.batch_size, "the evaluation's batch size")
     config = loop.with_stand_in(config, provenance["source"])
     task = loop.build_task(config, parallel, dataset)
-    *_, report = task.evaluate(parallel.replicate(variables), parallel)
+    variables = parallel.replicate(variables)
+    *_, report = task.evaluate(variables, parallel)
+    if task.samples:
+        report |= task.samples(variables)[1]
     return report | {"dataset": dataset.provenance}
 
 
@@ -63,8 +72,8 @@ def predict(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
         raise UserError(f"{folder} holds a model of {config.task}, not of images")
     classes = provenance["classes"]
     module = models.build(config.model, num_outputs=len(classes), platform=jax.devices()[0].platform)
-    views = tasks.TTA_VIEWS[config.eval.tta]
-    logits_of = jax.jit(tasks.classify(module, config.data, views))
+    views = images.TTA_VIEWS[config.eval.tta]
+    logits_of = jax.jit(images.classify(module, config.data, views))
     logits = logits_of(variables, {"image": pictures})["logits_tta"]
     probabilities = np.asarray(jax.nn.softmax(logits / (config.eval.temperature or 1.0)), float)
     predictions = []
@@ -73,3 +82,167 @@ def predict(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
         label, probability = top5[0]
         predictions.append({"file": str(file), "label": label, "probability": probability, "top5": top5})
     return predictions
+
+
+# Samples that are drawn side by side: their noise and carries must fit the memory, however many are wanted.
+SAMPLES_AT_ONCE = 64
+# An error names so many unknown characters, and so many positions of each.
+_NAMED, _POSITIONS = 10, 5
+
+
+def sample(
+    folder: Path,
+    *,
+    prompt: str | None,
+    length: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    num_samples: int,
+    seed: int,
+    stop: str,
+    echo: bool,
+    skip_unknown: bool,
+) -> Iterator[Iterator[str]]:
+    """Yields samples of the language model in `folder`, each as the pieces of its text in order.
+
+    Args:
+      folder: a workdir or a release.
+      prompt: what the text goes on from; None for a newline. Where nothing is left of it, the text goes
+        on from a newline that is not shown, or from the vocabulary's first symbol if it has none.
+      length: characters after the prompt.
+      temperature, top_k, top_p, seed: see `generation.stream`.
+      num_samples: how many; a sample is the same whether or not others are drawn beside it.
+      stop: a sample ends before the first occurrence of this after the prompt; "" for none.
+      echo: whether the first piece is the prompt, as the model saw it.
+      skip_unknown: whether characters of the prompt that the model does not know are left out.
+
+    Raises:
+      UserError: there is no language model, or characters are unknown.
+    """
+    module, variables, classes = _language_model(folder)
+    if prompt is None:
+        prompt = "\n" if "\n" in classes else ""
+    ids, _ = _known(prompt, classes, "the prompt", skip_unknown)
+    # Never skipped: without one of its characters it would be another text.
+    stop_ids, _ = _known(stop, classes, "the stop text", False)
+    shown = [decode(ids, classes)] if echo else []
+    if not len(ids):
+        ids = np.array([classes.index("\n") if "\n" in classes else 0], np.int32)
+    for first in range(0, num_samples, SAMPLES_AT_ONCE):
+        streams = range(first, min(first + SAMPLES_AT_ONCE, num_samples))
+        blocks = generation.stream(
+            module,
+            variables,
+            ids,
+            length=length,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            streams=streams,
+            seed=seed,
+            stop=stop_ids,
+        )
+        if num_samples == 1:
+            pieces = (decode(block[0], classes) for block in blocks)
+            yield (piece for part in (shown, pieces) for piece in part)
+        else:
+            whole = list(blocks)
+            for i in range(len(streams)):
+                yield iter([*shown, *(decode(block[i], classes) for block in whole)])
+
+
+def score(
+    text: str, folder: Path, *, protocol: str, skip_unknown: bool
+) -> tuple[dict[str, Any], list[tuple[str, float | None]]]:
+    """How well the language model in `folder` predicts a text.
+
+    Args:
+      text: at least two characters that the model knows.
+      folder: a workdir or a release.
+      protocol: see `generation.score`.
+      skip_unknown: whether characters that the model does not know are left out.
+
+    Returns:
+      (`protocol`; `characters`, those that were predicted: all that the model knows but the first;
+      `nats_per_character`, `bits_per_character`, `perplexity`; `unknown`, what was left out, each
+      with its `count` and its `first_position` in the text), and the characters that the model saw, each
+      with its nats; None for the first.
+
+    Raises:
+      UserError: there is no language model, characters are unknown, or too few are known.
+    """
+    module, variables, classes = _language_model(folder)
+    ids, unknown = _known(text, classes, "the text", skip_unknown)
+    *_, nats = generation.score(module, variables, ids, protocol)
+    mean = float(np.mean(nats, dtype=np.float64))
+    report = {
+        "protocol": protocol,
+        "characters": len(nats),
+        "nats_per_character": mean,
+        "bits_per_character": mean / math.log(2),
+        "perplexity": math.exp(mean) if mean < 700 else math.inf,  # where exp overflows
+        "unknown": [
+            {"character": symbol, "count": len(positions), "first_position": positions[0]}
+            for symbol, positions in unknown.items()
+        ],
+    }
+    return report, list(zip(decode(ids, classes), [None, *nats.tolist()], strict=True))
+
+
+def read_text(path: Path) -> str:
+    """A text file as it is, newlines included, but for a byte order mark.
+
+    Raises:
+      UserError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8: byte offset {error.start} holds 0x{error.object[error.start]:02x} "
+            "(iconv -t UTF-8 converts)"
+        ) from error
+
+
+def _language_model(folder: Path) -> tuple[nn.Module, dict, tuple[str, ...]]:
+    """The language model in `folder`, its variables, and its symbols."""
+    saved, provenance, variables = checkpoint.load_run(folder, cli.say)
+    config = ConfigDict(saved)
+    if config.task != "text":
+        raise UserError(f"{folder} holds a model of {config.task}, not of text")
+    if not provenance.get("vocabulary"):
+        raise UserError(f"summary.json in {folder} names no vocabulary: train the run again")
+    classes = tuple(provenance["vocabulary"])
+    module = models.build(config.model, num_outputs=len(classes), platform=jax.devices()[0].platform)
+    return module, variables, classes
+
+
+def _known(
+    text: str, classes: Sequence[str], what: str, skip: bool
+) -> tuple[np.ndarray, dict[str, list[int]]]:
+    """Ids of the characters that `classes` has, and the positions of each of the others.
+
+    Raises:
+      UserError: there are others, and they are not to be skipped.
+    """
+    ids, found = encode(text, classes)
+    unknown: dict[str, list[int]] = {}
+    for position, symbol in found:
+        unknown.setdefault(symbol, []).append(position)
+    if unknown and not skip:
+        parts = []
+        for symbol, positions in list(unknown.items())[:_NAMED]:
+            places = ", ".join(map(str, positions[:_POSITIONS]))
+            more = len(positions) - _POSITIONS
+            parts.append(f"{symbol!r} at {places}" + (f" and {more} more" if more > 0 else ""))
+        others = len(unknown) - _NAMED
+        raise UserError(
+            f"{what} has characters that the model does not know: {'; '.join(parts)}"
+            + (f"; and {others} other characters" if others > 0 else "")
+            + " (positions count from 0): leave them out"
+            + ("" if what == "the stop text" else ", or pass --unknown=skip")
+        )
+    return ids, unknown

@@ -10,7 +10,7 @@ from hw import cli
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.ArgumentParser(prog="hw.prepare", description=__doc__)
-    parser.add_argument("dataset", choices=["cifar10"])
+    parser.add_argument("dataset", choices=["cifar10", "tiny_shakespeare"])
     parser.add_argument(
         "--data-dir",
         type=Path,
@@ -23,10 +23,11 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--sha256 goes with --archive")
 
     # After the options: a mistake in them is told at once.
-    from hw.data import images
+    from hw.data import images, prepared, text
 
-    folder = images.prepare_cifar10(
-        options.data_dir or images.default_data_dir(),
+    prepare = {"cifar10": images.prepare_cifar10, "tiny_shakespeare": text.prepare_tiny_shakespeare}
+    folder = prepare[options.dataset](
+        options.data_dir or prepared.default_data_dir(),
         cli.say,
         options.archive,
         options.sha256,

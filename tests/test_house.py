@@ -12,13 +12,15 @@ ROWS = [
     {"hw.cli", "configs"},
     {"hw.ops", "hw.data"},
     {"hw.models"},
+    {"hw.generation"},
     {"hw.training.parallel", "hw.training.losses", "hw.training.metrics", "hw.training.optim"}
     | {"hw.training.step", "hw.training.checkpoint", "hw.training.log", "hw.training.tasks"},
     {"hw.training.loop"},
     {"hw.inference"},
     {"hw.answers"},
     {"hw.report"},
-    {"hw.train", "hw.evaluate", "hw.predict", "hw.prepare", "hw.solve", "hw.verify"},
+    {"hw.train", "hw.evaluate", "hw.predict", "hw.prepare", "hw.solve", "hw.verify"}
+    | {"hw.sample", "hw.score"},
     {"experiments"},
 ]
 CUPBOARDS = {"utils", "util", "common", "helpers", "misc"}

@@ -7,6 +7,7 @@ import io
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -20,7 +21,7 @@ import pytest
 
 from hw import data, prepare
 from hw.cli import UserError
-from hw.data import images
+from hw.data import download, images, prepared, text
 
 TRAIN = [f"data_batch_{i}.bin" for i in range(1, 6)]
 PER_BATCH = 20
@@ -325,7 +326,7 @@ def test_a_data_dir_that_cannot_be(archive, tmp_path):
 
 @pytest.fixture
 def serve(monkeypatch):
-    """Starts a server whose every answer is made by `answer(request)`; the official URL points at it."""
+    """Starts a server whose every answer is made by `answer(request)`; the official URLs point at it."""
     servers = []
 
     def start(answer) -> None:
@@ -340,7 +341,8 @@ def serve(monkeypatch):
         server.daemon_threads = True
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(images, "ARCHIVE_URL", f"http://127.0.0.1:{server.server_port}/cifar.tar.gz")
+        for dataset in (images, text):
+            monkeypatch.setattr(dataset, "ARCHIVE_URL", f"http://127.0.0.1:{server.server_port}/archive")
 
     yield start
     for server in servers:
@@ -411,7 +413,7 @@ def test_a_download_that_stalls(serve, official, tmp_path, monkeypatch):
         send(request, official[:1000], len(official))
         time.sleep(3)
 
-    monkeypatch.setattr(images, "READ_SECONDS", 0.5)
+    monkeypatch.setattr(download, "READ_SECONDS", 0.5)
     serve(stall)
     with pytest.raises(UserError, match=r"downloading .* failed: timed out"):
         prepare.main(["cifar10", f"--data-dir={tmp_path / 'data'}"])
@@ -436,6 +438,8 @@ def test_help(hw):
         (["cifar10", "stray"], "stray"),
         (["cifar10", "--archive=/nowhere.tar.gz"], "cannot read /nowhere.tar.gz: No such file"),
         (["cifar10", "--archive=/"], "cannot read /: Is a directory"),
+        (["tiny_shakespeare", f"--sha256={'0' * 64}"], "--sha256 goes with --archive"),
+        (["tiny_shakespeare", "--archive=/nowhere.txt"], "cannot read /nowhere.txt: No such file"),
     ],
 )
 def test_mistakes_are_one_line(hw, tmp_path, arguments, message):
@@ -448,3 +452,154 @@ def test_the_default_data_dir(archive, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "there"))
     assert prepare.main(["cifar10", f"--archive={archive}", f"--sha256={sha256(archive)}"]) == 0
     assert os.listdir(tmp_path / "there" / "cifar10") == ["3.0.2"]
+
+
+# --- Tiny Shakespeare ---
+
+VERSES = "First Citizen:\nSpeak, spëak.\r\n\nAll:\nRésolved — resolved.\n" * 20
+
+
+@pytest.fixture
+def verses(tmp_path):
+    (tmp_path / "input.txt").write_bytes(VERSES.encode())
+    return tmp_path / "input.txt"
+
+
+def run_text(tmp_path: Path, archive: Path) -> Path:
+    """hw.prepare in this process, on a text of one's own; returns the dataset's folder."""
+    data_dir = tmp_path / "data"
+    options = [f"--data-dir={data_dir}", f"--archive={archive}", f"--sha256={sha256(archive)}"]
+    assert prepare.main(["tiny_shakespeare", *options]) == 0
+    return data_dir / "tiny_shakespeare" / "1.0.0"
+
+
+def load_text(data_dir: Path, source: str = "tfds", said: list | None = None):
+    config = SimpleNamespace(
+        name="tiny_shakespeare", source=source, dir=str(data_dir), path="", split="nanogpt", holdout=0
+    )
+    return data.load(config, lambda line: None if said is None else said.append(line))
+
+
+def content_text(dataset: text.TextDataset) -> str:
+    return text.decode(np.concatenate([dataset.train, dataset.eval]), dataset.classes)
+
+
+def test_every_character_arrives(hw, verses, tmp_path):
+    import tensorflow_datasets as tfds
+
+    data_dir = tmp_path / "data"
+    done = hw(
+        *("prepare", "tiny_shakespeare", f"--data-dir={data_dir}", f"--archive={verses}"),
+        f"--sha256={sha256(verses)}",
+    )
+    assert (done.returncode, done.stdout) == (0, f"{data_dir}/tiny_shakespeare/1.0.0\n"), done.stderr
+    assert "Traceback" not in done.stderr
+    dataset = load_text(data_dir)
+    assert content_text(dataset) == VERSES
+    assert dataset.provenance["fingerprint"] == sha256(verses)
+    assert "not the official" in dataset.provenance["note"] and sha256(verses) in dataset.provenance["note"]
+    assert [p.name for p in data_dir.iterdir()] == ["tiny_shakespeare"]
+    assert [p.name for p in (data_dir / "tiny_shakespeare").iterdir()] == ["1.0.0"]
+
+    # TFDS alone reads it, cut as TFDS's own builder cuts: 90 %, then the rest in halves.
+    builder = tfds.builder_from_directory(data_dir / "tiny_shakespeare" / "1.0.0")
+    assert builder.info.full_name == "tiny_shakespeare/1.0.0"
+    i = int(len(VERSES) * 0.9)
+    j = i + int(len(VERSES[i:]) * 0.5)
+    for split, expected in {"train": VERSES[:i], "validation": VERSES[i:j], "test": VERSES[j:]}.items():
+        (record,) = builder.as_data_source()[split]
+        assert record == {"text": expected.encode()}
+
+
+def test_a_sound_text_is_left_alone_and_a_damaged_one_replaced(verses, tmp_path, capsys):
+    folder = run_text(tmp_path, verses)
+    before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+    assert prepare.main(["tiny_shakespeare", f"--data-dir={tmp_path / 'data'}"]) == 0  # no archive needed
+    assert "already" in capsys.readouterr().err
+    assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == before
+
+    shard = folder / "tiny_shakespeare-train.array_record-00000-of-00001"
+    damaged = shard.read_bytes()[:-1]
+    shard.write_bytes(damaged)
+    with pytest.raises(prepared.Damaged, match=r"python -m hw\.prepare tiny_shakespeare --data-dir="):
+        load_text(tmp_path / "data")
+    # While there is nothing to replace it by, it stays.
+    with pytest.raises(UserError, match="cannot read"):
+        prepare.main(
+            ["tiny_shakespeare", f"--data-dir={tmp_path / 'data'}", f"--archive={tmp_path / 'none'}"]
+        )
+    assert shard.read_bytes() == damaged
+    run_text(tmp_path, verses)
+    assert "will be replaced" in capsys.readouterr().err
+    assert content_text(load_text(tmp_path / "data")) == VERSES
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["tiny_shakespeare"]
+
+
+def test_a_text_of_the_wrong_hash(verses, tmp_path):
+    official = ["tiny_shakespeare", f"--data-dir={tmp_path / 'data'}", f"--archive={verses}"]
+    with pytest.raises(UserError, match=f"{text.ARCHIVE_SHA256}.*--sha256={sha256(verses)}"):
+        prepare.main(official)
+    with pytest.raises(UserError, match=f"{sha256(verses)} instead of {'0' * 64}; download it again$"):
+        prepare.main([*official, f"--sha256={'0' * 64}"])
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the archive is empty"),
+        (b"zzz", "the archive holds one distinct symbol only"),
+        (b"ab\xffc", "the archive is not UTF-8: byte offset 2 holds 0xff"),
+    ],
+)
+def test_archives_that_are_no_text(tmp_path, content, message):
+    (tmp_path / "input.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        run_text(tmp_path, tmp_path / "input.txt")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path):
+    (tmp_path / "input.txt").write_bytes(VERSES.encode("utf-8-sig"))
+    run_text(tmp_path, tmp_path / "input.txt")
+    assert content_text(load_text(tmp_path / "data")) == VERSES
+
+
+def test_the_text_that_was_written_is_read_back(verses, tmp_path, monkeypatch):
+    decode = text._decode
+    monkeypatch.setattr(text, "_decode", lambda *a: decode(*a) | {"test": b"another"})
+    with pytest.raises(UserError, match="does not read back equal"):
+        run_text(tmp_path, verses)
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_auto_downloads_and_prepares_the_text(serve, verses, tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "ARCHIVE_SHA256", sha256(verses))
+    monkeypatch.setattr(text, "ARCHIVE_BYTES", verses.stat().st_size)
+    serve(functools.partial(send, body=VERSES.encode()))
+    said = []
+    dataset = load_text(tmp_path / "data", "auto", said)
+    assert said[0].startswith("downloading http://127.0.0.1")
+    assert dataset.provenance["source"] == "tfds"
+    assert dataset.provenance["note"] == "Tiny Shakespeare (Karpathy, 2015), the official text."
+    assert content_text(dataset) == VERSES
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["tiny_shakespeare"]
+
+
+def test_a_download_of_another_text_is_not_taken(serve, tmp_path):
+    serve(functools.partial(send, body=b"<html>Log in first</html>"))
+    with pytest.raises(UserError, match="25 bytes with SHA-256") as caught:
+        prepare.main(["tiny_shakespeare", f"--data-dir={tmp_path / 'data'}"])
+    assert "--sha256" not in str(caught.value)
+    assert not list(tmp_path.glob("data/*"))
+
+
+def test_no_network_is_one_line_at_once(tmp_path, monkeypatch):
+    with socket.socket() as free:  # a port that nobody listens at
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(text, "ARCHIVE_URL", f"http://127.0.0.1:{free.getsockname()[1]}/input.txt")
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"cannot reach .*hw\.prepare tiny_shakespeare --archive=FILE"):
+        prepare.main(["tiny_shakespeare", f"--data-dir={tmp_path / 'data'}"])
+    assert time.monotonic() - start < 5
+    assert not (tmp_path / "data").exists()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import seeds, table
+from experiments import table
+from hw.answers.runs import interval
 from hw.cli import to_json
 
 REPOSITORY = Path(__file__).parents[1]
@@ -68,7 +69,7 @@ def test_rooms_are_the_tree():
     [([1.0, 2.0, 3.0], (2.0, 1.0, 2.0 - 2.484138, 2.0 + 2.484138))],
 )
 def test_interval_by_hand(values, expected):
-    assert seeds.interval(values) == pytest.approx(expected, rel=1e-6)
+    assert interval(values) == pytest.approx(expected, rel=1e-6)
 
 
 def test_links_lead_somewhere():

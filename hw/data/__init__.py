@@ -5,10 +5,12 @@ from typing import Any
 
 from hw import cli
 from hw.cli import UserError
-from hw.data import images
+from hw.data import images, recall, text
+
+Dataset = images.Dataset | text.TextDataset | recall.RecallDataset
 
 
-def load(config: Any, say: Callable[[str], None] = cli.say) -> images.Dataset:
+def load(config: Any, say: Callable[[str], None] = cli.say) -> Dataset:
     """Loads the dataset that `config.data` describes.
 
     Args:
@@ -18,6 +20,11 @@ def load(config: Any, say: Callable[[str], None] = cli.say) -> images.Dataset:
     Raises:
       UserError: the dataset is unknown, missing or damaged, or an option is wrong.
     """
-    if config.name != "cifar10":
-        raise UserError(f"config.data.name={config.name!r} is unknown: the choice is 'cifar10'")
-    return images.load_images(config, say)
+    if config.name == "cifar10":
+        return images.load_images(config, say)
+    if config.name == "tiny_shakespeare":
+        return text.load_text(config, say)
+    if config.name == "recall":
+        return recall.load_recall(config)
+    names = "cifar10, tiny_shakespeare, recall"
+    raise UserError(f"config.data.name={config.name!r} is unknown: choose from {names}")

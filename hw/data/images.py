@@ -1,17 +1,8 @@
 """CIFAR-10 as arrays: read from a prepared dataset, prepared from the official archive, or stood in for."""
 
-import contextlib
 import hashlib
-import http.client
 import io
-import json
-import os
-import queue
-import shlex
 import tarfile
-import tempfile
-import threading
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,10 +11,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from hw.cli import UserError
-from hw.data import cache, figures
+from hw.data import cache, download, figures, prepared
+from hw.data.prepared import Damaged
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 COUNTS = {"train": 50_000, "test": 10_000}
@@ -39,9 +30,6 @@ ARCHIVE_FILES = {
 }
 ARCHIVE_CLASSES = "cifar-10-batches-bin/batches.meta.txt"
 RECORD_BYTES = 1 + 3 * 32 * 32  # the label, then the red, the green and the blue plane
-
-CONNECT_SECONDS = 3.0
-READ_SECONDS = 30.0
 
 Say = Callable[[str], None]
 
@@ -75,23 +63,6 @@ class Dataset:
     provenance: dict[str, Any]
 
 
-class Damaged(UserError):
-    """A prepared dataset that is there but cannot be used; preparing it anew replaces it."""
-
-    def __init__(self, folder: Path, problem: str):
-        super().__init__(f"{folder} is damaged: {problem}. Prepare it anew: {_command(folder.parents[1])}")
-        self.problem = problem
-
-
-def _command(data_dir: Path) -> str:
-    return f"python -m hw.prepare cifar10 --data-dir={shlex.quote(str(data_dir))}"
-
-
-def default_data_dir() -> Path:
-    """`TFDS_DATA_DIR`, else TFDS's own default."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-
-
 def load_images(config: Any, say: Say) -> Dataset:
     """Loads the pictures that `config.data` asks for.
 
@@ -103,21 +74,9 @@ def load_images(config: Any, say: Say) -> Dataset:
     Raises:
       UserError: the data is damaged, or missing with source "tfds", or an option is wrong.
     """
-    if config.source not in ("auto", "tfds", "embedded"):
-        raise UserError(f"config.data.source={config.source!r}: choose from 'auto', 'tfds', 'embedded'")
-    source = config.source
-    data_dir = Path(config.dir).expanduser() if config.dir else default_data_dir()
-    folder = data_dir / "cifar10" / VERSION
-    if source != "embedded" and not os.path.lexists(folder):
-        if source == "tfds":
-            raise UserError(f"no prepared CIFAR-10 in {folder}. Prepare it: {_command(data_dir)}")
-        try:
-            prepare_cifar10(data_dir, say)
-        except UserError as error:
-            say(f"CIFAR-10 is not to be had: {error}")
-            source = "embedded"
-
-    if source == "embedded":
+    folder = prepared.find(config, "cifar10", VERSION, "CIFAR-10", prepare_cifar10, say)
+    if folder is None:
+        source = "embedded"
         if min(config.embedded_train, config.embedded_eval) < 1:
             raise UserError("config.data.embedded_train and embedded_eval must be at least 1")
         name, classes = "figures", tuple(figures.FIGURES)
@@ -188,57 +147,30 @@ def _read_prepared(folder: Path, say: Say) -> tuple[Split, Split, str, str]:
       (train, test, fingerprint, note).
     """
     shards, note = _check(folder)
-    # The files are known by place, size and time: reading them all again would be the slow part.
-    files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.iterdir())]
-    key = hashlib.sha256(repr(("format 1", str(folder.resolve()), files)).encode()).hexdigest()
-    cache_dir = cache.cache_dir(say)
-    entry = cache_dir and cache_dir / f"cifar10-{key[:32]}.npz"
-    if entry and (found := cache.load_arrays(entry, say)):
-        arrays, fingerprint = found
-        return Split(*arrays[:2]), Split(*arrays[2:]), fingerprint, note
-    say(f"decoding {folder}: this takes a while, the first time")
-    train, test = _decode(folder, shards)
-    if entry:
-        fingerprint = cache.save_arrays(entry, _arrays(train, test), say)
-    else:
-        fingerprint = cache.digest(_arrays(train, test))
-    return train, test, fingerprint, note
+
+    def decode() -> list[np.ndarray]:
+        say(f"decoding {folder}: this takes a while, the first time")
+        return _arrays(*_decode(folder, shards))
+
+    arrays, fingerprint = prepared.read_cached(folder, decode, say)
+    return Split(*arrays[:2]), Split(*arrays[2:]), fingerprint, note
 
 
-def _check(folder: Path) -> tuple[dict[Path, int], str]:
-    """Everything that can be found wrong without opening a shard, and without TFDS: milliseconds.
-
-    Returns:
-      The declared number of records of each shard, and a note on what this copy holds.
-    """
+def _check(folder: Path) -> tuple[dict[str, prepared.Shards], str]:
+    """Everything that can be found wrong without decoding: each split's shards, a note on what they hold."""
+    features, shards, note = prepared.check(folder, COUNTS)
     try:
-        info = json.loads((folder / "dataset_info.json").read_text())
-        features = json.loads((folder / "features.json").read_text())["featuresDict"]["features"]
         image = features["image"]["image"]
         shape = image["dtype"], *map(int, image["shape"]["dimensions"])
         classes = tuple((folder / "label.labels.txt").read_text().split())
-        lengths = {split["name"]: [int(n) for n in split["shardLengths"]] for split in info["splits"]}
-        counts = {split: sum(lengths[split]) for split in COUNTS}
-        file_format, note = info["fileFormat"], " ".join(info.get("description", "").split())
     except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
-        raise Damaged(folder, f"its description cannot be read ({type(error).__name__}: {error})") from error
-    if file_format != "array_record":
-        # Sound, no doubt, for somebody with TensorFlow: not ours to replace.
-        raise UserError(
-            f"{folder} is in the format {file_format}, which needs TensorFlow: prepare a second copy "
-            f"elsewhere (python -m hw.prepare cifar10 --data-dir=DIR) and set TFDS_DATA_DIR=DIR"
-        )
+        raise Damaged(folder, f"its features cannot be read ({type(error).__name__}: {error})") from error
     if shape != ("uint8", 32, 32, 3):
         raise Damaged(folder, f"its pictures are {shape}, not uint8 32 x 32 x 3")
     if classes != CLASSES:
         raise Damaged(folder, f"its classes are {', '.join(classes)}")
-    shards = {}
+    counts = {split: sum(shards[split].values()) for split in COUNTS}
     for split in COUNTS:
-        for i, length in enumerate(lengths[split]):
-            path = folder / f"cifar10-{split}.array_record-{i:05d}-of-{len(lengths[split]):05d}"
-            if not path.is_file() or not path.stat().st_size:
-                raise Damaged(folder, f"{path.name} is missing or empty")
-            shards[path] = length
         if not counts[split]:
             raise Damaged(folder, f"it declares no {split} pictures")
     if counts != COUNTS:
@@ -246,28 +178,14 @@ def _check(folder: Path) -> tuple[dict[Path, int], str]:
     return shards, note
 
 
-def _decode(folder: Path, shards: dict[Path, int]) -> tuple[Split, Split]:
+def _decode(folder: Path, shards: dict[str, prepared.Shards]) -> tuple[Split, Split]:
     """Decodes and checks every picture: (train, test)."""
     import tensorflow_datasets as tfds
-    from array_record.python.array_record_module import ArrayRecordReader
 
-    try:
-        # Every record's checksum: a fraction of a second, before the many that decoding takes.
-        for path, declared in shards.items():
-            try:
-                found = len(ArrayRecordReader(str(path)).read_all())
-            except RuntimeError as error:
-                raise Damaged(folder, f"{path.name} is truncated or altered ({error})") from error
-            if found != declared:
-                raise Damaged(folder, f"{path.name} holds {found:,} records, not {declared:,}")
-        # Pillow decodes: TFDS's own decoder would want TensorFlow or OpenCV.
-        decoders = {"image": tfds.decode.SkipDecoding()}
-        source = tfds.builder_from_directory(folder).as_data_source(decoders=decoders)
+    # Pillow decodes: TFDS's own decoder would want TensorFlow or OpenCV.
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    with prepared.open_source(folder, shards, decoders=decoders) as source:
         return _decode_split(source["train"]), _decode_split(source["test"])
-    except (Damaged, MemoryError):
-        raise
-    except Exception as error:  # whatever the readers of three packages raise, the files are at fault
-        raise Damaged(folder, f"{type(error).__name__}: {error}") from error
 
 
 def _decode_split(records: Any) -> Split:
@@ -323,25 +241,10 @@ def prepare_cifar10(data_dir: Path, say: Say, archive: Path | None = None, sha25
       UserError: the archive cannot be had, is not the right one, or the dataset cannot be written.
     """
     folder = data_dir / "cifar10" / VERSION
-    if os.path.lexists(folder):
-        try:
-            _decode(folder, _check(folder)[0])
-            say(f"{folder} is prepared already, and sound")
-            return folder
-        except Damaged as error:
-            say(f"{folder} is damaged ({error.problem}) and will be replaced")
-    expected = (sha256 or ARCHIVE_SHA256).lower()
-    with _open_archive(archive) if archive else _download(data_dir, say) as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != expected:
-            mend = "download it again"
-            if archive and not sha256:
-                mend += f", or accept an archive of your own with --sha256={found}"
-            raise UserError(
-                f"{archive or ARCHIVE_URL} is not the archive expected: {file.tell():,} bytes with SHA-256 "
-                f"{found} instead of {expected}; {mend}"
-            )
-        file.seek(0)
+    if prepared.is_sound(folder, lambda: _decode(folder, _check(folder)[0]), say):
+        return folder
+    official = download.Archive("cifar10", ARCHIVE_URL, ARCHIVE_BYTES, ARCHIVE_SHA256)
+    with download.open_verified(official, data_dir, say, archive, sha256) as (file, found):
         train, test = _parse_archive(file)
     if found == ARCHIVE_SHA256:
         if {"train": len(train), "test": len(test)} != COUNTS:
@@ -350,62 +253,8 @@ def prepare_cifar10(data_dir: Path, say: Say, archive: Path | None = None, sha25
     else:
         description = f"In CIFAR-10's layout, from an archive that is not the official one (SHA-256 {found})."
     say(f"writing {len(train):,} + {len(test):,} pictures to {folder}")
-    try:
-        _write(folder, train, test, description)
-    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError, of a full disk too
-        raise UserError(f"cannot write {folder}: {error}") from error
+    _write(folder, train, test, description)
     return folder
-
-
-@contextlib.contextmanager
-def _open_archive(path: Path) -> Iterator[BinaryIO]:
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _connect(url: str) -> http.client.HTTPResponse:
-    """Opens `url` within CONNECT_SECONDS, also where looking up its name hangs, which no time-out ends."""
-    answer: queue.Queue[http.client.HTTPResponse | Exception] = queue.Queue()
-
-    def attempt() -> None:
-        try:
-            answer.put(urllib.request.urlopen(url, timeout=READ_SECONDS))
-        except Exception as error:  # handed over, not lost with the thread
-            answer.put(error)
-
-    threading.Thread(target=attempt, daemon=True).start()
-    try:
-        response = answer.get(timeout=CONNECT_SECONDS)
-    except queue.Empty:
-        response = TimeoutError(f"no answer within {CONNECT_SECONDS:.0f} s")
-    if isinstance(response, Exception):
-        raise UserError(
-            f"cannot reach {url} ({response}): fetch it by other means and give it with "
-            f"python -m hw.prepare cifar10 --archive=FILE"
-        ) from response
-    return response
-
-
-@contextlib.contextmanager
-def _download(data_dir: Path, say: Say) -> Iterator[BinaryIO]:
-    """The official archive as a file without a name: however this ends, nothing of it is left."""
-    with _connect(ARCHIVE_URL) as response, contextlib.ExitStack() as stack:
-        say(f"downloading {ARCHIVE_URL}")
-        try:
-            data_dir.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(tempfile.TemporaryFile(dir=data_dir))
-            # A bar only on a terminal. One block more than expected is enough to know it for wrong.
-            with tqdm(total=ARCHIVE_BYTES, unit="B", unit_scale=True, disable=None) as bar:
-                while file.tell() <= ARCHIVE_BYTES and (block := response.read(1 << 16)):
-                    file.write(block)
-                    bar.update(len(block))
-            file.seek(0)
-        except (OSError, http.client.HTTPException) as error:
-            raise UserError(f"downloading {ARCHIVE_URL} to {data_dir} failed: {error}; try again") from error
-        yield file
 
 
 def _parse_archive(file: BinaryIO) -> tuple[Split, Split]:
@@ -449,56 +298,31 @@ def _parse_archive(file: BinaryIO) -> tuple[Split, Split]:
 
 
 def _write(folder: Path, train: Split, test: Split, description: str) -> None:
-    """Writes a TFDS dataset beside `folder`, reads it back, and only then moves it there."""
+    """Writes a TFDS dataset, every picture lossless."""
     import tensorflow_datasets as tfds
 
-    class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version(VERSION)
+    def examples(name: str, split: Split) -> Iterator[tuple[str, dict[str, Any]]]:
+        for i, (image, label) in enumerate(zip(split.image, split.label, strict=True)):
+            png = io.BytesIO()  # as bytes, for TFDS's own encoder would want TensorFlow
+            Image.fromarray(image).save(png, "PNG")
+            key = f"{name}_{i:05d}"
+            yield key, {"id": key, "image": png.getvalue(), "label": int(label)}
 
-        def _info(self):
-            features = {
-                "id": tfds.features.Text(),
-                "image": tfds.features.Image(shape=(32, 32, 3)),
-                "label": tfds.features.ClassLabel(names=CLASSES),
-            }
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=description,
-                features=tfds.features.FeaturesDict(features),
-                supervised_keys=("image", "label"),
-                homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
-            )
+    def reads_back(written: Path) -> bool:
+        back = _decode(written, _check(written)[0])
+        return cache.digest(_arrays(*back)) == cache.digest(_arrays(_in_order(train), _in_order(test)))
 
-        def _split_generators(self, dl_manager):
-            del dl_manager
-            return {
-                "train": self._generate_examples("train", train),
-                "test": self._generate_examples("test", test),
-            }
-
-        def _generate_examples(self, name: str, split: Split):
-            for i, (image, label) in enumerate(zip(split.image, split.label, strict=True)):
-                png = io.BytesIO()  # as bytes, for TFDS's own encoder would want TensorFlow
-                Image.fromarray(image).save(png, "PNG")
-                key = f"{name}_{i:05d}"
-                yield key, {"id": key, "image": png.getvalue(), "label": int(label)}
-
-    data_dir = folder.parents[1]
-    data_dir.mkdir(parents=True, exist_ok=True)
-    # A folder that nobody takes for a dataset, on the same disk, so that the last step is a rename.
-    with tempfile.TemporaryDirectory(prefix="incomplete.", dir=data_dir) as workplace:
-        tfds.disable_progress_bar()
-        builder = Cifar10(data_dir=workplace, file_format="array_record")
-        with contextlib.redirect_stdout(io.StringIO()):  # it announces itself there
-            builder.download_and_prepare(download_dir=f"{workplace}/downloads")
-        written = Path(builder.data_dir)
-        try:
-            back = _decode(written, _check(written)[0])
-        except Damaged as error:
-            raise OSError(f"what was written cannot be read back: {error.problem}") from error
-        if cache.digest(_arrays(*back)) != cache.digest(_arrays(_in_order(train), _in_order(test))):
-            raise OSError("what was written does not read back equal")
-        folder.parent.mkdir(exist_ok=True)
-        if os.path.lexists(folder):
-            folder.rename(f"{workplace}/replaced")
-        written.rename(folder)
+    features = {
+        "id": tfds.features.Text(),
+        "image": tfds.features.Image(shape=(32, 32, 3)),
+        "label": tfds.features.ClassLabel(names=CLASSES),
+    }
+    prepared.write(
+        folder,
+        {"train": examples("train", train), "test": examples("test", test)},
+        reads_back,
+        description=description,
+        features=tfds.features.FeaturesDict(features),
+        supervised_keys=("image", "label"),
+        homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
+    )

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from hw.cli import UserError
-from hw.models import resnet
+from hw.models import attention_lm, gru_lm, recall_net, resnet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "attention_lm": attention_lm.attention_lm,
+    "gru_lm": gru_lm.gru_lm,
     "hwnet": resnet.hwnet,
+    "recall_net": recall_net.recall_net,
     "resnet18": resnet.resnet18,
     "resnet20": resnet.resnet20,
 }

@@ -26,7 +26,8 @@ from hw.training import checkpoint, optim
 from hw.training.log import RunLog, draw_curves, write_report
 from hw.training.parallel import Parallel, keep_programs
 from hw.training.step import TrainState, train_step
-from hw.training.tasks import CHECKS, TASKS, Task
+from hw.training.tasks import CHECKS, TASKS
+from hw.training.tasks.task import Task
 
 # What may change between two starts of one run: it does not touch the numbers.
 _MAY_CHANGE = ("parallel", "data.dir", "checkpoint", "log")
@@ -164,7 +165,8 @@ def with_stand_in(config: ConfigDict, source: str) -> ConfigDict:
     config = ConfigDict(config.to_dict())
     if source == "embedded":
         config.train.update(config.embedded)
-        config.eval.temperature = 0.0  # it was fitted on the real data
+        if "temperature" in config.eval:
+            config.eval.temperature = 0.0  # it was fitted on the real data
     return config
 
 
@@ -286,8 +288,9 @@ class _Run:
 
     def _announce(self) -> None:
         p, d = self.parallel, self.provenance
+        per_step = self.batch_size * self.task.per_example
         self.log.say(
-            f"{self.workdir}: {self.total} steps of {self.batch_size} {self.task.unit} on "
+            f"{self.workdir}: {self.total} steps of {per_step} {self.task.unit} on "
             f"{p.num_devices} × {p.device_kind} ({p.platform}, {p.mode})"
         )
         self.log.say(
@@ -301,7 +304,7 @@ class _Run:
 
         def create(rng, start):
             averaged = self.config.train.average_decay > 0
-            return TrainState.create(self.task.init(rng, start), self.tx, averaged=averaged)
+            return TrainState.create(self.task.init(rng, start), self.tx, self.task.carry, averaged=averaged)
 
         checkpoint.clean(self.checkpoints)
         like = jax.tree.map(
@@ -423,7 +426,8 @@ class _Run:
                     }
                 )
         shown = {k: values[k] for k in self.task.headline if k in values}
-        self.log.progress(last, shown, count * self.batch_size, self.batch_size)
+        per_step = self.batch_size * self.task.per_example
+        self.log.progress(last, shown, count * per_step, per_step)
 
     def _evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
         """The task's report, its headline logged."""
@@ -449,11 +453,16 @@ class _Run:
         """Evaluates the last state and writes what remains of the workdir, the summary last."""
         report = self._evaluate(state, self.total)
         checkpoint.save_params(self.workdir / "params.npz", state.result)
+        if self.task.samples:
+            with self.clock.part("eval"):
+                text, judged = self.task.samples(state.result)
+            cli.write_atomic(self.workdir / "samples.txt", text)
+            report |= judged
         write_report(self.workdir, report)
         data = f"{self.provenance['name']} ({self.provenance['source']})"
         draw_curves(self.workdir, title=f"{self.workdir.name} on {data}, seed {self.config.seed}")
         seconds = self.clock.now()
-        speed = self.total * self.batch_size / max(seconds["train"], 1e-9)
+        speed = self.total * self.batch_size * self.task.per_example / max(seconds["train"], 1e-9)
         summary = {
             "task": self.task.name,
             "config": name,

@@ -18,7 +18,7 @@ from PIL import Image
 
 from hw import cli, data
 from hw.cli import UserError
-from hw.data import cache, figures, images
+from hw.data import cache, figures, images, prepared
 
 REAL = os.environ.get("TFDS_DATA_DIR")
 NUM_TRAIN, NUM_TEST = 40, 20
@@ -154,7 +154,7 @@ def test_fingerprint_knows_every_array(pictures):
 def test_where_it_is_looked_for(folder, monkeypatch, tmp_path):
     home = tmp_path / "home" / "tensorflow_datasets"
     shutil.copytree(folder.parents[1], home)
-    assert images.default_data_dir() == home
+    assert prepared.default_data_dir() == home
     assert data.load(config(source="tfds"), lambda line: None).provenance["source"] == "tfds"
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "empty"))
     with pytest.raises(UserError, match="empty"):
@@ -537,7 +537,10 @@ def test_no_picture(tmp_path, monkeypatch, kind):
 # --- The real thing ---
 
 
-@pytest.mark.skipif(not REAL, reason="TFDS_DATA_DIR is not set: no real CIFAR-10 here")
+@pytest.mark.skipif(
+    not REAL or not Path(REAL, "cifar10", images.VERSION).exists(),
+    reason="TFDS_DATA_DIR has no cifar10: no real CIFAR-10 here",
+)
 def test_real_cifar10_cold_and_warm():
     cold = data.load(config(dir=REAL, source="tfds"), lambda line: None)
     assert (len(cold.train), len(cold.eval)) == (50_000, 10_000)

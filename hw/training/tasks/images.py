@@ -1,11 +1,6 @@
-"""What the loop must be told of a task: its data, its forward pass, its loss, its evaluation.
+"""Classification of pictures: augmentation, progressive resolution, test-time views, calibration."""
 
-The loop, the step and the checkpoints are the same for every task; a `Task` holds the rest.
-"""
-
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,6 +14,7 @@ from hw.data import augment, batches
 from hw.data.images import Dataset
 from hw.training import losses, metrics
 from hw.training.parallel import Parallel
+from hw.training.tasks.task import Task, total_steps
 
 Array = jax.Array
 
@@ -39,50 +35,6 @@ TTA_VIEWS = {
 
 # The pictures from which a data-dependent start is computed.
 _NUM_START_IMAGES = 5000
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task in the form that the loop runs.
-
-    Attributes:
-      name: as in `config.task`.
-      num_examples: of the training set: the length of an epoch.
-      total_steps: of a whole run.
-      stages: the steps at which the program changes, 0 first: each stage is compiled on its own.
-      resident: the training data, kept on the devices whole.
-      start: data for a data-dependent start.
-      init: `(rng, start) -> variables`.
-      picks: `(first example, count) -> {name: [count]}`, which data a step takes; a pure function.
-      make_batch: `(resident, picks, stage) -> batch`, on the device; `stage` counts `stages`.
-      apply_fn, loss_fn: as `train_step` takes them.
-      evaluate: `(variables, parallel) -> iterator`: yields None after every slice of work, so that
-        the loop can stop for a signal, and at last the report.
-      headline: the report's values that go to metrics.jsonl's eval lines: {name there: name in report}.
-      summarize: `report -> fields of summary.json`.
-      unit: what the speed counts, such as "images".
-    """
-
-    name: str
-    num_examples: int
-    total_steps: int
-    stages: tuple[int, ...]
-    resident: dict[str, np.ndarray]
-    start: np.ndarray
-    init: Callable[[Array, Array], dict]
-    picks: Callable[[int, int], dict[str, np.ndarray]]
-    make_batch: Callable[[dict, dict, int], dict]
-    apply_fn: Callable
-    loss_fn: Callable
-    evaluate: Callable[[dict, Parallel], Iterator]
-    headline: dict[str, str]
-    summarize: Callable[[dict], dict]
-    unit: str
-
-
-def total_steps(config: Any, num_examples: int) -> int:
-    """Steps of a run: as many whole batches as it takes to show every example `epochs` times."""
-    return math.ceil(config.train.epochs * num_examples / config.train.batch_size)
 
 
 def image_views(images: Array, views: tuple) -> list[Array]:
@@ -151,7 +103,7 @@ def evaluate_images(
     } | report
 
 
-def check_images(config: Any) -> None:
+def check(config: Any) -> None:
     """Refuses what `images` has no use for; cheap, before any data is there."""
     if config.augment.flip not in augment.FLIPS:
         raise UserError(f"config.augment.flip={config.augment.flip!r}: choose from {sorted(augment.FLIPS)}")
@@ -171,9 +123,9 @@ def check_images(config: Any) -> None:
         raise UserError("config.eval.temperature must be at least 0 (0: not fitted)")
 
 
-def images(config: Any, dataset: Dataset, module: nn.Module) -> Task:
-    """Classification of pictures."""
-    check_images(config)
+def build(config: Any, dataset: Dataset, module: nn.Module) -> Task:
+    """The task of `config` on `dataset`."""
+    check(config)
     rng_augment = jax.random.fold_in(jax.random.key(config.seed), 1)
     normalize = partial(augment.normalize, mean=config.data.mean, std=config.data.std)
 
@@ -241,8 +193,5 @@ def images(config: Any, dataset: Dataset, module: nn.Module) -> Task:
             "test_loss": report["nll"],
         },
         unit="images",
+        per_example=1,
     )
-
-
-TASKS = {"images": images}
-CHECKS = {"images": check_images}

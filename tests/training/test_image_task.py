@@ -7,9 +7,11 @@ import pytest
 
 from hw.cli import UserError
 from hw.data.images import Dataset, Split
-from hw.training import metrics, tasks
+from hw.training import metrics
 from hw.training.loop import with_stand_in
 from hw.training.parallel import Parallel
+from hw.training.tasks import images as tasks
+from hw.training.tasks.task import total_steps
 
 
 def _dataset(eval_name):
@@ -102,15 +104,15 @@ def test_weights_of_views_sum_to_one_and_the_first_is_the_picture(name):
 def test_bad_values_are_named(tiny_config, field, value):
     tiny_config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=field.split(".")[-1]):
-        tasks.images(tiny_config, _dataset("test"), module=None)
+        tasks.build(tiny_config, _dataset("test"), module=None)
 
 
 def test_total_steps_and_the_stand_ins_schedule(tiny_config):
     # 320 pictures, batch 32, 2 epochs: 20 steps; 1.05 epochs are 10.5, so 11.
     short = with_stand_in(tiny_config, "embedded")
-    assert tasks.total_steps(short, 320) == 20
+    assert total_steps(short, 320) == 20
     short.train.epochs = 1.05
-    assert tasks.total_steps(short, 320) == 11
+    assert total_steps(short, 320) == 11
     assert with_stand_in(tiny_config, "tfds").train.epochs == tiny_config.train.epochs
 
 
@@ -122,7 +124,7 @@ def test_total_steps_and_the_stand_ins_schedule(tiny_config):
 def test_small_pictures_come_first(tiny_config, size, until, stages):
     config = with_stand_in(tiny_config, "embedded")
     config.augment.small_size, config.augment.small_until = size, until
-    task = tasks.images(config, _dataset("test"), module=None)
+    task = tasks.build(config, _dataset("test"), module=None)
     assert task.total_steps == 19
     assert task.stages == tuple(stages)
     picks = {"index": jnp.arange(5), "epoch": jnp.zeros(5, jnp.int32)}

@@ -1,0 +1,102 @@
+"""Which symbol stood first? Accuracy of recalling it against the delay, tanh RNN against GRU.
+
+    python -m experiments.memory_task [--seeds=5] [--delays=5,10,20,40,80,160]
+
+Question 4(c), measured: what vanishing gradients cost. Every point is a run of configs/recall.py, through the
+same step and loop as every other training here: as many hidden units, the same sequences in the same order,
+the same optimiser and number of steps for both cells. Guessing is right once in eight. Resumable; results in
+`experiments/results/memory_task/`.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+import configs.recall
+from experiments.seeds import RESULTS, RUNS
+from hw import cli
+from hw.answers.runs import interval
+from hw.training import log, loop
+
+STUDY = RESULTS / "memory_task"
+DELAYS = (5, 10, 20, 40, 80, 160)
+CELLS = {"rnn": "tanh RNN", "gru": "GRU"}
+
+
+def run(cell: str, delay: int, seed: int) -> dict:
+    """One training, in runs/studies/memory_task; returns what is kept of it."""
+    config = configs.recall.get_config("gru" if cell == "gru" else None)
+    config.data.delay, config.seed = delay, seed
+    workdir = RUNS / "memory_task" / f"{cell}-{delay}-seed-{seed}"
+    summary = loop.train(config, workdir, name="recall", variant="gru" if cell == "gru" else "")
+    return {k: summary[k] for k in ("test_accuracy", "test_loss", "params", "steps", "config_sha256")}
+
+
+def curve(runs: Mapping[str, Mapping[str, Mapping]], cell: str) -> dict[str, list]:
+    """Of one cell, by delay: the seeds' accuracies, their mean, range, and the mean's 95 % interval."""
+    found: dict[str, list] = {k: [] for k in ("delay", "accuracies", "mean", "low", "high", "interval")}
+    for delay, by_seed in sorted(runs[cell].items(), key=lambda item: int(item[0])):
+        values = [by_seed[seed]["test_accuracy"] for seed in sorted(by_seed, key=int)]
+        mean, _, lower, upper = interval(values)
+        point = (int(delay), values, mean, min(values), max(values), [lower, upper])
+        for name, value in zip(found, point, strict=True):
+            found[name].append(value)
+    return found
+
+
+def _draw(curves: Mapping[str, Mapping], guessing: float) -> None:
+    figure, (axis,) = log.new_figure(5.8, 3.8, 1)
+    for (cell, title), style in zip(CELLS.items(), ("o-", "s--"), strict=True):
+        of = curves[cell]
+        (line,) = axis.plot(of["delay"], of["mean"], style, label=title)
+        axis.fill_between(of["delay"], of["low"], of["high"], color=line.get_color(), alpha=0.2)
+    axis.axhline(guessing, color="0.4", linewidth=0.8, linestyle=":", label="guessing")
+    axis.set(xscale="log", ylim=(0, 1.03), xlabel="delay, symbols", ylabel="accuracy of recalling the first")
+    delays = curves["rnn"]["delay"]
+    axis.set_xticks(delays, [str(d) for d in delays])
+    axis.set_xticks([], minor=True)
+    axis.set_title("Memory task: mean and range over seeds")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    log.save_svg(figure, STUDY / "figure.svg")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the study; returns its exit code."""
+    parser = cli.ArgumentParser(prog="experiments.memory_task", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 … N-1 (default: 5)")
+    parser.add_argument("--delays", default=",".join(map(str, DELAYS)), help="numbers, by commas")
+    options = parser.parse_args(argv)
+    words = options.delays.split(",")
+    if options.seeds < 1 or not all(word.isdigit() for word in words):
+        raise cli.UserError("--seeds must be at least 1, --delays numbers of at least 0, by commas")
+    STUDY.mkdir(parents=True, exist_ok=True)
+    path = STUDY / "runs.json"
+    recipe = cli.sha256(cli.to_json(configs.recall.get_config().to_dict()))
+    saved = json.loads(path.read_text()) if path.exists() else {"recipe": recipe, "runs": {}}
+    if saved["recipe"] != recipe:
+        raise cli.UserError(f"{path} is of another recipe: remove it, and runs/studies/memory_task with it")
+    for seed in range(options.seeds):
+        for delay in words:
+            for cell in CELLS:
+                of_delay = saved["runs"].setdefault(cell, {}).setdefault(str(int(delay)), {})
+                if str(seed) not in of_delay:
+                    of_delay[str(seed)] = run(cell, int(delay), seed)
+                    cli.write_atomic(path, cli.to_json(saved, indent=2) + "\n")
+    curves = {cell: curve(saved["runs"], cell) for cell in CELLS}
+    cli.write_atomic(STUDY / "data.json", cli.to_json(curves, indent=2) + "\n")
+    _draw(curves, 1 / configs.recall.get_config().data.num_symbols)
+    print(f"{'delay':>6}" + "".join(f"{title:>22}" for title in CELLS.values()))
+    for i, delay in enumerate(curves["rnn"]["delay"]):
+        cells = [
+            f"{np.mean(curves[c]['accuracies'][i]):.1%} ({len(curves[c]['accuracies'][i])} seeds)"
+            for c in CELLS
+        ]
+        print(f"{delay:>6}" + "".join(f"{cell:>22}" for cell in cells))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

@@ -1,0 +1,182 @@
+"""Looking inside: hidden units of the released GRU that stand for something, found by correlation.
+
+    python -m experiments.neurons [--model=gru | --workdir=DIR] [--characters=100000]
+
+The model reads the validation text with its state carried; each unit's activation h_t, after reading
+character t, is correlated with features of the text at t. Units are chosen on the first half of the text; the
+correlation that is reported is that on the second, which had no say. The figure draws a passage of the second
+half coloured by the unit found for each feature. Results in `experiments/results/neurons/`.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.seeds import RESULTS
+from hw import cli, data, models
+from hw.models.gru_lm import GRUCell
+from hw.training import checkpoint, log
+
+STUDY = RESULTS / "neurons"
+BLOCK = 1000  # characters read at a time
+COLUMNS, ROWS = 64, 9  # of a passage in the figure
+
+
+def features(text: str) -> dict[str, np.ndarray]:
+    """What a unit may stand for, a number at each character: [T].
+
+    A speaker's name is a line that ends in a colon and begins the text or follows an empty line, as in
+    input.txt; the feature is on from its first letter to its colon.
+    """
+    length = len(text)
+    chars = np.array(list(text))
+    newline = chars == "\n"
+    # Characters since the line began: 0 at its first.
+    starts = np.maximum.accumulate(np.where(np.insert(newline[:-1], 0, True), np.arange(length), 0))
+    position = np.arange(length) - starts
+    name, begin = np.zeros(length), 0
+    for line in text.split("\n"):
+        if line.endswith(":") and (begin == 0 or text[begin - 2 : begin] in ("\n\n", "\n")):
+            name[begin : begin + len(line)] = 1
+        begin += len(line) + 1
+    letter = np.char.isalpha(chars)
+    word = np.zeros(length)
+    for t in range(1, length):
+        word[t] = word[t - 1] + 1 if letter[t - 1] and letter[t] else 0
+    return {
+        "position in the line": np.minimum(position, 60).astype(float),
+        "within a speaker's name": name,
+        "a capital letter": np.char.isupper(chars).astype(float),
+        "the end of a line": newline.astype(float),
+        "a vowel": np.isin(np.char.lower(chars), list("aeiou")).astype(float),
+        "a space": (chars == " ").astype(float),
+        "position in the word": word * letter,
+        "punctuation": np.isin(chars, list(".,;:!?'-")).astype(float),
+    }
+
+
+def activations(module: Any, variables: dict, ids: np.ndarray) -> np.ndarray:
+    """h_t of every unit of every layer, the state carried: float32 [T, depth · width]."""
+
+    def of_layer(owner, method):
+        return isinstance(owner, GRUCell) and method == "sequence"
+
+    @jax.jit
+    def read(inputs, carry):
+        (_, carry), state = module.apply(
+            variables, inputs, carry, train=False, capture_intermediates=of_layer, mutable=["intermediates"]
+        )
+        layers = [state["intermediates"][f"gru_{i}"]["sequence"][0][1][0] for i in range(module.depth)]
+        return jnp.concatenate(layers, axis=-1), carry
+
+    carry, blocks = module.initial_carry(1), []
+    whole = len(ids) // BLOCK * BLOCK
+    for start in range(0, whole, BLOCK):
+        hidden, carry = read(jnp.asarray(ids[None, start : start + BLOCK], jnp.int32), carry)
+        blocks.append(np.asarray(hidden))
+    return np.concatenate(blocks)
+
+
+def correlations(units_tn: np.ndarray, feature_t: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of every unit with a feature, [n]; 0 where one of the two never changes."""
+    units = units_tn - units_tn.mean(0)
+    feature = feature_t - feature_t.mean()
+    size = np.linalg.norm(units, axis=0) * np.linalg.norm(feature)
+    return np.divide(units.T @ feature, size, out=np.zeros(units.shape[1]), where=size > 0)
+
+
+def find(text: str, units_tn: np.ndarray) -> dict[str, dict[str, Any]]:
+    """For each feature the unit that follows it best on the first half, and how well on the second."""
+    half, found = len(text) // 2, {}
+    for name, feature in features(text).items():
+        chosen = correlations(units_tn[:half], feature[:half])
+        unit = int(np.argmax(np.abs(chosen)))
+        held_out = correlations(units_tn[half:, unit : unit + 1], feature[half:])[0]
+        found[name] = {
+            "unit": unit,
+            "correlation_chosen_on": float(chosen[unit]),
+            "correlation_held_out": float(held_out),
+        }
+    return found
+
+
+def _draw(text: str, units_tn: np.ndarray, found: dict[str, dict[str, Any]], width: int, path: Path) -> None:
+    """A passage for each of the clearest features, every character on a ground coloured by its unit."""
+    clearest = sorted(found, key=lambda name: -abs(found[name]["correlation_held_out"]))[:4]
+    passage = text[: COLUMNS * ROWS * 2]
+    places, row, column = [], 0, 0
+    for char in passage:
+        places.append((row, column))
+        row, column = (row + 1, 0) if char == "\n" or column == COLUMNS - 1 else (row, column + 1)
+    figure, axes = log.new_figure(11, 1.75 * ROWS / 4 * 2, len(clearest))
+    for axis, name in zip(axes, clearest, strict=True):
+        of = found[name]
+        values = units_tn[: len(passage), of["unit"]]
+        grid = np.full((ROWS, COLUMNS), np.nan)
+        for (r, c), value in zip(places, values, strict=True):
+            if r < ROWS:
+                grid[r, c] = value
+        axis.imshow(grid, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+        for (r, c), char in zip(places, passage, strict=True):
+            if r < ROWS and char != " ":
+                shown = "↵" if char == "\n" else char
+                axis.text(c, r, shown, ha="center", va="center", fontsize=4.2, family="monospace")
+        axis.set_axis_off()
+        layer, unit = divmod(of["unit"], width)
+        axis.set_title(
+            f"{name}: layer {layer + 1}, unit {unit} (r = {of['correlation_held_out']:+.2f})", fontsize=7
+        )
+    log.save_svg(figure, path)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the study; returns its exit code."""
+    parser = cli.ArgumentParser(prog="experiments.neurons", description=__doc__)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--model", choices=["gru"], default="gru", help="a released model")
+    source.add_argument("--workdir", type=Path, help="a run of one's own")
+    parser.add_argument("--characters", type=int, default=100_000, help="of the validation text")
+    options = parser.parse_args(argv)
+    folder = options.workdir or checkpoint.released(options.model)
+    saved, provenance, variables = checkpoint.load_run(folder, cli.say)
+    config = ConfigDict(saved)
+    if config.model.name != "gru_lm":
+        raise cli.UserError(f"{folder} holds a {config.model.name}, not a gru_lm")
+    dataset = data.load(config.data)
+    if options.characters < 2 * BLOCK:
+        raise cli.UserError(f"--characters must be at least {2 * BLOCK}")
+    module = models.build(config.model, num_outputs=len(provenance["vocabulary"]), platform="cpu")
+    ids = dataset.eval[: options.characters]
+    units = activations(module, variables, ids)
+    text = "".join(dataset.classes[i] for i in ids[: len(units)])
+    found = find(text, units)
+    STUDY.mkdir(parents=True, exist_ok=True)
+    width, half = module.width, len(text) // 2
+    report = {
+        "model": {"config_sha256": cli.sha256(cli.to_json(saved)), "depth": module.depth, "width": width},
+        "data": {k: provenance[k] for k in ("name", "source", "fingerprint")},
+        "characters": len(text),
+        "features": {
+            name: {"layer": of["unit"] // width + 1, **of, "unit": of["unit"] % width}
+            for name, of in found.items()
+        },
+    }
+    cli.write_atomic(STUDY / "data.json", cli.to_json(report, indent=2) + "\n")
+    _draw(text[half:], units[half:], found, width, STUDY / "figure.svg")
+    print(f"{'feature':<26}{'layer':>6}{'unit':>6}{'r, chosen on':>14}{'r, held out':>13}")
+    for name, of in report["features"].items():
+        print(
+            f"{name:<26}{of['layer']:>6}{of['unit']:>6}{of['correlation_chosen_on']:>+14.2f}"
+            f"{of['correlation_held_out']:>+13.2f}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

@@ -1,0 +1,181 @@
+"""Question 2: a residual net on CIFAR-10, told from the logs of its runs."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from hw import models
+from hw.answers import notation
+from hw.answers.claims import Answer, Claim, Step, Table
+from hw.answers.runs import Run, curves, over_seeds, provenance
+from hw.models.resnet import HWNet
+from hw.ops.conv_arithmetic import parse_layers, trace
+
+_FIELDS = {
+    "test_accuracy": "test accuracy",
+    "test_accuracy_tta": "test accuracy with test-time views",
+    "test_loss": "test loss, nats",
+}
+
+
+def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
+    """Every parameter of the run's model, built anew from its config: name -> shape."""
+    config = ConfigDict(run.config)
+    classes = run.summary["dataset"]["classes"]
+    module = models.build(config.model, num_outputs=len(classes), platform="cpu")
+    init = partial(module.init, train=False)
+    variables = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
+    return {"/".join(key.key for key in path): leaf.shape for path, leaf in leaves}
+
+
+# The routes to the number of parameters. They share nothing.
+
+
+def params_by_log(run: Run) -> int:
+    """As the run counted them."""
+    return run.summary["params"]
+
+
+def params_by_model(run: Run) -> int:
+    """By the shapes of the model, built anew from its config."""
+    return sum(math.prod(shape) for shape in _shapes(run).values())
+
+
+def params_by_arithmetic(run: Run) -> int:
+    """By the integers of `hw.ops.conv_arithmetic`, from hwnet's layers in words; the norms' biases beside."""
+    net = run.config["model"]["hwnet"]
+    widths, depth = net["widths"], net["depth"]
+    conv = "conv{}k3samenobias"
+    body = " ".join(" ".join([conv.format(w), "pool2", *[conv.format(w)] * depth]) for w in widths)
+    classes = len(run.summary["dataset"]["classes"])
+    head = trace((widths[-1],), parse_layers(f"dense{classes}nobias"))
+    norms = (1 + depth) * sum(widths) * (2 if net["norm_scale"] else 1)
+    learned_stem = 2 * 2 * 3 * 12 if net["stem"] == "learned" else 0
+    filters = trace((31, 31, 24), parse_layers(body)).total_params
+    return filters + head.total_params + norms + learned_stem
+
+
+# The routes to the accuracy of a run.
+
+
+def accuracy_by_log(run: Run) -> float:
+    """As the run's last line of metrics says."""
+    return next(line["accuracy"] for line in reversed(run.metrics) if line["split"] == "eval")
+
+
+def accuracy_by_confusion(run: Run) -> float:
+    """The share of the confusion matrix that lies on its diagonal."""
+    confusion = run.evaluation["confusion"]
+    return sum(row[k] for k, row in enumerate(confusion)) / sum(map(sum, confusion))
+
+
+def accuracy_by_classes(run: Run) -> float:
+    """Every class's accuracy, weighed by how many pictures it has."""
+    sizes = [sum(row) for row in run.evaluation["confusion"]]
+    return sum(n * share for n, share in zip(sizes, run.evaluation["per_class"], strict=True)) / sum(sizes)
+
+
+def claims(runs: Sequence[Run]) -> tuple[Claim, ...]:
+    """The parameters, and every seed's accuracy."""
+    found = []
+    if runs[0].config["model"]["name"] == "hwnet":
+        routes = {"log": params_by_log, "model": params_by_model, "arithmetic": params_by_arithmetic}
+        found.append(
+            Claim("2.params", "parameters of the net", {k: partial(v, runs[0]) for k, v in routes.items()})
+        )
+    routes = {
+        "log": accuracy_by_log,
+        "confusion matrix": accuracy_by_confusion,
+        "classes": accuracy_by_classes,
+    }
+    for run in runs:
+        seed = run.summary["seed"]
+        found.append(
+            Claim(
+                f"2.accuracy.{seed}",
+                f"test accuracy, seed {seed}",
+                {k: partial(v, run) for k, v in routes.items()},
+                tolerance=1e-12,
+            )
+        )
+    return tuple(found)
+
+
+def _calibration(runs: Sequence[Run]) -> Table:
+    """Likelihood and calibration of every seed, before and after temperature scaling."""
+    names = ("nll", "ece", "temperature", "nll_calibrated", "ece_calibrated")
+    rows = tuple(
+        (f"seed {run.summary['seed']}", *("–" if (v := run.evaluation[n]) is None else v for n in names))
+        for run in runs
+    )
+    header = ("", "loss, nats", "calibration error", "temperature", "loss at it", "calibration error at it")
+    return Table("Calibration on the test set", header, rows)
+
+
+def answer(runs: Sequence[Run]) -> Answer:
+    """The net, its runs over all seeds, and how far its predictions can be believed.
+
+    Args:
+      runs: of one recipe, a seed each; at least one.
+    """
+    shapes = _shapes(runs[0])
+    rows = tuple((name, notation.times(shape), math.prod(shape)) for name, shape in shapes.items())
+    table = over_seeds(runs, _FIELDS)
+    classes = runs[0].evaluation["classes"]
+    confusion = [[sum(run.evaluation["confusion"][i][j] for run in runs) for j in range(len(classes))]
+                 for i in range(len(classes))]  # fmt: skip
+    per_class = tuple(
+        (name, row[k] / sum(row), classes[max((c for c in range(len(row)) if c != k), key=row.__getitem__)])
+        for k, (name, row) in enumerate(zip(classes, confusion, strict=True))
+    )
+    mean = table.rows[0][1]
+    within = "" if len(runs) == 1 else f" (95 % interval {table.rows[0][3]:.2%} to {table.rows[0][4]:.2%})"
+    figures: dict[str, Any] = {
+        "loss": curves(runs, "loss"),
+        "accuracy": curves(runs, "accuracy"),
+        "confusion": {"classes": list(classes), "counts": confusion},
+    }
+    return Answer(
+        number=2,
+        title="A residual net on CIFAR-10",
+        question="Build a residual net of your own and train it on CIFAR-10, if you can to 90 % test "
+        "accuracy; hand in code and training log.",
+        answer=f"{mean:.2%} test accuracy, mean of {len(runs)} seed{'s' if len(runs) > 1 else ''}{within}",
+        steps=(
+            Step(
+                "The net",
+                (HWNet.__doc__ or "").split("Attributes:")[0].strip()
+                if runs[0].config["model"]["name"] == "hwnet"
+                else "",
+                table=Table("Its parameters", ("name", "shape", "number"), rows),
+                code=HWNet if runs[0].config["model"]["name"] == "hwnet" else None,
+            ),
+            Step(
+                "Test accuracy",
+                "Trained on all training pictures; the test set is looked at once, after the last step.",
+                table=table,
+            ),
+            Step(
+                "Class by class",
+                "The confusion matrices of all seeds added.",
+                table=Table("Accuracy", ("class", "accuracy", "most often taken for"), per_class),
+            ),
+            Step(
+                "How far to believe a probability",
+                "Label smoothing makes the net say less than it knows; one temperature, fitted on held-out "
+                "training pictures, mends most of that.",
+                table=_calibration(runs),
+            ),
+            Step("The logs", table=provenance(runs)),
+        ),
+        why="A residual connection hands the gradient on unchanged beside every branch, so that depth costs "
+        "no reach; whitening, copies as a start and orthogonalised updates let every step count.",
+        claims=claims(runs),
+        figures=figures,
+    )

@@ -1,0 +1,81 @@
+"""Finished runs as values: what the answers that are trained, not derived, are made of."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from scipy.stats import t as student_t
+
+from hw.answers.claims import Table
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run of a recipe.
+
+    Attributes:
+      summary, evaluation, config: what summary.json, evaluation.json and config.json hold.
+      metrics: the lines of metrics.jsonl.
+      samples: samples.txt, where there is one.
+      sha256: of each of those files, by its name: which log a number was read from.
+    """
+
+    summary: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    config: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+    samples: str = ""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float, float]:
+    """(mean, standard deviation, lower, upper): the mean's 95 % interval by Student's t.
+
+    With one value the last three are nan.
+    """
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, math.nan, math.nan, math.nan
+    deviation = statistics.stdev(values)
+    half = float(student_t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
+    return mean, deviation, mean - half, mean + half
+
+
+def over_seeds(runs: Sequence[Run], fields: Mapping[str, str]) -> Table:
+    """A row a field of the summary, which `fields` gives a name: mean, deviation, interval, every seed."""
+    rows = []
+    for name, title in fields.items():
+        values = [run.summary[name] for run in runs]
+        mean, deviation, low, high = interval(values)
+        several = (deviation, low, high) if len(runs) > 1 else ("–", "–", "–")
+        rows.append((title, mean, *several, *values))
+    seeds = tuple(f"seed {run.summary['seed']}" for run in runs)
+    header = ("", "mean", "standard deviation", "95 % from", "to", *seeds)
+    return Table("Over seeds", header, tuple(rows))
+
+
+def provenance(runs: Sequence[Run]) -> Table:
+    """Which data, hardware and versions, and the hash of every log that was read."""
+    first = runs[0].summary
+    data, device = first["dataset"], first["device"]
+    seconds = interval([run.summary["seconds"]["total"] for run in runs])[0]
+    rows = [
+        ("data", f"{data['name']} ({data['source']}): {data['note']}"),
+        ("hardware", f"{device['count']} × {device['kind']}, {device['cpu_count']} cores"),
+        ("a whole run", f"{seconds / 60:.1f} minutes (mean)"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in sorted(first["versions"].items()))),
+    ]
+    for run in runs:
+        rows += [(f"seed {run.summary['seed']}, {name}", sha) for name, sha in sorted(run.sha256.items())]
+    return Table("Where these numbers come from", ("", ""), tuple(rows))
+
+
+def curves(runs: Sequence[Run], name: str) -> dict[str, Any]:
+    """A metric of every seed's training, for drawing: {"epoch": [...], "seeds": [[...], …]}."""
+    of_train = [[line for line in run.metrics if line["split"] == "train"] for run in runs]
+    return {
+        "epoch": [line["epoch"] for line in of_train[0]],
+        "seeds": [[line[name] for line in lines] for lines in of_train],
+    }

@@ -1,0 +1,123 @@
+"""A dataset's official archive: downloaded or taken from a file, and verified before it is used."""
+
+import contextlib
+import hashlib
+import http.client
+import queue
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from hw.cli import UserError
+
+CONNECT_SECONDS = 3.0
+READ_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The one file that a dataset's makers publish."""
+
+    dataset: str  # as hw.prepare calls it
+    url: str
+    size: int  # bytes
+    sha256: str
+
+
+@contextlib.contextmanager
+def open_verified(
+    official: Archive,
+    data_dir: Path,
+    say: Callable[[str], None],
+    path: Path | None = None,
+    sha256: str | None = None,
+) -> Iterator[tuple[BinaryIO, str]]:
+    """Opens an archive that has the SHA-256 it must have.
+
+    Args:
+      official: what is downloaded, and what the archive must be.
+      data_dir: a folder on the disk that can take the download.
+      say: is told that something is downloaded.
+      path: the archive as a file; None downloads it.
+      sha256: hex digest that the archive must have instead of the official one's.
+
+    Yields:
+      The archive, at its start, and its SHA-256 in hex.
+
+    Raises:
+      UserError: the archive cannot be had, or is not the right one.
+    """
+    expected = (sha256 or official.sha256).lower()
+    with _open(path) if path else _download(official, data_dir, say) as file:
+        try:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"cannot read {path or official.url}: {error.strerror or error}") from error
+        if found != expected:
+            mend = "download it again"
+            if path and not sha256:
+                mend += f", or accept an archive of your own with --sha256={found}"
+            raise UserError(
+                f"{path or official.url} is not the archive expected: {file.tell():,} bytes with SHA-256 "
+                f"{found} instead of {expected}; {mend}"
+            )
+        file.seek(0)
+        yield file, found
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    with file:
+        yield file
+
+
+def _connect(official: Archive) -> http.client.HTTPResponse:
+    """Connects within CONNECT_SECONDS, also where looking up the name hangs, which no time-out ends."""
+    answer: queue.Queue[http.client.HTTPResponse | Exception] = queue.Queue()
+
+    def attempt() -> None:
+        try:
+            answer.put(urllib.request.urlopen(official.url, timeout=READ_SECONDS))
+        except Exception as error:  # handed over, not lost with the thread
+            answer.put(error)
+
+    threading.Thread(target=attempt, daemon=True).start()
+    try:
+        response = answer.get(timeout=CONNECT_SECONDS)
+    except queue.Empty:
+        response = TimeoutError(f"no answer within {CONNECT_SECONDS:.0f} s")
+    if isinstance(response, Exception):
+        raise UserError(
+            f"cannot reach {official.url} ({response}): fetch it by other means and give it with "
+            f"python -m hw.prepare {official.dataset} --archive=FILE"
+        ) from response
+    return response
+
+
+@contextlib.contextmanager
+def _download(official: Archive, data_dir: Path, say: Callable[[str], None]) -> Iterator[BinaryIO]:
+    """The official archive as a file without a name: however this ends, nothing of it is left."""
+    with _connect(official) as response, contextlib.ExitStack() as stack:
+        say(f"downloading {official.url}")
+        try:
+            data_dir.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(tempfile.TemporaryFile(dir=data_dir))
+            # A bar only on a terminal. One block more than expected is enough to know it for wrong.
+            with tqdm(total=official.size, unit="B", unit_scale=True, disable=None) as bar:
+                while file.tell() <= official.size and (block := response.read(1 << 16)):
+                    file.write(block)
+                    bar.update(len(block))
+            file.seek(0)
+        except (OSError, http.client.HTTPException) as error:
+            raise UserError(f"downloading {official.url} to {data_dir} failed: {error}; try again") from error
+        yield file

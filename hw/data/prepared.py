@@ -1,0 +1,240 @@
+"""Datasets as TFDS prepares them: found, checked, read through a cache, written whole or not at all."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shlex
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hw.cli import UserError
+from hw.data import cache
+
+# Shard files with the number of records that the description declares for each.
+Shards = dict[Path, int]
+
+
+class Damaged(UserError):
+    """A prepared dataset that is there but cannot be used; preparing it anew replaces it."""
+
+    def __init__(self, folder: Path, problem: str):
+        mend = _command(folder.parent.name, folder.parents[1])
+        super().__init__(f"{folder} is damaged: {problem}. Prepare it anew: {mend}")
+        self.problem = problem
+
+
+def _command(dataset: str, data_dir: Path) -> str:
+    return f"python -m hw.prepare {dataset} --data-dir={shlex.quote(str(data_dir))}"
+
+
+def default_data_dir() -> Path:
+    """`TFDS_DATA_DIR`, else TFDS's own default."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def find(
+    config: Any,
+    dataset: str,
+    version: str,
+    title: str,
+    prepare: Callable[[Path, Callable[[str], None]], Path],
+    say: Callable[[str], None],
+) -> Path | None:
+    """Finds the prepared dataset that `config.data` asks for, or has it prepared.
+
+    Args:
+      config: `source` ("auto", "tfds", "embedded") and `dir` ("" for the default).
+      dataset, version: as TFDS names them.
+      title: as people name it.
+      prepare: makes the dataset in a data folder.
+      say: is told why there is none.
+
+    Returns:
+      `DIR/dataset/version`, not yet looked into; None where the stand-in must do.
+
+    Raises:
+      UserError: with source "tfds" there is none, or the source is unknown.
+    """
+    if config.source not in ("auto", "tfds", "embedded"):
+        raise UserError(f"config.data.source={config.source!r}: choose from 'auto', 'tfds', 'embedded'")
+    if config.source == "embedded":
+        return None
+    data_dir = Path(config.dir).expanduser() if config.dir else default_data_dir()
+    folder = data_dir / dataset / version
+    if os.path.lexists(folder):
+        return folder
+    if config.source == "tfds":
+        raise UserError(f"no prepared {title} in {folder}. Prepare it: {_command(dataset, data_dir)}")
+    try:
+        return prepare(data_dir, say)
+    except UserError as error:
+        say(f"{title} is not to be had: {error}")
+        return None
+
+
+def check(folder: Path, splits: Iterable[str]) -> tuple[dict[str, Any], dict[str, Shards], str]:
+    """Everything that can be found wrong without opening a shard, and without TFDS: milliseconds.
+
+    Args:
+      folder: `DIR/dataset/version`.
+      splits: names of the splits that must be there.
+
+    Returns:
+      What TFDS writes of each feature, each split's shards, and the dataset's description.
+
+    Raises:
+      Damaged: the description cannot be read, or a shard is missing.
+      UserError: the dataset is in a format that needs TensorFlow.
+    """
+    try:
+        info = json.loads((folder / "dataset_info.json").read_text())
+        features = json.loads((folder / "features.json").read_text())["featuresDict"]["features"]
+        lengths = {split["name"]: [int(n) for n in split["shardLengths"]] for split in info["splits"]}
+        lengths = {split: lengths[split] for split in splits}
+        file_format, note = info["fileFormat"], " ".join(info.get("description", "").split())
+    except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise Damaged(folder, f"its description cannot be read ({type(error).__name__}: {error})") from error
+    dataset = folder.parent.name
+    if file_format != "array_record":
+        # Sound, no doubt, for somebody with TensorFlow: not ours to replace.
+        raise UserError(
+            f"{folder} is in the format {file_format}, which needs TensorFlow: prepare a second copy "
+            f"elsewhere (python -m hw.prepare {dataset} --data-dir=DIR) and set TFDS_DATA_DIR=DIR"
+        )
+    shards: dict[str, Shards] = {}
+    for split in lengths:
+        shards[split] = {}
+        for i, length in enumerate(lengths[split]):
+            path = folder / f"{dataset}-{split}.array_record-{i:05d}-of-{len(lengths[split]):05d}"
+            if not path.is_file() or not path.stat().st_size:
+                raise Damaged(folder, f"{path.name} is missing or empty")
+            shards[split][path] = length
+    return features, shards, note
+
+
+@contextlib.contextmanager
+def open_source(folder: Path, shards: dict[str, Shards], **options: Any) -> Iterator[dict[str, Any]]:
+    """Opens a prepared dataset whose every record's checksum is right.
+
+    Args:
+      folder, shards: as `check` has them.
+      options: for TFDS's `as_data_source`.
+
+    Yields:
+      A sequence of examples for each split.
+
+    Raises:
+      Damaged: a shard is not sound, or whatever went wrong in the `with` block: the files are at fault.
+    """
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    try:
+        # Every checksum first: a fraction of a second, before the many that decoding may take.
+        for path, declared in (item for split in shards.values() for item in split.items()):
+            try:
+                found = len(ArrayRecordReader(str(path)).read_all())
+            except RuntimeError as error:
+                raise Damaged(folder, f"{path.name} is truncated or altered ({error})") from error
+            if found != declared:
+                raise Damaged(folder, f"{path.name} holds {found:,} records, not {declared:,}")
+        yield tfds.builder_from_directory(folder).as_data_source(**options)
+    except (Damaged, MemoryError):
+        raise
+    except Exception as error:  # whatever the readers of three packages raise
+        raise Damaged(folder, f"{type(error).__name__}: {error}") from error
+
+
+def read_cached(
+    folder: Path, decode: Callable[[], Sequence[np.ndarray]], say: Callable[[str], None]
+) -> tuple[Sequence[np.ndarray], str]:
+    """Reads a dataset's arrays from the user's cache where it holds these very files decoded.
+
+    Returns:
+      The arrays that `decode()` makes of the folder, and their digest.
+    """
+    # The files are known by place, size and time: reading them all again would be the slow part.
+    files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.iterdir())]
+    key = hashlib.sha256(repr(("format 1", str(folder.resolve()), files)).encode()).hexdigest()
+    cache_dir = cache.cache_dir(say)
+    entry = cache_dir and cache_dir / f"{folder.parent.name}-{key[:32]}.npz"
+    if entry and (found := cache.load_arrays(entry, say)):
+        return found
+    arrays = decode()
+    return arrays, cache.save_arrays(entry, arrays, say) if entry else cache.digest(arrays)
+
+
+def is_sound(folder: Path, decode: Callable[[], Any], say: Callable[[str], None]) -> bool:
+    """Whether a dataset is there and `decode()` finds no damage; says which of the two it is."""
+    if not os.path.lexists(folder):
+        return False
+    try:
+        decode()
+    except Damaged as error:
+        say(f"{folder} is damaged ({error.problem}) and will be replaced")
+        return False
+    say(f"{folder} is prepared already, and sound")
+    return True
+
+
+def write(
+    folder: Path,
+    splits: Mapping[str, Iterable[tuple[str, dict[str, Any]]]],
+    reads_back: Callable[[Path], bool],
+    **info: Any,
+) -> None:
+    """Writes a TFDS `array_record` dataset beside `folder`, reads it back, and only then moves it there.
+
+    Args:
+      folder: `DIR/dataset/version`; what is there is replaced.
+      splits: keys and examples of each split.
+      reads_back: whether the dataset in a folder is the one that was to be written.
+      info: for TFDS's `DatasetInfo`: features, description and so on.
+
+    Raises:
+      UserError: it cannot be written, or does not read back equal; `folder` is as it was.
+    """
+    import tensorflow_datasets as tfds
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = folder.parent.name
+        VERSION = tfds.core.Version(folder.name)
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, **info)
+
+        def _split_generators(self, dl_manager):
+            del dl_manager
+            return dict(splits)
+
+        def _generate_examples(self):
+            raise NotImplementedError("the splits bring their examples")
+
+    data_dir = folder.parents[1]
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        # A folder that nobody takes for a dataset, on the same disk, so that the last step is a rename.
+        with tempfile.TemporaryDirectory(prefix="incomplete.", dir=data_dir) as workplace:
+            tfds.disable_progress_bar()
+            builder = Builder(data_dir=workplace, file_format="array_record")
+            with contextlib.redirect_stdout(io.StringIO()):  # it announces itself there
+                builder.download_and_prepare(download_dir=f"{workplace}/downloads")
+            written = Path(builder.data_dir)
+            try:
+                equal = reads_back(written)
+            except Damaged as error:
+                raise OSError(f"what was written cannot be read back: {error.problem}") from error
+            if not equal:
+                raise OSError("what was written does not read back equal")
+            folder.parent.mkdir(exist_ok=True)
+            if os.path.lexists(folder):
+                folder.rename(f"{workplace}/replaced")
+            written.rename(folder)
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError, of a full disk too
+        raise UserError(f"cannot write {folder}: {error}") from error

@@ -1,0 +1,64 @@
+"""The memory task: a symbol, a stretch of noise, and the question which symbol it was.
+
+Every sequence is drawn anew: there is nothing to learn by heart, and no file to read.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from hw.cli import UserError
+from hw.data import cache
+
+Array = jax.Array
+
+NUM_EVAL = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class RecallDataset:
+    """The sequences that a run is judged by; those to train on are drawn as it goes (`draw`)."""
+
+    eval_inputs: np.ndarray  # int32 [n, delay + 1]
+    eval_label: np.ndarray  # int32 [n]
+    eval_name: str
+    classes: tuple[str, ...]
+    provenance: dict[str, Any]
+
+
+def draw(rng: Array, delay: int, num_symbols: int) -> Array:
+    """One sequence, int32 [delay + 1]: its first symbol is the one to recall, the rest is noise.
+
+    All are drawn from the same symbols, each as likely, so that only the place tells them apart.
+    """
+    return jax.random.randint(rng, (delay + 1,), 0, num_symbols)
+
+
+def load_recall(config: Any) -> RecallDataset:
+    """Draws the evaluation sequences, the same for every run.
+
+    Args:
+      config: `delay` (symbols of noise) and `num_symbols`.
+
+    Raises:
+      UserError: one of them is out of its range.
+    """
+    if config.delay < 0 or config.num_symbols < 2:
+        raise UserError(
+            f"config.data.delay={config.delay}, num_symbols={config.num_symbols}: at least 0, at least 2"
+        )
+    rngs = jax.random.split(jax.random.key(1), NUM_EVAL)
+    inputs = np.asarray(jax.vmap(lambda r: draw(r, config.delay, config.num_symbols))(rngs))
+    classes = tuple(map(str, range(config.num_symbols)))
+    provenance = {
+        "name": "recall",
+        "source": "drawn",
+        "fingerprint": cache.digest([inputs]),
+        "num_train": 0,
+        "num_eval": NUM_EVAL,
+        "note": f"{config.num_symbols} symbols, the first to be recalled after {config.delay} others; drawn",
+        "classes": list(classes),
+    }
+    return RecallDataset(inputs, inputs[:, 0], "test", classes, provenance)

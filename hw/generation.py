@@ -1,0 +1,426 @@
+"""Text and language models: sampling on the device, the nats of a given text, what a sample has copied.
+
+A language model here is a linen module with
+
+    module.initial_carry(batch_size) -> carry                     nothing seen yet
+    module.apply(variables, inputs, carry, train=False) -> (logits, carry)
+
+where every leaf of the carry has the batch as its first axis. None is the carry of nothing seen, too.
+
+Glossary:
+  b  batch: streams, or windows        t  time, characters        V  symbols of the vocabulary
+  inputs, ids  int32 [b, t]            logits  float32 [b, t, V]
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from hw.cli import UserError
+
+Array = jax.Array
+
+# Characters of a prompt that are read at once, and of the windows that a text is scored by (nanoGPT's).
+WINDOW = 256
+# Characters sampled by one call of the device: a stream shows text that often, and at most so many
+# are thrown away at the end.
+CHUNK = 64
+# Below this a temperature is 0: logits that differ by less than a millionth are the same to float32.
+COLDEST = 1e-6
+
+PROTOCOLS = ("cold256", "stateful")
+
+
+# --- The distribution that is drawn from ---
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How the next symbol is chosen, see `filter_logits`. Hashable: it is part of the program."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest symbol is always taken."""
+        return self.temperature < COLDEST
+
+
+def filter_logits(logits: Array, draw: Draw) -> Array:
+    """Logits of the distribution that is drawn from: of symbols that are left out, −inf.
+
+        l'_i = (l_i − max l) / temperature;  0 stands for the limit, the likeliest symbol alone
+        p'_i = exp(l'_i) / Σ_j exp(l'_j)             over the top_k likeliest symbols, then
+        keep the smallest m with Σ_{r ≤ m} p'_(r) ≥ top_p     of p'_(1) ≥ p'_(2) ≥ …
+
+    Both filters keep the first few of one order: by logit, falling; among equals, by id, rising. So
+    exactly top_k symbols stay, whatever is tied, and always at least one.
+
+    Args:
+      logits: float32 [..., V].
+      draw: temperature; top_k, 0 for all; top_p in (0, 1], 1 for all.
+
+    Returns:
+      float32 [..., V].
+
+    Sources: top-k, Fan et al. 2018, "Hierarchical Neural Story Generation", section 5.1; top-p, Holtzman
+    et al. 2020, "The Curious Case of Neural Text Degeneration", equation 2. Temperature, then top-k, then
+    top-p, as in Hugging Face's transformers.
+    """
+    num_symbols = logits.shape[-1]
+    symbols = jnp.arange(num_symbols)
+    if draw.greedy:
+        return jnp.where(symbols == logits.argmax(-1, keepdims=True), 0.0, -jnp.inf)
+    # The maximum first, so that no quotient overflows upwards.
+    logits = (logits - logits.max(-1, keepdims=True)) / draw.temperature
+    top_k = draw.top_k if 0 < draw.top_k < num_symbols else num_symbols
+    if top_k == num_symbols and draw.top_p >= 1:
+        return logits
+    # The sort is stable: among equals the smaller id comes first.
+    fallen, order = jax.lax.sort(
+        (-logits, jnp.broadcast_to(symbols, logits.shape)), num_keys=1, is_stable=True
+    )
+    kept = jnp.full((*logits.shape[:-1], 1), top_k)
+    if draw.top_p < 1:
+        among = jnp.where(symbols < top_k, -fallen, -jnp.inf)
+        reached = jnp.cumsum(jax.nn.softmax(among), axis=-1) >= draw.top_p
+        # Where rounding keeps the sum of all below top_p, all are needed.
+        needed = jnp.where(reached.any(-1), reached.argmax(-1) + 1, num_symbols)
+        kept = jnp.minimum(kept, needed[..., None])
+    # What is kept is a beginning of the order, so its last member tells of each symbol whether it is in.
+    last_logit = -jnp.take_along_axis(fallen, kept - 1, axis=-1)
+    last_symbol = jnp.take_along_axis(order, kept - 1, axis=-1)
+    inside = (logits > last_logit) | ((logits == last_logit) & (symbols <= last_symbol))
+    return jnp.where(inside, logits, -jnp.inf)
+
+
+# --- Sampling ---
+
+
+@partial(jax.jit, static_argnames="module")
+def _read(module: nn.Module, variables: Any, inputs: Array, carry: Any) -> Any:
+    """The carry after `inputs`."""
+    return module.apply(variables, inputs, carry, train=False)[1]
+
+
+@partial(jax.jit, static_argnames=("module", "draw"))
+def _write(
+    module: nn.Module, variables: Any, carry: Any, ids: Array, rngs: Array, start: Array, draw: Draw
+) -> tuple[Any, Array, Array]:
+    """CHUNK more symbols of each stream.
+
+    A symbol is drawn as argmax_i (l'_i + g_i) with independent g_i = −log(−log u_i), which gives i with
+    probability softmax(l')_i (Gumbel 1954; Maddison et al. 2014, "A* Sampling", section 2).
+
+    Args:
+      carry: after all but the last symbol of each stream.
+      ids: int32 [b], the last symbol of each.
+      rngs: [b], of the streams.
+      start: position of the first new symbol, counted from the end of the prompt.
+
+    Returns:
+      (carry, ids, the new symbols int32 [b, CHUNK]).
+    """
+
+    def step(carry: Any, ids: Array) -> tuple[Array, Any]:
+        logits, carry = module.apply(variables, ids[:, None], carry, train=False)
+        return logits[:, 0], carry
+
+    noise = None
+    if not draw.greedy:
+        # All of a chunk at once: drawn one by one they would be a good part of a small model's step.
+        num_symbols = jax.eval_shape(step, carry, ids)[0].shape[-1]
+
+        def gumbel(position: Array, rng: Array) -> Array:
+            return jax.random.gumbel(jax.random.fold_in(rng, position), (num_symbols,))
+
+        of_streams = jax.vmap(gumbel, in_axes=(None, 0))
+        noise = jax.vmap(of_streams, in_axes=(0, None))(start + jnp.arange(CHUNK), rngs)  # [CHUNK, b, V]
+
+    def body(state: tuple[Any, Array], noise: Array | None) -> tuple[tuple[Any, Array], Array]:
+        logits, carry = step(*state)
+        if noise is not None:
+            logits = filter_logits(logits, draw) + noise
+        ids = logits.argmax(-1).astype(jnp.int32)
+        return (carry, ids), ids
+
+    (carry, ids), new = jax.lax.scan(body, (carry, ids), noise, length=CHUNK)
+    return carry, ids, new.T
+
+
+class Stop:
+    """Finds where a sequence first occurs in a growing one, and holds back what may be its beginning.
+
+    Source: Knuth, Morris & Pratt 1977, "Fast Pattern Matching in Strings", section 2.
+
+    Attributes:
+      found: whether it has occurred.
+    """
+
+    def __init__(self, wanted: Sequence[int]):
+        self.found = False
+        self._wanted = [int(v) for v in wanted]
+        self._matched = 0  # so many symbols of `wanted` are the end of what was seen: these are held back
+        # Where a match of m symbols cannot go on, the longest shorter one that is the end of it can.
+        self._shorter = [0, 0]
+        for symbol in self._wanted[1:]:
+            matched = self._shorter[-1]
+            while matched and symbol != self._wanted[matched]:
+                matched = self._shorter[matched]
+            self._shorter.append(matched + (symbol == self._wanted[matched]))
+
+    def feed(self, ids: Sequence[int]) -> list[int]:
+        """What, with `ids` seen too, certainly comes before an occurrence and was not told of yet."""
+        if self.found:
+            return []
+        text, matched = self._wanted[: self._matched], self._matched
+        for symbol in ids:
+            text.append(int(symbol))
+            while matched and symbol != self._wanted[matched]:
+                matched = self._shorter[matched]
+            matched += symbol == self._wanted[matched]
+            if matched == len(self._wanted):
+                self.found = True
+                break
+        self._matched = int(matched)
+        return text[: len(text) - self._matched]
+
+    def end(self) -> list[int]:
+        """What was held back and, as nothing comes after it, is no beginning of an occurrence."""
+        return [] if self.found else self._wanted[: self._matched]
+
+
+def stream(
+    module: nn.Module,
+    variables: Any,
+    prompt: np.ndarray,
+    *,
+    length: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    streams: Sequence[int] = (0,),
+    seed: int = 0,
+    stop: Sequence[int] = (),
+) -> Iterator[list[np.ndarray]]:
+    """Yields, block by block, how a model continues a prompt, in several streams at once.
+
+    What chance adds to a symbol is a function of (seed, stream, position) alone: a stream is the same
+    beside any others (but for what rounding in batches of another size may turn), and the same
+    however much is asked for.
+
+    Args:
+      module: a language model, see the top of this file.
+      variables: its variables.
+      prompt: ids [characters], at least one.
+      length: characters to add to each stream.
+      temperature, top_k, top_p: see `filter_logits`.
+      streams: their numbers.
+      seed: of the draws.
+      stop: ids that end a stream where they first occur in what was added, and are not shown
+        themselves; () for none.
+
+    Yields:
+      For each stream its next characters, int32 [any number]. No part of a stop text is ever among
+      them. All blocks together are all `length` characters, or those before the stop text.
+    """
+    if not len(prompt):
+        raise ValueError("a prompt has at least one symbol")
+    draw = Draw(temperature, top_k, top_p)
+    prompt = np.asarray(prompt, np.int32)
+    variables = jax.device_put(variables)
+    # On the variables' devices from the first call on, or the second would be another program.
+    place = partial(jax.device_put, device=jax.tree.leaves(variables)[0].sharding)
+    # The prompt is read once, in a batch of one; its last symbol is the first input of the first step.
+    carry = module.initial_carry(1)
+    for start in range(0, len(prompt) - 1, WINDOW):
+        window = prompt[None, start : min(start + WINDOW, len(prompt) - 1)]
+        carry = _read(module, variables, place(window), place(carry))
+    carry = jax.tree.map(lambda x: place(jnp.repeat(x, len(streams), axis=0)), carry)
+    ids = place(np.full(len(streams), prompt[-1], np.int32))
+    rngs = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(np.asarray(streams, np.uint32))
+    rngs = place(rngs)
+
+    stops = [Stop(stop) for _ in streams] if len(stop) else []
+    for start in range(0, length, CHUNK):
+        carry, ids, new = _write(module, variables, carry, ids, rngs, np.int32(start), draw)
+        block = list(np.asarray(new)[:, : length - start])
+        if stops:
+            block = [s.feed(row.tolist()) for s, row in zip(stops, block, strict=True)]
+        ended = start + CHUNK >= length or (bool(stops) and all(s.found for s in stops))
+        if ended and stops:
+            block = [shown + s.end() for s, shown in zip(stops, block, strict=True)]
+        yield [np.asarray(shown, np.int32) for shown in block]
+        if ended:
+            return
+
+
+def sample(
+    module: nn.Module,
+    variables: Any,
+    prompt: np.ndarray,
+    *,
+    streams: Sequence[int] = (0,),
+    **options: Any,
+) -> list[np.ndarray]:
+    """What `stream` yields, put together: for each stream its characters, int32 [at most length]."""
+    texts: list[list[np.ndarray]] = [[np.zeros(0, np.int32)] for _ in streams]
+    for block in stream(module, variables, prompt, streams=streams, **options):
+        for text, new in zip(texts, block, strict=True):
+            text.append(new)
+    return [np.concatenate(text) for text in texts]
+
+
+# --- Scoring ---
+
+
+@partial(jax.jit, static_argnames="module")
+def _nats(module: nn.Module, variables: Any, inputs: Array, targets: Array, carry: Any) -> tuple[Array, Any]:
+    """−log p(target) [b, t], and the carry after the last input; None if none was given."""
+    logits, after = module.apply(variables, inputs, carry, train=False)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen, None if carry is None else after
+
+
+def score(
+    module: nn.Module,
+    variables: Any,
+    ids: np.ndarray,
+    protocol: str,
+    *,
+    window: int = WINDOW,
+    batch_size: int = 64,
+) -> Iterator[np.ndarray | None]:
+    """How much each character of a text surprises a model: −log p(x_i | what it has seen before).
+
+    Windows follow one another from the start of the text: the inputs x_i … x_{i+window−1} have the
+    targets x_{i+1} … x_{i+window}, and the last one is shorter. So every character but the first is a
+    target exactly once. "cold256": in each window nothing has been seen before it, so that a
+    character is predicted from at most `window` others (256 by default, hence the name).
+    "stateful": the carry goes on from window to window.
+
+    Args:
+      module: a language model, see the top of this file.
+      variables: its variables.
+      ids: integers [characters], of any type.
+      protocol: "cold256" or "stateful".
+      window: characters of a window.
+      batch_size: windows at a time; "stateful" has one.
+
+    Yields:
+      None after every slice of work; at last the nats of all characters but the first, float32
+      [characters − 1].
+
+    Raises:
+      UserError: there are fewer than two characters.
+
+    Source of the windows: https://github.com/karpathy/nanoGPT, train.py, its validation split cut without
+    gap or overlap.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"{protocol!r} is none of {PROTOCOLS}")
+    total = len(ids) - 1
+    if total < 1:
+        raise UserError("a text to score needs at least two characters: the first one is given")
+    variables = jax.device_put(variables)
+    place = partial(jax.device_put, device=jax.tree.leaves(variables)[0].sharding)
+    if protocol == "cold256":
+        batch, carry = min(batch_size, -(-total // window)), None
+    else:
+        batch, carry = 1, place(module.initial_carry(1))
+    size = batch * window
+    nats = np.empty(total, np.float32)
+    for start in range(0, total, size):
+        part = np.asarray(ids[start : start + size + 1], np.int32)
+        # One shape, one program. What stands after the text's end cannot change what came before.
+        part = np.pad(part, (0, size + 1 - len(part)))
+        inputs, targets = (place(x.reshape(batch, window)) for x in (part[:-1], part[1:]))
+        of_slice, carry = _nats(module, variables, inputs, targets, carry)
+        nats[start : start + size] = np.asarray(of_slice).ravel()[: total - start]
+        yield None
+    yield nats
+
+
+# --- Copies ---
+
+
+def copied(text: str, source: str, n: int = 20) -> dict[str, Any]:
+    """How much of a text stands verbatim in another.
+
+    Exact, in time O(len(text) + len(source)) and, beside the arguments, memory O(n len(text)): `source` is
+    walked once through the suffix automaton of `text`, which at each character knows the longest
+    substring of `text` that ends there.
+
+    Args:
+      text: a sample.
+      source: the text that it may have been copied from.
+      n: length of the sequences that are looked up.
+
+    Returns:
+      `longest`, the length of the longest common substring; `copy`, the first such in `source`; `share`,
+      which part of the len(text) − n + 1 sequences of n characters in `text` occur in `source`, None
+      if there are none.
+
+    Source: Blumer et al. 1985, "The smallest automaton recognizing the subwords of a text".
+    """
+    # State s stands for substrings of `text` with the same ends; the longest has depth[s] characters, and
+    # link[s] is the state of its longest suffix that also ends elsewhere. State 0: the empty one.
+    follow: list[dict[str, int]] = [{}]
+    link, depth = [0], [0]
+    last = 0
+    for symbol in text:
+        new = len(follow)
+        follow.append({})
+        depth.append(depth[last] + 1)
+        link.append(0)
+        at = last
+        while symbol not in follow[at]:
+            follow[at][symbol] = new
+            if at == 0:
+                break
+            at = link[at]
+        else:
+            old = follow[at][symbol]
+            if depth[old] == depth[at] + 1:
+                link[new] = old
+            else:
+                # The shorter ones among old's substrings now have one end more: a state of their own.
+                clone = len(follow)
+                follow.append(dict(follow[old]))
+                depth.append(depth[at] + 1)
+                link.append(link[old])
+                while follow[at].get(symbol) == old:
+                    follow[at][symbol] = clone
+                    if at == 0:
+                        break
+                    at = link[at]
+                link[old] = link[new] = clone
+        last = new
+
+    at = matched = longest = end = 0
+    found = set()
+    for position, symbol in enumerate(source, start=1):
+        after = follow[at].get(symbol)
+        while after is None and at:
+            at = link[at]
+            matched = depth[at]
+            after = follow[at].get(symbol)
+        if after is None:
+            continue  # no substring of `text` has this symbol, and nothing is matched
+        at = after
+        matched += 1
+        if matched > longest:
+            longest, end = matched, position
+        if matched >= n:
+            found.add(source[position - n : position])
+    grams = [text[i : i + n] for i in range(len(text) - n + 1)]
+    share = sum(gram in found for gram in grams) / len(grams) if grams else None
+    return {"longest": longest, "copy": source[end - longest : end], "share": share}

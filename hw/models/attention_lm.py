@@ -1,0 +1,300 @@
+"""A character-level language model of causal self-attention: pre-norm blocks that look a window back.
+
+    x^0 = drop(norm(E[inputs]))
+    y = x^l + drop(W_O attend(norm(x^l))),   x^{l+1} = y + drop(W_D gelu(W_U norm(y)))
+    logits = W norm(x^L)
+
+`norm` divides by the root mean square over the width and (but for the first) multiplies by a learned scale;
+`attend` is `hw.ops.attention` in each head, whose backward pass is derived by hand. No bias anywhere.
+
+Glossary:
+  b  batch      t  new characters      n  cached ones, context − 1      s  keys, t or n + t of them
+  m  width      h  heads               d  size of a head, m / h         j  query, key, value
+
+A query sees itself and the `context` − 1 characters before it, in every block: the window slides, so that
+with L blocks a logit depends on the last L (context − 1) + 1 characters, and what has to be kept of a text
+of any length is the same. That is the carry: per block the keys and values of the last n characters, the
+newest at the end, and how many of them have been filled yet. No gradient reaches what was cached, as in
+Dai et al. 2019, "Transformer-XL", section 3.2.
+
+Position enters as a rotation of queries and keys (`rotate`), and the score of two rotated vectors depends on
+the difference of their positions alone. So keys are cached unrotated, and positions are counted anew from the
+oldest key at hand: no angle grows with the length of the text, and no length is the longest one.
+
+Parameters, with V symbols, L blocks and mlp_ratio r:  2 V m + L ((4 + 2 r) m² + 2 m) + m,  V m fewer if tied.
+
+Sources: Vaswani et al. 2017, "Attention Is All You Need", section 3; Radford et al. 2019, "Language Models
+are Unsupervised Multitask Learners", section 2.3 (pre-norm, start of the residual branches); Zhang & Sennrich
+2019, "Root Mean Square Layer Normalization", equation 4; Su et al. 2021, "RoFormer", equation 34.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from hw.cli import UserError
+from hw.ops import attention as ops
+
+Array = jax.Array
+Carry = dict[str, Array]
+
+# Wavelengths of the rotations run from 2π to nearly 2π times this. Source: Su et al. 2021, section 3.2.2, as
+# Vaswani et al. 2017, section 3.5.
+ROTARY_BASE = 10_000.0
+EPSILON = 1e-6  # of the norms
+
+
+def rotate(x_bshd: Array, position_s: Array) -> Array:
+    """Turns the pair (x_2i, x_2i+1) of the vector at position p by the angle p · base^(−2i/d).
+
+        x'_2i = x_2i cos − x_2i+1 sin,   x'_2i+1 = x_2i+1 cos + x_2i sin
+
+    Args:
+      x_bshd: queries or keys of even size, [b, s, h, d].
+      position_s: their positions, [s], in the type in which to compute.
+
+    Returns:
+      [b, s, h, d], in the type of the positions.
+
+    Source: Su et al. 2021, equation 34 (its i counts from 1).
+    """
+    size = x_bshd.shape[-1]
+    frequency = ROTARY_BASE ** (-jnp.arange(0, size, 2, dtype=position_s.dtype) / size)
+    angle = position_s[:, None, None] * frequency  # [s, 1, d / 2]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    pairs = x_bshd.astype(position_s.dtype).reshape(*x_bshd.shape[:-1], size // 2, 2)
+    first, second = pairs[..., 0], pairs[..., 1]
+    turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.reshape(x_bshd.shape)
+
+
+def window_mask(t: int, context: int, length_b: Array | None) -> Array:
+    """True where a query may look: 0 ≤ query's position − key's < context, and only at filled slots.
+
+    Args:
+      t: new characters.
+      context: characters that a query sees, itself included.
+      length_b: filled ones of the context − 1 slots that stand before the new characters, [b]; None if
+        there are no slots.
+
+    Returns:
+      bool, [b, 1, t, context − 1 + t] with a head axis of one, or [t, t] without slots.
+    """
+    slots = 0 if length_b is None else context - 1
+    key_s = jnp.arange(slots + t)
+    behind_ts = key_s[slots:, None] - key_s
+    mask_ts = (behind_ts >= 0) & (behind_ts < context)
+    if length_b is None:
+        return mask_ts
+    filled_bs = key_s >= slots - length_b[:, None]
+    return mask_ts & filled_bs[:, None, None, :]
+
+
+class Block(nn.Module):
+    """y = x + drop(W_O attend(norm(x))), out = y + drop(W_D gelu(W_U norm(y))).
+
+    Every matrix starts with variance 1 / (its inputs), so that from a normalised input the components of
+    queries and keys have variance 1, which the 1/√d of their scores supposes; the two that end a residual
+    branch, W_O and W_D, are 1/√(2 L) of that, so that all 2 L branches together add about as much variance
+    as the stream began with (Radford et al. 2019, section 2.3).
+
+    Attributes: as `AttentionLM`'s.
+    """
+
+    heads: int
+    depth: int
+    dropout: float
+    mlp_ratio: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x_btm: Array, cached: tuple[Array, Array] | None, mask: Array, *, train: bool
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """One block.
+
+        Args:
+          x_btm: the stream, [b, t, m].
+          cached: unrotated keys and values of the slots before, [b, n, h, d] each; or None.
+          mask: `window_mask`.
+          train: whether to drop out.
+
+        Returns:
+          (the stream [b, t, m], all keys and values, cached and new, [b, s, h, d] each).
+        """
+        b, t, m = x_btm.shape
+        into = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+        out_of = nn.initializers.variance_scaling(0.5 / self.depth, "fan_in", "normal")
+
+        def dense(features, init, name):
+            return nn.Dense(features, use_bias=False, kernel_init=init, dtype=self.dtype, name=name)
+
+        def norm(name):
+            return nn.RMSNorm(epsilon=EPSILON, dtype=self.dtype, name=name)
+
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        # One product for queries, keys and values of all heads: [b, t, m] -> [b, t, 3, h, d].
+        qkv_btjhd = dense(3 * m, into, "qkv")(norm("norm_attention")(x_btm))
+        qkv_btjhd = qkv_btjhd.reshape(b, t, 3, self.heads, m // self.heads)
+        q_bthd, k_bshd, v_bshd = (qkv_btjhd[:, :, j] for j in range(3))
+        if cached is not None:
+            k_bshd, v_bshd = (
+                jnp.concatenate([old.astype(new.dtype), new], axis=1)
+                for old, new in zip(cached, (k_bshd, v_bshd), strict=True)
+            )
+        # Angles and softmax in float32 also where the rest is in bfloat16, whose eight bits are too few.
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        position_s = jnp.arange(k_bshd.shape[1], dtype=wide)
+        q_bhtd = rotate(q_bthd, position_s[len(position_s) - t :]).swapaxes(1, 2)
+        k_bhsd = rotate(k_bshd, position_s).swapaxes(1, 2)
+        head_bhtd = ops.attention(q_bhtd, k_bhsd, v_bshd.astype(wide).swapaxes(1, 2), mask)
+        concat_btm = head_bhtd.swapaxes(1, 2).reshape(b, t, m)
+        x_btm = x_btm + drop(dense(m, out_of, "out")(concat_btm))
+
+        up = nn.gelu(dense(self.mlp_ratio * m, into, "up")(norm("norm_mlp")(x_btm)))
+        return x_btm + drop(dense(m, out_of, "down")(up)), (k_bshd, v_bshd)
+
+
+class AttentionLM(nn.Module):
+    """Embedding, `depth` blocks, norm, linear head; see the top of this file.
+
+    The embedding is normalised before anything reads it, so that its scale decides only how fast it turns:
+    normal(0.02), as Radford's. An untied head starts at zero: the first prediction is no prejudice.
+
+    Attributes:
+      vocab_size: V.
+      width: m, a multiple of twice the heads.
+      depth: L, blocks.
+      heads: h.
+      context: how many characters a query of one block sees, itself included.
+      dropout: probability with which a component is dropped: of the embedding, and of what each branch adds.
+      tied: whether the head's weights are the embedding's (Press & Wolf 2017, "Using the Output Embedding to
+        Improve Language Models").
+      mlp_ratio: width of an MLP's middle over m.
+      dtype: of the computation and the carry; logits are float32 (float64 if this is).
+      axis_name: unused: nothing here is averaged over the batch.
+    """
+
+    vocab_size: int
+    width: int
+    depth: int
+    heads: int
+    context: int
+    dropout: float = 0.0
+    tied: bool = False
+    mlp_ratio: int = 4
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    def initial_carry(self, batch_size: int) -> Carry:
+        """The carry of a text of which nothing has been seen: no slot filled.
+
+        Returns:
+          "k" and "v", [b, depth, context − 1, heads, width / heads]; "length", int32 [b].
+        """
+        shape = (batch_size, self.depth, self.context - 1, self.heads, self.width // self.heads)
+        return {
+            "k": jnp.zeros(shape, self.dtype),
+            "v": jnp.zeros(shape, self.dtype),
+            "length": jnp.zeros(batch_size, jnp.int32),
+        }
+
+    def _carry_after(self, carry: Carry | None, keys: list[Array], values: list[Array], t: int) -> Carry:
+        """The last context − 1 keys and values of each block, zeros before them where there are fewer."""
+        slots = self.context - 1
+
+        def last(blocks: list[Array]) -> Array:
+            blocks = [x[:, max(0, x.shape[1] - slots) :] for x in blocks]
+            missing = slots - blocks[0].shape[1]
+            blocks = [jnp.pad(x, ((0, 0), (missing, 0), (0, 0), (0, 0))) for x in blocks]
+            return lax.stop_gradient(jnp.stack(blocks, axis=1))
+
+        if carry is None:
+            length = jnp.full(len(keys[0]), min(t, slots), jnp.int32)
+        else:
+            length = jnp.minimum(carry["length"] + t, slots)
+        return {"k": last(keys), "v": last(values), "length": length}
+
+    @nn.compact
+    def __call__(self, inputs: Array, carry: Carry | None, *, train: bool) -> tuple[Array, Carry]:
+        """Logits of the character after each input.
+
+        The products with weights cost the same however the text is cut; scores cost t · s, so that one step
+        (t = 1) costs O(context) in each block, and a long text is best read in parts of about `context`.
+
+        Args:
+          inputs: int32 [b, t].
+          carry: what was seen before, of `initial_carry` or an earlier call. None: nothing was, and no key
+            is computed for it.
+          train: whether to drop out, by the rng "dropout".
+
+        Returns:
+          (logits [b, t, V], the carry after the last input: same shapes, same dtypes).
+        """
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        embed = nn.Embed(
+            self.vocab_size,
+            self.width,
+            dtype=self.dtype,
+            embedding_init=nn.initializers.normal(0.02),
+            name="embed",
+        )
+        norm = nn.RMSNorm(epsilon=EPSILON, dtype=self.dtype, use_scale=False, name="norm_embed")
+        x = drop(norm(embed(inputs)))
+        mask = window_mask(inputs.shape[1], self.context, None if carry is None else carry["length"])
+        keys, values = [], []
+        for layer in range(self.depth):
+            cached = None if carry is None else (carry["k"][:, layer], carry["v"][:, layer])
+            block = Block(
+                self.heads, self.depth, self.dropout, self.mlp_ratio, self.dtype, name=f"block_{layer}"
+            )
+            x, (k_bshd, v_bshd) = block(x, cached, mask, train=train)
+            keys.append(k_bshd)
+            values.append(v_bshd)
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        x = nn.RMSNorm(epsilon=EPSILON, dtype=wide, name="norm")(x)
+        if self.tied:
+            logits = x @ embed.embedding.T.astype(wide)
+        else:
+            zeros = nn.initializers.zeros_init()
+            head = nn.Dense(self.vocab_size, use_bias=False, kernel_init=zeros, dtype=wide, name="head")
+            logits = head(x)
+        return logits, self._carry_after(carry, keys, values, inputs.shape[1])
+
+
+def attention_lm(
+    *, num_classes: int, dtype: Any, axis_name: str | None = None, chunked: bool = True, **arguments: Any
+) -> nn.Module:
+    """Our attention language model, see `AttentionLM`, with its values checked.
+
+    Args:
+      num_classes: V.
+      dtype, axis_name: see `AttentionLM`.
+      chunked: ignored. It says whether convolutions may walk over slices of the batch (`conv2d`), and there
+        are none here.
+      **arguments: the other attributes, which a recipe has under `config.model.attention_lm`.
+
+    Raises:
+      UserError: a value that no model can have.
+    """
+    del chunked
+    net = AttentionLM(vocab_size=num_classes, dtype=dtype, axis_name=axis_name, **arguments)
+    where = "config.model.attention_lm"
+    # A slot to cache needs a context of two; without one the carry would be empty.
+    for name, least in (("width", 1), ("depth", 1), ("heads", 1), ("context", 2), ("mlp_ratio", 1)):
+        value = getattr(net, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"{where}.{name}={value!r}: needs an integer of at least {least}")
+    if net.width % (2 * net.heads):
+        raise UserError(
+            f"{where}.width={net.width}: must be a multiple of {2 * net.heads}, "
+            f"for {where}.heads={net.heads} of even size"
+        )
+    if isinstance(net.dropout, bool) or not isinstance(net.dropout, int | float) or not 0 <= net.dropout < 1:
+        raise UserError(f"{where}.dropout={net.dropout!r}: must lie in [0, 1)")
+    if not isinstance(net.tied, bool):
+        raise UserError(f"{where}.tied={net.tied!r}: must be True or False")
+    return net

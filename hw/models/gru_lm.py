@@ -1,0 +1,167 @@
+"""A character-level language model of gated recurrent units.
+
+Every language model here maps symbols [batch, time] and a carry, what it keeps of all symbols before, to
+logits [batch, time, symbols] and the carry after. Parameters, carries and logits are float32 (float64 where
+the computation is).
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from hw.cli import UserError
+from hw.ops import gru as ops
+
+Array = jax.Array
+
+RECURRENCES = ("fused", "scan")
+NORMS = {"none": lambda **_: lambda x: x, "rms": nn.RMSNorm, "layer": nn.LayerNorm}
+
+
+def _orthogonal_gates(rng: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
+    """Three orthogonal matrices side by side, [n, 3n]: at the start no direction of the state is lost."""
+    size = shape[0]
+    draw = nn.initializers.orthogonal()
+    return jnp.concatenate([draw(r, (size, size), dtype) for r in jax.random.split(rng, 3)], axis=1)
+
+
+def _gate_biases(update: float, rng: Array, shape: tuple[int], dtype: Any = jnp.float32) -> Array:
+    """Zeros, but for the update gate: `update`."""
+    del rng
+    size = shape[0] // 3
+    return jnp.zeros(shape, dtype).at[size : 2 * size].set(update)
+
+
+class GRUCell(nn.Module):
+    """A gated recurrent unit; equations and names of the weights in `hw.ops.gru`.
+
+    n (i + n) · 3 + 4 n parameters. Computes in float32: its products are a step's own, small, and their
+    errors would add up over time.
+
+    Attributes:
+      features: n.
+      inputs: i.
+      update_bias: where the update gate's bias starts; above 0 the unit begins by remembering.
+    """
+
+    features: int
+    inputs: int
+    update_bias: float = 0.0
+
+    def setup(self):
+        size = self.features
+        self.w = self.param("w", nn.initializers.lecun_normal(), (self.inputs, 3 * size))
+        self.u = self.param("u", _orthogonal_gates, (size, 3 * size))
+        self.b = self.param("b", partial(_gate_biases, self.update_bias), (3 * size,))
+        self.c = self.param("c", nn.initializers.zeros_init(), (size,))
+
+    def __call__(self, h_bn: Array, x_bi: Array) -> tuple[Array, Array]:
+        """One step: (h_t, h_t) from h_{t-1} and x_t, as `nn.scan` wants it."""
+        h_bn, _ = ops.step(self.u, self.c, h_bn, x_bi @ self.w + self.b)
+        return h_bn, h_bn
+
+    def sequence(self, h_bn: Array, x_bti: Array) -> tuple[Array, Array]:
+        """All steps by `ops.gru`: (h_T, [b, T, n])."""
+        params = ops.GRUParams(self.w, self.u, self.b, self.c)
+        h_tbn = ops.gru(params, x_bti.swapaxes(0, 1), h_bn)
+        return h_tbn[-1], h_tbn.swapaxes(0, 1)
+
+
+class GRULM(nn.Module):
+    """Embedding, layers of gated recurrent units, normalisation, linear head.
+
+        x_0 = embedding(symbol)
+        x_l = gru_l(drop(norm_l(x_{l-1}))) (+ x_{l-1}),   l = 1 … L
+        logits = W drop(norm(x_L)) + b
+
+    `recurrence` chooses how a layer's recurrence is computed, from the same parameters to the same numbers:
+    "scan" steps a linen cell by `nn.scan` and leaves the gradient to JAX; "fused" takes the inputs' product
+    out of the loop and goes back by the hand-derived `hw.ops.gru.bptt`.
+
+    Attributes:
+      vocab_size: V, how many symbols there are.
+      embedding: length of a symbol's vector.
+      width: n, hidden units of a layer.
+      depth: layers.
+      dropout: share of what each layer and the head read that is zeroed in training, the same units at
+        all times of a window: noise that changes at every step would be one more thing to forget
+        (Gal & Ghahramani 2016, "A Theoretically Grounded Application of Dropout in Recurrent Neural
+        Networks", section 4.1).
+      residual: whether a layer's input is added to its output, where they are of one length.
+      norm: "rms", "layer" or "none", of what the head reads;
+      norm_layers: and of what each layer reads.
+      update_bias: see `GRUCell`.
+      recurrence: "fused" or "scan".
+      dtype: of embedding and head.
+      axis_name: the mapped axis of the batch (pmap); nothing here is averaged over it.
+    """
+
+    vocab_size: int
+    embedding: int
+    width: int
+    depth: int
+    dropout: float = 0.0
+    residual: bool = True
+    norm: str = "rms"
+    norm_layers: bool = False
+    update_bias: float = 0.0
+    recurrence: str = "fused"
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    def initial_carry(self, batch_size: int) -> Array:
+        """Hidden states before any symbol: zeros, [batch, depth, width]."""
+        return jnp.zeros((batch_size, self.depth, self.width))
+
+    @nn.compact
+    def __call__(self, inputs: Array, carry: Array | None, *, train: bool) -> tuple[Array, Array]:
+        """Logits for the symbol after each input.
+
+        Args:
+          inputs: symbols, integers [b, t].
+          carry: [b, depth, width], as `initial_carry` or an earlier call gives it; None is the former.
+          train: whether units are dropped, which takes an rng named "dropout".
+
+        Returns:
+          (logits [b, t, V], carry).
+        """
+        carry = self.initial_carry(len(inputs)) if carry is None else carry
+        whole = jnp.promote_types(self.dtype, jnp.float32)  # of what must not lose digits
+        drop = nn.Dropout(self.dropout, broadcast_dims=(1,), deterministic=not train)
+        norm = NORMS[self.norm]
+        over_time = {"variable_broadcast": "params", "split_rngs": {"params": False}}
+        x = nn.Embed(self.vocab_size, self.embedding, dtype=self.dtype, name="embed")(inputs)
+        hidden = []
+        for layer in range(self.depth):
+            read = norm(dtype=whole)(x) if self.norm_layers else x
+            read = drop(read.astype(whole))
+            shape = {"features": self.width, "inputs": x.shape[-1], "update_bias": self.update_bias}
+            if self.recurrence == "scan":
+                cell = nn.scan(GRUCell, **over_time, in_axes=1, out_axes=1)(**shape, name=f"gru_{layer}")
+                last, out = cell(carry[:, layer], read)
+            else:
+                last, out = GRUCell(**shape, name=f"gru_{layer}").sequence(carry[:, layer], read)
+            hidden.append(last)
+            x = out + x if self.residual and x.shape == out.shape else out
+        x = drop(norm(dtype=whole)(x))
+        logits = nn.Dense(self.vocab_size, dtype=self.dtype, name="head")(x)
+        return logits.astype(whole), jnp.stack(hidden, axis=1)
+
+
+def gru_lm(*, num_classes: int, chunked: bool = True, **arguments: Any) -> nn.Module:
+    """`GRULM` with its values checked; `chunked` concerns convolutions only."""
+    del chunked
+    net = GRULM(vocab_size=num_classes, **arguments)
+    where = "config.model.gru_lm"
+    for name in ("embedding", "width", "depth"):
+        if getattr(net, name) < 1:
+            raise UserError(f"{where}.{name}={getattr(net, name)}: must be at least 1")
+    if not 0 <= net.dropout < 1:
+        raise UserError(f"{where}.dropout={net.dropout}: must lie in [0, 1)")
+    for name, choices in (("norm", tuple(NORMS)), ("recurrence", RECURRENCES)):
+        if (value := getattr(net, name)) not in choices:
+            raise UserError(f"{where}.{name}={value!r}: choose from {', '.join(choices)}")
+    return net

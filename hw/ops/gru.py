@@ -1,0 +1,171 @@
+"""The gated recurrent unit over whole sequences: forward, and backpropagation through time by hand.
+
+    r_t = σ(W_r x_t + U_r h_{t-1} + b_r)                  how much of the past the candidate sees
+    z_t = σ(W_z x_t + U_z h_{t-1} + b_z)                  how much of the past is kept
+    n_t = tanh(W_n x_t + b_n + r_t ∘ (U_n h_{t-1} + c))   the candidate
+    h_t = (1 − z_t) ∘ n_t + z_t ∘ h_{t-1},   t = 1 … T
+
+The reset gate acts after the product with U_n, as in cuDNN, PyTorch and flax's `GRUCell`; the first
+paper lets it act before, U_n (r_t ∘ h_{t-1}), which needs a second product that waits for the first.
+The same paper also calls 1 − z what is z here.
+
+Glossary (vectors are rows here, as in the models: x W):
+  t  time, T of them      b  batch      i  input      n  hidden
+  g  the three gates' pre-activations side by side, in the order r, z, n: 3n
+
+Sources: K. Cho et al. 2014, "Learning phrase representations using RNN encoder–decoder", equations 5 to 8
+(reset before); J. Chung et al. 2014, "Empirical evaluation of gated recurrent neural networks on sequence
+modeling". The backward pass is derived below, where it is computed.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+
+
+class GRUParams(NamedTuple):
+    """W [i, 3n], U [n, 3n], b [3n], and c [n], the bias that the reset gate can shut."""
+
+    w_ig: Array
+    u_ng: Array
+    b_g: Array
+    c_n: Array
+
+
+class _Gates(NamedTuple):
+    """What a step leaves for the way back: r, z, n, and m = U_n h + c, which r multiplies."""
+
+    r: Array
+    z: Array
+    n: Array
+    m: Array
+
+
+def step(u_ng: Array, c_n: Array, h_bn: Array, a_bg: Array) -> tuple[Array, _Gates]:
+    """One step of the recurrence, all three gates in one product.
+
+    Args:
+      u_ng, c_n: as in GRUParams.
+      h_bn: h_{t-1}.
+      a_bg: what the input brings, x_t W + b.
+
+    Returns:
+      (h_t [b, n], the gates).
+    """
+    p_r, p_z, p_n = jnp.split(h_bn @ u_ng, 3, axis=-1)
+    a_r, a_z, a_n = jnp.split(a_bg, 3, axis=-1)
+    r, z, m = jax.nn.sigmoid(a_r + p_r), jax.nn.sigmoid(a_z + p_z), p_n + c_n
+    n = jnp.tanh(a_n + r * m)
+    return n + z * (h_bn - n), _Gates(r, z, n, m)
+
+
+def step_backward(gates: _Gates, before_bn: Array, dh_bn: Array) -> tuple[Array, Array, Array]:
+    """Back through `step`, but for its product.
+
+    With dh = ∂L/∂h_t and the gates' slopes σ' = σ(1 − σ), tanh' = 1 − tanh²:
+
+        dn = dh ∘ (1 − z)           da_n = dn ∘ (1 − n²)           h_t = n + z ∘ (h_{t-1} − n)
+        dz = dh ∘ (h_{t-1} − n)     da_z = dz ∘ z ∘ (1 − z)        the same line, by z
+        dr = da_n ∘ m               da_r = dr ∘ r ∘ (1 − r)        a_n + r ∘ m, by r
+                                    dm   = da_n ∘ r                the same, by m
+
+    Returns:
+      (da_bg = [da_r, da_z, da_n], by what the input brings; dp_bg = [da_r, da_z, dm], by h_{t-1} U;
+      dh ∘ z [b, n], the part of dh_{t-1} that takes no product).
+    """
+    r, z, n, m = gates
+    da_n = dh_bn * (1 - z) * (1 - n * n)
+    da_z = dh_bn * (before_bn - n) * z * (1 - z)
+    da_r = da_n * m * r * (1 - r)
+    da_bg = jnp.concatenate([da_r, da_z, da_n], axis=-1)
+    dp_bg = jnp.concatenate([da_r, da_z, da_n * r], axis=-1)
+    return da_bg, dp_bg, dh_bn * z
+
+
+def _forward(params: GRUParams, x_tbi: Array, h0_bn: Array) -> tuple[Array, _Gates]:
+    # What the inputs bring does not wait for the recurrence: one product for all times.
+    a_tbg = x_tbi @ params.w_ig + params.b_g
+
+    def advance(h_bn, a_bg):
+        h_bn, gates = step(params.u_ng, params.c_n, h_bn, a_bg)
+        return h_bn, (h_bn, gates)
+
+    return lax.scan(advance, h0_bn, a_tbg)[1]
+
+
+@jax.custom_vjp
+def gru(params: GRUParams, x_tbi: Array, h0_bn: Array) -> Array:
+    """The hidden states of a layer, h_tbn [T, b, n], from h_0 = h0_bn.
+
+    Reverse mode only (jax.grad, jax.vjp), by `bptt`.
+
+    Args:
+      params: of one dtype with the inputs.
+      x_tbi: inputs, [T, b, i].
+      h0_bn: the state before the first input.
+    """
+    return _forward(params, x_tbi, h0_bn)[0]
+
+
+class GRUGradient(NamedTuple):
+    """∂L by the parameters, the inputs [T, b, i] and the first state [b, n]."""
+
+    params: GRUParams
+    dx_tbi: Array
+    dh0_bn: Array
+
+
+def bptt(
+    params: GRUParams, x_tbi: Array, h0_bn: Array, h_tbn: Array, gates: _Gates, dh_tbn: Array
+) -> GRUGradient:
+    """Backpropagation through time: every gradient of L from what each h_t gets from outside.
+
+    From t = T down to 1, with dh_T+1→T = 0 and `step_backward` at each step:
+
+        dh_t = (∂L/∂h_t from outside) + dh_{t+1→t},     dh_{t→t-1} = dh_t ∘ z_t + dp_t Uᵀ
+
+    Only this waits for the step after it. Each weight is the same at all times, so that its gradient is a sum
+    over t (and b), which is one product once the scan has ended:
+
+        dU = Σ h_{t-1}ᵀ dp_t    dW = Σ x_tᵀ da_t    db = Σ da_t    dc = Σ dm_t    dx_t = da_t Wᵀ
+
+    Args:
+      params, x_tbi, h0_bn: as in `gru`.
+      h_tbn, gates: of its forward pass; each gate [T, b, n].
+      dh_tbn: ∂L/∂h_t from outside the recurrence, [T, b, n].
+    """
+    before_tbn = jnp.concatenate([h0_bn[None], h_tbn[:-1]])
+    u_gn = params.u_ng.T
+
+    def retreat(from_later_bn, now):
+        gates, before_bn, dh_bn = now
+        da_bg, dp_bg, kept_bn = step_backward(gates, before_bn, dh_bn + from_later_bn)
+        return kept_bn + dp_bg @ u_gn, (da_bg, dp_bg)
+
+    dh0_bn, (da_tbg, dp_tbg) = lax.scan(
+        retreat, jnp.zeros_like(h0_bn), (gates, before_tbn, dh_tbn), reverse=True
+    )
+    size = h0_bn.shape[-1]
+    grads = GRUParams(
+        w_ig=jnp.einsum("tbi,tbg->ig", x_tbi, da_tbg),
+        u_ng=jnp.einsum("tbn,tbg->ng", before_tbn, dp_tbg),
+        b_g=da_tbg.sum((0, 1)),
+        c_n=dp_tbg[..., 2 * size :].sum((0, 1)),
+    )
+    return GRUGradient(grads, da_tbg @ params.w_ig.T, dh0_bn)
+
+
+def _gru_fwd(params, x_tbi, h0_bn):
+    h_tbn, gates = _forward(params, x_tbi, h0_bn)
+    return h_tbn, (params, x_tbi, h0_bn, h_tbn, gates)
+
+
+def _gru_bwd(residuals, dh_tbn):
+    return tuple(bptt(*residuals, dh_tbn))
+
+
+gru.defvjp(_gru_fwd, _gru_bwd)

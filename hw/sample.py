@@ -1,0 +1,87 @@
+"""Writes new text with a trained or a released language model, character by character."""
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hw import cli
+from hw.cli import UserError
+
+RULE = "-" * 10  # between samples
+
+
+def _check(options) -> None:
+    """Refuses values that mean nothing; before anything is loaded."""
+    if not 0 <= options.temperature < math.inf:
+        raise UserError(f"--temperature={options.temperature}: must be a number of at least 0 (0: greedy)")
+    if not 0 < options.top_p <= 1:
+        raise UserError(f"--top-p={options.top_p}: must lie in (0, 1] (1: off)")
+    for name, least in (("length", 0), ("top_k", 0), ("num_samples", 1), ("seed", 0)):
+        if (value := getattr(options, name)) < least:
+            raise UserError(f"--{name.replace('_', '-')}={value}: must be at least {least}")
+    if options.seed >= 2**32:
+        raise UserError(f"--seed={options.seed}: must be less than 2^32")
+    if options.stop == "":
+        raise UserError("--stop is empty: every text would end at once; leave it out")
+    if options.stream and options.num_samples > 1:
+        raise UserError("--stream shows one sample as it grows: leave out --num-samples")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    parser = cli.ArgumentParser(prog="hw.sample", description=__doc__)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--workdir", type=Path, help="a workdir of hw.train")
+    source.add_argument("--model", choices=["gru", "attention"], help="a released model (default: gru)")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--prompt", metavar="TEXT", help="what the text goes on from (default: a newline)")
+    start.add_argument("--prompt-file", type=Path, metavar="FILE", help="the prompt in a UTF-8 file")
+    parser.add_argument("--length", type=int, default=500, help="characters after the prompt (500)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="0 always takes the likeliest character (0.8)"
+    )
+    parser.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest (0: from all)")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="draw from the likeliest that together reach p (1: all)"
+    )
+    parser.add_argument("--num-samples", type=int, default=1, help="how many (1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    parser.add_argument("--stop", metavar="TEXT", help="end a sample before this text")
+    parser.add_argument("--stream", action="store_true", help="print one sample as it grows")
+    parser.add_argument("--no-echo", action="store_true", help="do not print the prompt")
+    parser.add_argument(
+        "--unknown", choices=["error", "skip"], default="error", help="characters the model does not know"
+    )
+    options = parser.parse_args(argv)
+    _check(options)
+
+    # After the options: a mistake in them is told at once.
+    from hw import inference
+    from hw.training import checkpoint
+
+    prompt = inference.read_text(options.prompt_file) if options.prompt_file else options.prompt
+    samples = inference.sample(
+        options.workdir or checkpoint.released(options.model or "gru"),
+        prompt=prompt,
+        length=options.length,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        num_samples=options.num_samples,
+        seed=options.seed,
+        stop=options.stop or "",
+        echo=not options.no_echo,
+        skip_unknown=options.unknown == "skip",
+    )
+    for number, pieces in enumerate(samples):
+        if number:
+            print(RULE)
+        for piece in pieces if options.stream else ["".join(pieces)]:
+            print(piece, end="", flush=options.stream)
+        print()
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

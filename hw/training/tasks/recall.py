@@ -1,0 +1,83 @@
+"""Recalling the first symbol of a sequence after a delay: question 4 (c) as something to measure."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from hw.cli import UserError
+from hw.data.recall import RecallDataset, draw
+from hw.training import losses, metrics
+from hw.training.parallel import Parallel
+from hw.training.tasks.task import Task, total_steps
+
+Array = jax.Array
+
+
+def check(config: Any) -> None:
+    """Refuses what the task has no use for; cheap, before any data is there."""
+    if config.train.epoch_size < 1:
+        raise UserError(f"config.train.epoch_size={config.train.epoch_size}: must be at least 1")
+
+
+def evaluate(
+    variables: dict, parallel: Parallel, *, module: nn.Module, dataset: RecallDataset, batch_size: int
+) -> Iterator[dict | None]:
+    """Yields None after every batch, then accuracy and likelihood of the evaluation sequences."""
+    fn = parallel.map(lambda variables, batch: module.apply(variables, batch["inputs"], train=False))
+    outputs = []
+    for out in parallel.map_all(fn, variables, {"inputs": dataset.eval_inputs}, batch_size):
+        outputs.append(out)
+        yield None
+    logits = np.concatenate(outputs)
+    yield {
+        "split": dataset.eval_name,
+        "num_examples": len(logits),
+        "accuracy": float(np.mean(logits.argmax(-1) == dataset.eval_label)),
+        "nll": metrics.nll(logits, dataset.eval_label),
+    }
+
+
+def build(config: Any, dataset: RecallDataset, module: nn.Module) -> Task:
+    """The task of `config`; an epoch is `config.train.epoch_size` sequences, never twice the same."""
+    check(config)
+    rng_draw = jax.random.fold_in(jax.random.key(config.seed), 1)
+
+    def make_batch(resident: dict, picks: dict, stage: int) -> dict:
+        del resident, stage  # drawn, not read; one stage
+        rngs = jax.vmap(partial(jax.random.fold_in, rng_draw))(picks["number"])
+        inputs = jax.vmap(lambda rng: draw(rng, config.data.delay, config.data.num_symbols))(rngs)
+        return {"inputs": inputs, "label": inputs[:, 0]}
+
+    def apply_fn(variables: dict, batch: dict, carry: Any, rng: Array):
+        del rng  # nothing in these networks is drawn at random
+        return module.apply(variables, batch["inputs"], train=True), {}, carry
+
+    def loss_fn(logits: Array, batch: dict) -> dict:
+        return {
+            "loss": losses.cross_entropy(logits, batch["label"]),
+            "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
+        }
+
+    return Task(
+        name="recall",
+        num_examples=config.train.epoch_size,
+        total_steps=total_steps(config, config.train.epoch_size),
+        stages=(0,),
+        resident={},
+        start=np.zeros((1, 1), np.int32),
+        init=lambda rng, start: module.init(rng, start, train=False),
+        picks=lambda start, count: {"number": np.arange(start, start + count, dtype=np.int32)},
+        make_batch=make_batch,
+        apply_fn=apply_fn,
+        loss_fn=loss_fn,
+        evaluate=partial(evaluate, module=module, dataset=dataset, batch_size=config.eval.batch_size),
+        headline={"loss": "nll", "accuracy": "accuracy"},
+        summarize=lambda report: {"test_accuracy": report["accuracy"], "test_loss": report["nll"]},
+        unit="sequences",
+        per_example=1,
+    )

@@ -1,0 +1,243 @@
+"""A language model from the command to the hand-in: trained, killed, evaluated, sampled, scored."""
+
+import json
+import math
+import os
+import pydoc_data.topics
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hw.training import checkpoint, log
+
+REPOSITORY = Path(__file__).parents[2]
+MODELS = {
+    "gru": {"model.gru_lm.embedding": 16, "model.gru_lm.width": 16, "model.gru_lm.dropout": 0.1},
+    "attention": {
+        "model.attention_lm.width": 16,
+        "model.attention_lm.depth": 1,
+        "model.attention_lm.context": 24,
+        "train.order": "streams",  # keys and values are carried, saved and restored
+    },
+}
+TINY = {
+    "train.batch_size": 8,
+    "train.length": 16,
+    "train.epochs": 0.5,
+    "eval.batch_size": 8,
+    "eval.window": 32,
+    "checkpoint.every_seconds": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    return os.environ | {"XLA_FLAGS": "", "XDG_CACHE_HOME": str(cache)}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """A text of 12,000 characters with a byte order mark, an umlaut and markup in it."""
+    path = tmp_path_factory.mktemp("text") / "mine.txt"
+    text = "".join(pydoc_data.topics.topics[k] for k in sorted(pydoc_data.topics.topics))[:11_980]
+    path.write_bytes(b"\xef\xbb\xbf" + f"<script>ü</script>\n{text}".encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def command(written):
+    def command(name: str, workdir: Path, *extra: str) -> list[str]:
+        changes = {"data.path": written} | TINY | MODELS[name]
+        flags = [f"--config.{k}={v}" for k, v in changes.items()]
+        return [
+            sys.executable,
+            "-m",
+            "hw.train",
+            f"--config=configs/{name}.py",
+            *flags,
+            f"--workdir={workdir}",
+            *extra,
+        ]
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def run(environment):
+    def run(command: list, **env: str):
+        return subprocess.run(
+            [*map(str, command)],
+            cwd=REPOSITORY,
+            env=environment | env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module", params=sorted(MODELS))
+def finished(request, command, run, tmp_path_factory):
+    """(the model's name, its process, its workdir)."""
+    workdir = tmp_path_factory.mktemp(request.param) / "run"
+    process = run(command(request.param, workdir))
+    assert process.returncode == 0, process.stderr
+    return request.param, process, workdir
+
+
+def _json(path: Path):
+    return json.loads(path.read_text())
+
+
+def test_the_workdir(finished):
+    _, process, workdir = finished
+    assert {p.name for p in workdir.iterdir() if not p.name.startswith((".", "events"))} == {
+        "config.json", "metrics.jsonl", "checkpoints", "params.npz", "summary.json", "train.log",
+        "curves.svg", "curves.json", "evaluation.json", "samples.txt",
+    }  # fmt: skip
+    summary, report = _json(workdir / "summary.json"), _json(workdir / "evaluation.json")
+    # 12,000 characters, the mark not being one: 10,800 to train, 675 windows of 16, 8 a step, half an epoch.
+    assert summary["dataset"]["num_train"] == 10_800 and summary["dataset"]["num_eval"] == 1200
+    assert summary["steps"] in (42, 43) and summary["task"] == "text"
+    assert summary["dataset"]["source"] == "file" and summary["dataset"]["name"] == "mine.txt"
+    assert "ü" in summary["dataset"]["vocabulary"] and "\ufeff" not in summary["dataset"]["vocabulary"]
+    assert summary["val_nats_cold256"] == report["nats_cold256"]
+    assert summary["val_nats_stateful"] == report["nats_stateful"]
+    assert report["num_examples"] == 1199 and report["split"] == "validation"
+    assert report["perplexity_cold256"] == pytest.approx(math.exp(report["nats_cold256"]))
+    lines = log.read_metrics(workdir / "metrics.jsonl")
+    losses = [v["loss"] for v in lines if v["split"] == "train"]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    assert lines[-1]["split"] == "eval" and lines[-1]["loss"] == report["nats_cold256"]
+    assert summary["characters_per_second"] == pytest.approx(
+        summary["steps"] * 8 * 16 / summary["seconds"]["train"], rel=0.02
+    )
+    assert "128 characters on 1 × cpu" in process.stderr
+    assert (workdir / "samples.txt").read_text().count("--- temperature") == 3
+
+
+def test_evaluated_again(finished, run):
+    _, _, workdir = finished
+    before = _json(workdir / "evaluation.json")
+    process = run([sys.executable, "-m", "hw.evaluate", f"--workdir={workdir}"])
+    assert process.returncode == 0, process.stderr
+    assert f"{before['nats_stateful']:.4f}" in process.stdout
+    after = _json(workdir / "evaluation.json")
+    assert after.pop("dataset")["num_eval"] == 1200
+    assert after == before
+
+
+def test_sampled(finished, run):
+    _, _, workdir = finished
+    sample = [sys.executable, "-m", "hw.sample", f"--workdir={workdir}", "--length=80", "--seed=3"]
+    plain = run([*sample, "--prompt=The "])
+    assert plain.returncode == 0, plain.stderr
+    assert plain.stdout.startswith("The ") and plain.stdout.endswith("\n")
+    assert len(plain.stdout) == 4 + 80 + 1
+    streamed = run([*sample, "--prompt=The ", "--stream"])
+    assert streamed.stdout == plain.stdout
+    assert run([*sample, "--prompt=The ", "--seed=4"]).stdout != plain.stdout
+    unknown = run([*sample, "--prompt=T\u20ach\u2603"])
+    assert unknown.returncode == 2 and unknown.stdout == "" and "Traceback" not in unknown.stderr
+    assert "€" in unknown.stderr and "1" in unknown.stderr and "3" in unknown.stderr
+    assert run([*sample, "--prompt=T\u20ach\u2603", "--unknown=skip"]).stdout.startswith("Th")
+
+
+def test_scored(finished, run, tmp_path):
+    _, _, workdir = finished
+    (tmp_path / "a.txt").write_text("<script>alert(1)</script> and so on, " * 3)
+    page = tmp_path / "a.html"
+    score = [
+        sys.executable,
+        "-m",
+        "hw.score",
+        tmp_path / "a.txt",
+        f"--workdir={workdir}",
+        f"--per-char={page}",
+    ]
+    process = run(score)
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout)
+    assert set(found) == {
+        "protocol", "characters", "nats_per_character", "bits_per_character", "perplexity", "unknown"
+    }  # fmt: skip
+    assert found["bits_per_character"] == pytest.approx(found["nats_per_character"] / math.log(2))
+    assert "<script>" not in page.read_text()
+
+
+def test_a_language_model_is_no_classifier(finished, run, tmp_path):
+    _, _, workdir = finished
+    from PIL import Image
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    process = run([sys.executable, "-m", "hw.predict", tmp_path / "a.png", f"--workdir={workdir}"])
+    assert process.returncode == 2 and "model of text" in process.stderr
+
+
+def _exact(workdir: Path) -> list[dict]:
+    return [
+        {k: v.hex() if isinstance(v, float) else v for k, v in line.items() if k != "seconds"}
+        for line in log.read_metrics(workdir / "metrics.jsonl")
+    ]
+
+
+def test_killed_it_continues_bit_for_bit(finished, command, environment, tmp_path):
+    name, _, whole = finished
+    seed = int(os.environ.get("HW_KILL_SEED", time.time_ns() % 10**6))
+    print(f"\nHW_KILL_SEED={seed}")
+    r, workdir = random.Random(seed), tmp_path / "run"
+    for goal in sorted(r.sample(range(1, 38), 4)):
+        process = subprocess.Popen(
+            command(name, workdir), cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while max(checkpoint.steps(workdir / "checkpoints"), default=-1) < goal:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(r.uniform(0, 0.02))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "it had ended before"
+    end = subprocess.run(
+        command(name, workdir), cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert end.returncode == 0 and "continuing at step" in end.stderr, end.stderr
+    assert _exact(workdir) == _exact(whole)
+    a, b = _json(workdir / "summary.json"), _json(whole / "summary.json")
+    assert a["state_sha256"] == b["state_sha256"] and a["val_nats_stateful"] == b["val_nats_stateful"]
+    assert (workdir / "samples.txt").read_bytes() == (whole / "samples.txt").read_bytes()
+
+
+def test_another_seed_differs(command, run, finished, tmp_path):
+    name, _, whole = finished
+    process = run(command(name, tmp_path / "run", "--config.seed=1", "--config.checkpoint.every_seconds=100"))
+    assert process.returncode == 0, process.stderr
+    assert (
+        _json(tmp_path / "run" / "summary.json")["state_sha256"]
+        != _json(whole / "summary.json")["state_sha256"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (b"aaaa" * 100, "symbol"),
+        (b"abc\xff" * 100, "3"),
+        (b"ab\n" * 10, "too few"),
+    ],
+)
+def test_no_text_to_train_on_is_one_line(command, run, tmp_path, content, words):
+    (tmp_path / "bad.txt").write_bytes(content)
+    process = run(command("gru", tmp_path / "run", f"--config.data.path={tmp_path / 'bad.txt'}"))
+    assert process.returncode == 2 and process.stdout == ""
+    (line,) = [v for v in process.stderr.splitlines() if v.startswith("error")]
+    assert words in line and "Traceback" not in process.stderr
