@@ -53,6 +53,11 @@ class Draw:
         """Whether the likeliest symbol is always taken."""
         return self.temperature < COLDEST
 
+    @property
+    def filtered(self) -> bool:
+        """Whether symbols may be left out."""
+        return self.top_k > 0 or self.top_p < 1
+
 
 def filter_logits(logits: Array, draw: Draw) -> Array:
     """Logits of the distribution that is drawn from: of symbols that are left out, −inf.
@@ -117,8 +122,9 @@ def _write(
 ) -> tuple[Any, Array, Array]:
     """CHUNK more symbols of each stream.
 
-    A symbol is drawn as argmax_i (l'_i + g_i) with independent g_i = −log(−log u_i), which gives i with
-    probability softmax(l')_i (Gumbel 1954; Maddison et al. 2014, "A* Sampling", section 2).
+    A symbol is drawn as argmax_i (l_i / temperature + g_i) = argmax_i (l_i + temperature g_i) over those
+    kept, with independent g_i = −log(−log u_i), which gives i with probability softmax(l / temperature)_i
+    (Gumbel 1954; Maddison et al. 2014, "A* Sampling", section 2).
 
     Args:
       carry: after all but the last symbol of each stream.
@@ -140,7 +146,7 @@ def _write(
         num_symbols = jax.eval_shape(step, carry, ids)[0].shape[-1]
 
         def gumbel(position: Array, rng: Array) -> Array:
-            return jax.random.gumbel(jax.random.fold_in(rng, position), (num_symbols,))
+            return draw.temperature * jax.random.gumbel(jax.random.fold_in(rng, position), (num_symbols,))
 
         of_streams = jax.vmap(gumbel, in_axes=(None, 0))
         noise = jax.vmap(of_streams, in_axes=(0, None))(start + jnp.arange(CHUNK), rngs)  # [CHUNK, b, V]
@@ -148,7 +154,9 @@ def _write(
     def body(state: tuple[Any, Array], noise: Array | None) -> tuple[tuple[Any, Array], Array]:
         logits, carry = step(*state)
         if noise is not None:
-            logits = filter_logits(logits, draw) + noise
+            if draw.filtered:
+                logits = jnp.where(filter_logits(logits, draw) > -jnp.inf, logits, -jnp.inf)
+            logits = logits + noise
         ids = logits.argmax(-1).astype(jnp.int32)
         return (carry, ids), ids
 

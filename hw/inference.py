@@ -190,23 +190,6 @@ def score(
     return report, list(zip(decode(ids, classes), [None, *nats.tolist()], strict=True))
 
 
-def read_text(path: Path) -> str:
-    """A text file as it is, newlines included, but for a byte order mark.
-
-    Raises:
-      UserError: it cannot be read, or is not UTF-8.
-    """
-    try:
-        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8: byte offset {error.start} holds 0x{error.object[error.start]:02x} "
-            "(iconv -t UTF-8 converts)"
-        ) from error
-
-
 def _language_model(folder: Path) -> tuple[nn.Module, dict, tuple[str, ...]]:
     """The language model in `folder`, its variables, and its symbols."""
     saved, provenance, variables = checkpoint.load_run(folder, cli.say)

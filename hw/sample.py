@@ -1,6 +1,5 @@
 """Writes new text with a trained or a released language model, character by character."""
 
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +8,13 @@ from hw import cli
 from hw.cli import UserError
 
 RULE = "-" * 10  # between samples
+HOTTEST = 1e6  # far above it the noise would overflow; the draw has long been uniform
 
 
 def _check(options) -> None:
     """Refuses values that mean nothing; before anything is loaded."""
-    if not 0 <= options.temperature < math.inf:
-        raise UserError(f"--temperature={options.temperature}: must be a number of at least 0 (0: greedy)")
+    if not 0 <= options.temperature <= HOTTEST:
+        raise UserError(f"--temperature={options.temperature}: must lie in [0, {HOTTEST:g}] (0: greedy)")
     if not 0 < options.top_p <= 1:
         raise UserError(f"--top-p={options.top_p}: must lie in (0, 1] (1: off)")
     for name, least in (("length", 0), ("top_k", 0), ("num_samples", 1), ("seed", 0)):
@@ -58,9 +58,10 @@ def main(argv: Sequence[str]) -> int:
 
     # After the options: a mistake in them is told at once.
     from hw import inference
+    from hw.data.text import read_text
     from hw.training import checkpoint
 
-    prompt = inference.read_text(options.prompt_file) if options.prompt_file else options.prompt
+    prompt = read_text(options.prompt_file) if options.prompt_file else options.prompt
     samples = inference.sample(
         options.workdir or checkpoint.released(options.model or "gru"),
         prompt=prompt,

@@ -48,11 +48,12 @@ def main(argv: Sequence[str]) -> int:
 
     # After the options: a mistake in them is told at once.
     from hw import inference
+    from hw.data.text import read_text
     from hw.report import surprise
     from hw.training import checkpoint
 
     report, characters = inference.score(
-        inference.read_text(options.file),
+        read_text(options.file),
         options.workdir or checkpoint.released(options.model or "gru"),
         protocol=options.protocol,
         skip_unknown=options.unknown == "skip",

@@ -7,6 +7,9 @@ from hw import cli
 from hw.cli import UserError
 from hw.data import images, recall, text
 
+# Which datasets a task can be given.
+OF_TASK = {"images": ("cifar10",), "recall": ("recall",), "text": ("tiny_shakespeare",)}
+
 Dataset = images.Dataset | text.TextDataset | recall.RecallDataset
 
 
@@ -26,5 +29,5 @@ def load(config: Any, say: Callable[[str], None] = cli.say) -> Dataset:
         return text.load_text(config, say)
     if config.name == "recall":
         return recall.load_recall(config)
-    names = "cifar10, tiny_shakespeare, recall"
+    names = ", ".join(name for of_task in OF_TASK.values() for name in of_task)
     raise UserError(f"config.data.name={config.name!r} is unknown: choose from {names}")

@@ -102,6 +102,23 @@ def load_text(config: Any, say: Say) -> TextDataset:
     return TextDataset(train, validation, eval_name, classes, provenance)
 
 
+def read_text(path: Path) -> str:
+    """A text file as it is, newlines included, but for a byte order mark.
+
+    Raises:
+      UserError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8: byte offset {error.start} holds 0x{error.object[error.start]:02x} "
+            "(iconv -t UTF-8 converts)"
+        ) from error
+
+
 def encode(text: str, classes: Sequence[str]) -> tuple[np.ndarray, list[tuple[int, str]]]:
     """Turns characters into ids.
 

@@ -18,6 +18,13 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": resnet.resnet20,
 }
 
+# Which of them a task can be given to.
+OF_TASK = {
+    "images": ("hwnet", "resnet18", "resnet20"),
+    "recall": ("recall_net",),
+    "text": ("attention_lm", "gru_lm"),
+}
+
 
 def build(
     config: Any,

@@ -157,6 +157,12 @@ def _check_numbers(config: ConfigDict) -> None:
         raise UserError(f"config.seed={config.seed} must be below 2^32")
     if config.task not in TASKS:
         raise UserError(f"config.task={config.task!r}: choose from {sorted(TASKS)}")
+    for field, of_task in (("model", models.OF_TASK), ("data", data.OF_TASK)):
+        if (name := config[field].name) not in of_task[config.task]:
+            raise UserError(
+                f"config.{field}.name={name!r}: for the task {config.task} choose from "
+                f"{', '.join(of_task[config.task])}"
+            )
     CHECKS[config.task](config)
 
 

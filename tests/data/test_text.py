@@ -198,7 +198,7 @@ def test_fractions_that_sum_to_one_use_every_character(tmp_path, share, length):
         ({"holdout": -1}, r"config\.data\.holdout=-1: must lie in \[0, 18\)"),
         ({"holdout": 18}, r"config\.data\.holdout=18: must lie in \[0, 18\)"),
         ({"split": "half"}, "config.data.split='half': choose from 'nanogpt', 'tfds', 'fractions'"),
-        ({"name": "moby_dick"}, "'moby_dick' is unknown: choose from cifar10, tiny_shakespeare"),
+        ({"name": "moby_dick"}, "'moby_dick' is unknown: choose from cifar10, recall, tiny_shakespeare"),
         ({"path": "", "source": "web"}, "config.data.source='web': choose from 'auto'"),
         *[
             ({"split": "fractions", "fractions": fractions}, "config.data.fractions=.*two positive numbers")

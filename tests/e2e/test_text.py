@@ -46,7 +46,7 @@ def environment(tmp_path_factory):
 def written(tmp_path_factory) -> Path:
     """A text of 12,000 characters with a byte order mark, an umlaut and markup in it."""
     path = tmp_path_factory.mktemp("text") / "mine.txt"
-    text = "".join(pydoc_data.topics.topics[k] for k in sorted(pydoc_data.topics.topics))[:11_980]
+    text = "".join(pydoc_data.topics.topics[k] for k in sorted(pydoc_data.topics.topics))[:11_981]
     path.write_bytes(b"\xef\xbb\xbf" + f"<script>ü</script>\n{text}".encode())
     return path
 
