@@ -28,9 +28,9 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.model.recall_net.width = 64
 
     config.train = ml_collections.ConfigDict()
-    config.train.epoch_size = 10_000  # sequences
+    config.train.epoch_size = 12_800  # sequences
     config.train.epochs = 20.0
-    config.train.batch_size = 100
+    config.train.batch_size = 128
     config.train.steps_per_dispatch = 50
     config.train.average_decay = 0.0
 
@@ -64,7 +64,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
 
     config.embedded = ml_collections.ConfigDict()  # the data is drawn: no stand-in
     config.embedded.epochs = 0.0
-    config.embedded.batch_size = 100
+    config.embedded.batch_size = 128
 
     if variant == "gru":
         config.model.recall_net.cell = "gru"

@@ -9,17 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import configs.recall
 import configs.resnet
 from experiments import (
     ablation,
     attention_scaling,
     float32_attention_gradient,
+    memory_task,
+    neurons,
+    recurrence,
+    sampling,
     seeds,
     throughput,
     vanishing_gradient,
 )
 from hw import models
 from hw.cli import UserError
+from hw.models.gru_lm import gru_lm
+from hw.ops import gru
 from hw.training import optim
 from tests.models.test_resnet import multiply_adds
 
@@ -170,7 +177,9 @@ def test_vanishing_gradient_against_plain_loops():
     assert found["gru_keeps"][0] > 1e6 * found["gru"][0]
 
 
-@pytest.mark.parametrize("study", ["vanishing_gradient", "attention_scaling", "float32_attention_gradient"])
+@pytest.mark.parametrize(
+    "study", ["vanishing_gradient", "memory_task", "attention_scaling", "float32_attention_gradient"]
+)
 def test_studies_are_committed_whole(study):
     folder = seeds.RESULTS / study
     assert (folder / "figure.svg").read_text().lstrip().startswith("<?xml")
@@ -207,3 +216,97 @@ def test_float32_errors_by_the_closed_form():
     assert float(true[1]) == pytest.approx(-a * (1 - a) * 1.75, rel=1e-9)
     found = float32_attention_gradient.errors(gap, seed=0)
     assert found["relative"] < 1e-6 < 1e-3 < found["textbook"]
+
+
+def test_memory_task_runs_once_and_sums_up(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory_task, "STUDY", tmp_path / "study")
+    monkeypatch.setattr(memory_task, "RUNS", tmp_path / "runs")
+    recipe = configs.recall.get_config
+
+    def short(variant):
+        config = recipe(variant)
+        config.train.epoch_size, config.train.epochs, config.train.batch_size = 64, 1.0, 64
+        config.eval.batch_size = 200
+        return config
+
+    monkeypatch.setattr(memory_task.configs.recall, "get_config", lambda variant=None: short(variant))
+    argv = ["--seeds=2", "--delays=1,3"]
+    assert memory_task.main(argv) == 0
+    data = json.loads((tmp_path / "study" / "data.json").read_text())
+    runs = json.loads((tmp_path / "study" / "runs.json").read_text())["runs"]
+    for cell in ("rnn", "gru"):
+        assert data[cell]["delay"] == [1, 3]
+        by_hand = [[runs[cell][d][s]["test_accuracy"] for s in "01"] for d in "13"]
+        assert data[cell]["accuracies"] == by_hand
+        assert data[cell]["mean"] == pytest.approx([sum(v) / 2 for v in by_hand])
+    # The same start, data and size but for the cell: a GRU has three times the weights, and c.
+    assert runs["gru"]["1"]["0"]["params"] > 2.5 * runs["rnn"]["1"]["0"]["params"]
+    monkeypatch.setattr(memory_task, "run", None)  # nothing is run again
+    assert memory_task.main(argv) == 0
+    assert (tmp_path / "study" / "figure.svg").exists() and "2 seeds" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--delays"):
+        memory_task.main(["--delays=a"])
+
+
+# --- the studies of question 5 ---
+
+
+def test_recurrent_layers_agree_before_they_are_timed(monkeypatch):
+    monkeypatch.setattr(recurrence, "torch_version", dict)
+    found = recurrence.measure(4, rounds=2, batch=3, steps=5)
+    assert len(found) == 3 and all(of["characters_per_second"] > 0 for of in found.values())
+    assert "hw.ops.gru" in recurrence.table({"widths": {"4": found}})
+
+    def wrong(params, x, h0):
+        return gru_layer(params, x, h0) * 1.01
+
+    gru_layer = gru.gru
+    monkeypatch.setattr(gru, "gru", wrong)
+    with pytest.raises(AssertionError, match=r"nn\.scan"):
+        recurrence.measure(4, rounds=1, batch=3, steps=5)
+
+
+def test_samplers_agree_before_they_are_timed(monkeypatch):
+    monkeypatch.setattr(sampling, "torch_version", dict)
+    module = gru_lm(num_classes=65, embedding=4, width=4, depth=1)
+    found = sampling.measure(module, rounds=1, length=8, streams=3)
+    assert list(found)[-1] == "hw.generation, 3 streams" and len(found) == 3
+    several = found["hw.generation, 3 streams"]
+    assert several["characters_per_second"] == pytest.approx(24 / several["seconds"][0])
+
+
+def test_features_of_a_text_by_hand():
+    text = "ROMEO:\nO, he!\n\nNurse:\nAy: so\n"
+    found = neurons.features(text)
+    names = "".join("x" if v else "." for v in found["within a speaker's name"])
+    assert names == "xxxxxx" + "." * 9 + "xxxxxx" + "." * 8
+    assert [int(v) for v in found["position in the line"][:9]] == [0, 1, 2, 3, 4, 5, 6, 0, 1]
+    capitals = [c for c, v in zip(text, found["a capital letter"], strict=True) if v]
+    assert "".join(capitals) == "ROMEOONA"
+    assert [int(v) for v in found["position in the word"][:6]] == [0, 1, 2, 3, 4, 0]
+    assert all(len(v) == len(text) for v in found.values())
+
+
+def test_a_planted_unit_is_found():
+    r = np.random.default_rng(0)
+    text = "".join(r.choice(list("abc \nABC"), 4000))
+    units = r.normal(size=(4000, 20))
+    units[:, 7] = -2.0 * neurons.features(text)["a capital letter"] + 0.1 * r.normal(size=4000)
+    found = neurons.find(text, units)
+    assert found["a capital letter"]["unit"] == 7
+    assert found["a capital letter"]["correlation_held_out"] < -0.95
+    assert abs(found["a vowel"]["correlation_held_out"]) < 0.9
+    by_hand = np.corrcoef(units[:, 3], neurons.features(text)["a space"])[0, 1]
+    assert neurons.correlations(units, neurons.features(text)["a space"])[3] == pytest.approx(by_hand)
+
+
+def test_activations_are_the_states_that_a_long_pass_goes_through(monkeypatch):
+    monkeypatch.setattr(neurons, "BLOCK", 5)
+    module = gru_lm(num_classes=7, embedding=4, width=3, depth=2)
+    ids = np.random.default_rng(0).integers(0, 7, 17)
+    variables = module.init(jax.random.key(0), ids[None, :1], None, train=False)
+    found = neurons.activations(module, variables, ids)
+    assert found.shape == (15, 6)  # whole blocks
+    for t in (0, 6, 14):
+        _, carry = module.apply(variables, ids[None, : t + 1], None, train=False)
+        np.testing.assert_allclose(found[t], carry[0].ravel(), rtol=1e-5, atol=1e-6)
