@@ -1,4 +1,4 @@
-"""The README's table and plot of results, made from the committed logs: `python -m experiments.table`.
+"""The README's tables and plot of results, made from the committed logs: `python -m experiments.table`.
 
 Each folder of `experiments/results/` that holds `seed-K/summary.json` is a study: one recipe, run once
 a seed. Nothing in the table is typed by hand; a test compares it with the README.
@@ -16,11 +16,11 @@ from hw.answers.runs import interval
 from hw.training import log
 
 
-def studies() -> list[tuple[Path, list[dict]]]:
-    """The image studies judged on the test set, each with its runs."""
+def studies(task: str = "images", split: str = "test") -> list[tuple[Path, list[dict]]]:
+    """The studies of a task judged on a split, each with its runs."""
     folders = sorted(p for p in RESULTS.iterdir() if p.is_dir())
     found = [(folder, summaries(folder)) for folder in folders]
-    return [(f, r) for f, r in found if r and r[0]["task"] == "images" and r[0]["eval_split"] == "test"]
+    return [(f, r) for f, r in found if r and r[0]["task"] == task and r[0]["eval_split"] == split]
 
 
 def peers() -> list[dict]:
@@ -35,6 +35,21 @@ def _percent(values: Sequence[float]) -> str:
     return f"{mean:.2f} ± {deviation:.2f} % [{low:.2f}, {high:.2f}]"
 
 
+def _recipe(study: Path, first: dict) -> str:
+    """The recipe's name, linked to its logs."""
+    variant = f":{first['variant']}" if first["variant"] else ""
+    return f"[`configs/{first['config']}.py{variant}`](experiments/results/{study.name})"
+
+
+def _cost(runs: Sequence[dict]) -> str:
+    """Seeds, time of a whole run, and the device, as three cells."""
+    device = runs[0]["device"]
+    minutes = interval([run["seconds"]["total"] / 60 for run in runs])[0]
+    return (
+        f"{len(runs)} | {minutes:.1f} min | {device['count']} × {device['kind']}, {device['cpu_count']} cores"
+    )
+
+
 def table() -> str:
     """The table of all image studies, as Markdown."""
     rows = [
@@ -43,18 +58,40 @@ def table() -> str:
     ]
     for study, runs in studies():
         first = runs[0]
-        device = first["device"]
-        minutes = interval([run["seconds"]["total"] / 60 for run in runs])[0]
-        variant = f":{first['variant']}" if first["variant"] else ""
         rows.append(
-            f"| [`configs/{first['config']}.py{variant}`](experiments/results/{study.name}) "
+            f"| {_recipe(study, first)} "
             f"| {first['dataset']['name']}, {first['dataset']['num_train']:,} train "
             f"| {first['params']:,} "
             f"| {_percent([run['test_accuracy'] for run in runs])} "
             f"| {_percent([run['test_accuracy_tta'] for run in runs])} "
-            f"| {len(runs)} "
-            f"| {minutes:.1f} min "
-            f"| {device['count']} × {device['kind']}, {device['cpu_count']} cores |"
+            f"| {_cost(runs)} |"
+        )
+    return "\n".join(rows)
+
+
+def _nats(values: Sequence[float]) -> str:
+    mean, deviation, low, high = interval(values)
+    if len(values) < 2:
+        return f"{mean:.4f}"
+    return f"{mean:.4f} ± {deviation:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def text_table() -> str:
+    """The table of all language models, as Markdown."""
+    rows = [
+        "| recipe, logs | text | parameters | nats per character, windows of 256 | state carried "
+        "| seeds | whole run | device |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for study, runs in studies("text", "validation"):
+        first = runs[0]
+        rows.append(
+            f"| {_recipe(study, first)} "
+            f"| {first['dataset']['name']}, {first['dataset']['num_eval'] - 1:,} targets "
+            f"| {first['params']:,} "
+            f"| {_nats([run['val_nats_cold256'] for run in runs])} "
+            f"| {_nats([run['val_nats_stateful'] for run in runs])} "
+            f"| {_cost(runs)} |"
         )
     return "\n".join(rows)
 
@@ -104,10 +141,10 @@ def draw(path: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the table and draws the plot."""
+    """Prints the tables and draws the plot."""
     cli.ArgumentParser(prog="experiments.table", description=__doc__).parse_args(argv)
     draw(RESULTS / "accuracy.svg")
-    print(table())
+    print(f"{table()}\n\n{text_table()}")
     return 0
 
 
