@@ -1,6 +1,10 @@
 """The memory task: which symbol stood first, after a stretch of noise? By a tanh RNN, or a GRU.
 
-    python -m hw.train --config=configs/recall.py[:gru] --config.data.delay=20
+    python -m hw.train --config=configs/recall.py[:VARIANT] --config.data.delay=20
+
+Variants:
+  gru        a GRU, as it is commonly started: its update gate forgets half of the state at every step.
+  gru_keeps  a GRU whose update gate starts by keeping some 95 %.
 
 What the two make of it, delay by delay: experiments/memory_task.py. Half a minute on two cores.
 """
@@ -26,6 +30,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.model.recall_net = ml_collections.ConfigDict()
     config.model.recall_net.cell = "rnn"
     config.model.recall_net.width = 64
+    config.model.recall_net.update_bias = 0.0  # of the GRU
 
     config.train = ml_collections.ConfigDict()
     config.train.epoch_size = 12_800  # sequences
@@ -66,8 +71,9 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.embedded.epochs = 0.0
     config.embedded.batch_size = 128
 
-    if variant == "gru":
+    if variant in ("gru", "gru_keeps"):
         config.model.recall_net.cell = "gru"
+        config.model.recall_net.update_bias = 3.0 if variant == "gru_keeps" else 0.0
     elif variant is not None:
-        raise ValueError(f"unknown variant {variant!r}: choose gru")
+        raise ValueError(f"unknown variant {variant!r}: choose from gru, gru_keeps")
     return config

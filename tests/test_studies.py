@@ -234,7 +234,7 @@ def test_memory_task_runs_once_and_sums_up(tmp_path, monkeypatch, capsys):
     assert memory_task.main(argv) == 0
     data = json.loads((tmp_path / "study" / "data.json").read_text())
     runs = json.loads((tmp_path / "study" / "runs.json").read_text())["runs"]
-    for cell in ("rnn", "gru"):
+    for cell in ("rnn", "gru", "gru_keeps"):
         assert data[cell]["delay"] == [1, 3]
         by_hand = [[runs[cell][d][s]["test_accuracy"] for s in "01"] for d in "13"]
         assert data[cell]["accuracies"] == by_hand

@@ -291,8 +291,8 @@ def answer(problem: Problem = PROBLEM) -> Answer:
     return Answer(
         number=8,
         title="Gradients through attention",
-        question="Express ∂L/∂Q by ∂L/∂Output, A, V and K; say how the softmax's derivative enters, and why "
-        "1/√d_k helps.",
+        question="Express ∂L/∂Q by ∂L/∂Output, A, V and K (the sheet gives this part no letter; it is taken "
+        "for (a)); (b) say how the softmax's derivative enters, and (c) why 1/√d_k helps.",
         answer="∂L/∂Q = [A ∘ (dO Vᵀ − rowsum(A ∘ dO Vᵀ))] K/√d_k",
         steps=(
             *_derivation(problem),

@@ -42,11 +42,13 @@ class RecallNet(nn.Module):
       num_classes: symbols, of the inputs (one-hot) and of the answer.
       cell: "rnn" (the problem set's tanh cell) or "gru" (`hw.ops.gru`).
       width: hidden units.
+      update_bias: where the GRU's update gate starts, see `GRUCell`.
     """
 
     num_classes: int
     cell: str
     width: int
+    update_bias: float = 0.0
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -57,7 +59,8 @@ class RecallNet(nn.Module):
         x_bti = jax.nn.one_hot(inputs, self.num_classes)
         shape = {"features": self.width, "inputs": self.num_classes}
         if self.cell == "gru":
-            last, _ = GRUCell(**shape, name="gru").sequence(jnp.zeros((len(inputs), self.width)), x_bti)
+            cell = GRUCell(**shape, update_bias=self.update_bias, name="gru")
+            last, _ = cell.sequence(jnp.zeros((len(inputs), self.width)), x_bti)
         else:
             last = TanhRNN(**shape, name="rnn")(x_bti)
         return nn.Dense(self.num_classes, name="head")(last)
