@@ -35,12 +35,16 @@ def params_by_model(run: Run) -> int:
 
 
 def params_by_formula(run: Run) -> int:
-    """By V m + Σ_l (3 n (i_l + n) + 4 n) + norms + V n + V, with i_l the inputs of layer l."""
+    """By V m + Σ_l (3 n (i_l + n) + 4 n) + norms + V n + V, with i_l the inputs of layer l.
+
+    Without an embedding m is 0 and i_1 is V.
+    """
     net, symbols = run.config["model"]["gru_lm"], len(run.summary["dataset"]["vocabulary"])
-    inputs = [net["embedding"]] + [net["width"]] * (net["depth"] - 1)
+    inputs = [net["embedding"] or symbols] + [net["width"]] * (net["depth"] - 1)
     n = net["width"]
     each = {"none": 0, "rms": 1, "layer": 2}[net["norm"]]
-    norms = each * (n + (sum(inputs) if net["norm_layers"] else 0))
+    normed = inputs if net["embedding"] else inputs[1:]
+    norms = each * (n + (sum(normed) if net["norm_layers"] else 0))
     layers = sum(3 * n * (i + n) + 4 * n for i in inputs)
     return symbols * net["embedding"] + layers + norms + symbols * n + symbols
 

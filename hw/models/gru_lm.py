@@ -73,7 +73,7 @@ class GRUCell(nn.Module):
 class GRULM(nn.Module):
     """Embedding, layers of gated recurrent units, normalisation, linear head.
 
-        x_0 = embedding(symbol)
+        x_0 = embedding(symbol), or its unit vector, which the first layer reads as it is
         x_l = gru_l(drop(norm_l(x_{l-1}))) (+ x_{l-1}),   l = 1 … L
         logits = W drop(norm(x_L)) + b
 
@@ -83,7 +83,8 @@ class GRULM(nn.Module):
 
     Attributes:
       vocab_size: V, how many symbols there are.
-      embedding: length of a symbol's vector.
+      embedding: length of a symbol's vector; 0 for unit vectors of length V, with which the first layer's
+        product is a look-up, and its gradient a sum over each symbol's places.
       width: n, hidden units of a layer.
       depth: layers.
       dropout: share of what each layer and the head read that is zeroed in training, the same units at
@@ -133,11 +134,15 @@ class GRULM(nn.Module):
         drop = nn.Dropout(self.dropout, broadcast_dims=(1,), deterministic=not train)
         norm = NORMS[self.norm]
         over_time = {"variable_broadcast": "params", "split_rngs": {"params": False}}
-        x = nn.Embed(self.vocab_size, self.embedding, dtype=self.dtype, name="embed")(inputs)
+        if self.embedding:
+            x = nn.Embed(self.vocab_size, self.embedding, dtype=self.dtype, name="embed")(inputs)
+        else:
+            x = jax.nn.one_hot(inputs, self.vocab_size, dtype=whole)
         hidden = []
         for layer in range(self.depth):
-            read = norm(dtype=whole)(x) if self.norm_layers else x
-            read = drop(read.astype(whole))
+            read = x.astype(whole)
+            if layer or self.embedding:  # of a unit vector nothing is normalised or dropped
+                read = drop(norm(dtype=whole)(read) if self.norm_layers else read)
             shape = {"features": self.width, "inputs": x.shape[-1], "update_bias": self.update_bias}
             if self.recurrence == "scan":
                 cell = nn.scan(GRUCell, **over_time, in_axes=1, out_axes=1)(**shape, name=f"gru_{layer}")
@@ -156,9 +161,9 @@ def gru_lm(*, num_classes: int, chunked: bool = True, **arguments: Any) -> nn.Mo
     del chunked
     net = GRULM(vocab_size=num_classes, **arguments)
     where = "config.model.gru_lm"
-    for name in ("embedding", "width", "depth"):
-        if getattr(net, name) < 1:
-            raise UserError(f"{where}.{name}={getattr(net, name)}: must be at least 1")
+    for name, least in (("embedding", 0), ("width", 1), ("depth", 1)):
+        if getattr(net, name) < least:
+            raise UserError(f"{where}.{name}={getattr(net, name)}: must be at least {least}")
     if not 0 <= net.dropout < 1:
         raise UserError(f"{where}.dropout={net.dropout}: must lie in [0, 1)")
     for name, choices in (("norm", tuple(NORMS)), ("recurrence", RECURRENCES)):

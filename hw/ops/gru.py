@@ -86,60 +86,42 @@ def step_backward(gates: _Gates, before_bn: Array, dh_bn: Array) -> tuple[Array,
     return da_bg, dp_bg, dh_bn * z
 
 
-def _forward(params: GRUParams, x_tbi: Array, h0_bn: Array) -> tuple[Array, _Gates]:
-    # What the inputs bring does not wait for the recurrence: one product for all times.
-    a_tbg = x_tbi @ params.w_ig + params.b_g
+class GRUGradient(NamedTuple):
+    """∂L by U [n, 3n], c [n], what the inputs bring [T, b, 3n], and the first state [b, n]."""
 
+    du_ng: Array
+    dc_n: Array
+    da_tbg: Array
+    dh0_bn: Array
+
+
+def _forward(u_ng: Array, c_n: Array, a_tbg: Array, h0_bn: Array) -> tuple[Array, _Gates]:
     def advance(h_bn, a_bg):
-        h_bn, gates = step(params.u_ng, params.c_n, h_bn, a_bg)
+        h_bn, gates = step(u_ng, c_n, h_bn, a_bg)
         return h_bn, (h_bn, gates)
 
     return lax.scan(advance, h0_bn, a_tbg)[1]
 
 
-@jax.custom_vjp
-def gru(params: GRUParams, x_tbi: Array, h0_bn: Array) -> Array:
-    """The hidden states of a layer, h_tbn [T, b, n], from h_0 = h0_bn.
-
-    Reverse mode only (jax.grad, jax.vjp), by `bptt`.
-
-    Args:
-      params: of one dtype with the inputs.
-      x_tbi: inputs, [T, b, i].
-      h0_bn: the state before the first input.
-    """
-    return _forward(params, x_tbi, h0_bn)[0]
-
-
-class GRUGradient(NamedTuple):
-    """∂L by the parameters, the inputs [T, b, i] and the first state [b, n]."""
-
-    params: GRUParams
-    dx_tbi: Array
-    dh0_bn: Array
-
-
-def bptt(
-    params: GRUParams, x_tbi: Array, h0_bn: Array, h_tbn: Array, gates: _Gates, dh_tbn: Array
-) -> GRUGradient:
+def bptt(u_ng: Array, h0_bn: Array, h_tbn: Array, gates: _Gates, dh_tbn: Array) -> GRUGradient:
     """Backpropagation through time: every gradient of L from what each h_t gets from outside.
 
-    From t = T down to 1, with dh_T+1→T = 0 and `step_backward` at each step:
+    From t = T down to 1, with `step_backward` at each step and nothing coming from T + 1:
 
         dh_t = (∂L/∂h_t from outside) + dh_{t+1→t},     dh_{t→t-1} = dh_t ∘ z_t + dp_t Uᵀ
 
     Only this waits for the step after it. Each weight is the same at all times, so that its gradient is a sum
-    over t (and b), which is one product once the scan has ended:
+    over t (and b), which is one product, or sum, once the scan has ended:
 
-        dU = Σ h_{t-1}ᵀ dp_t    dW = Σ x_tᵀ da_t    db = Σ da_t    dc = Σ dm_t    dx_t = da_t Wᵀ
+        dU = Σ h_{t-1}ᵀ dp_t,   dc = Σ dm_t,   and from da, outside:   dW = Σ x_tᵀ da_t,   db = Σ da_t
 
     Args:
-      params, x_tbi, h0_bn: as in `gru`.
+      u_ng, h0_bn: as in `recurrence`.
       h_tbn, gates: of its forward pass; each gate [T, b, n].
       dh_tbn: ∂L/∂h_t from outside the recurrence, [T, b, n].
     """
     before_tbn = jnp.concatenate([h0_bn[None], h_tbn[:-1]])
-    u_gn = params.u_ng.T
+    u_gn = u_ng.T
 
     def retreat(from_later_bn, now):
         gates, before_bn, dh_bn = now
@@ -149,23 +131,50 @@ def bptt(
     dh0_bn, (da_tbg, dp_tbg) = lax.scan(
         retreat, jnp.zeros_like(h0_bn), (gates, before_tbn, dh_tbn), reverse=True
     )
-    size = h0_bn.shape[-1]
-    grads = GRUParams(
-        w_ig=jnp.einsum("tbi,tbg->ig", x_tbi, da_tbg),
-        u_ng=jnp.einsum("tbn,tbg->ng", before_tbn, dp_tbg),
-        b_g=da_tbg.sum((0, 1)),
-        c_n=dp_tbg[..., 2 * size :].sum((0, 1)),
+    return GRUGradient(
+        du_ng=jnp.einsum("tbn,tbg->ng", before_tbn, dp_tbg),
+        dc_n=dp_tbg[..., 2 * h0_bn.shape[-1] :].sum((0, 1)),
+        da_tbg=da_tbg,
+        dh0_bn=dh0_bn,
     )
-    return GRUGradient(grads, da_tbg @ params.w_ig.T, dh0_bn)
 
 
-def _gru_fwd(params, x_tbi, h0_bn):
-    h_tbn, gates = _forward(params, x_tbi, h0_bn)
-    return h_tbn, (params, x_tbi, h0_bn, h_tbn, gates)
+@jax.custom_vjp
+def recurrence(u_ng: Array, c_n: Array, a_tbg: Array, h0_bn: Array) -> Array:
+    """The hidden states h_tbn [T, b, n] from h_0 = h0_bn and what the inputs bring, a_t = x_t W + b.
+
+    Reverse mode only (jax.grad, jax.vjp), by `bptt`.
+
+    Args:
+      u_ng, c_n: as in GRUParams.
+      a_tbg: [T, b, 3n].
+      h0_bn: the state before the first input.
+    """
+    return _forward(u_ng, c_n, a_tbg, h0_bn)[0]
 
 
-def _gru_bwd(residuals, dh_tbn):
+def _recurrence_fwd(u_ng, c_n, a_tbg, h0_bn):
+    h_tbn, gates = _forward(u_ng, c_n, a_tbg, h0_bn)
+    return h_tbn, (u_ng, h0_bn, h_tbn, gates)
+
+
+def _recurrence_bwd(residuals, dh_tbn):
     return tuple(bptt(*residuals, dh_tbn))
 
 
-gru.defvjp(_gru_fwd, _gru_bwd)
+recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
+
+
+def gru(params: GRUParams, x_tbi: Array, h0_bn: Array) -> Array:
+    """A layer's hidden states, h_tbn [T, b, n].
+
+    What the inputs bring does not wait for the recurrence: it is one product for all times, as is its
+    gradient.
+
+    Args:
+      params: of one dtype with the inputs.
+      x_tbi: inputs, [T, b, i].
+      h0_bn: the state before the first input.
+    """
+    a_tbg = x_tbi @ params.w_ig + params.b_g
+    return recurrence(params.u_ng, params.c_n, a_tbg, h0_bn)

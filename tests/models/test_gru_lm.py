@@ -36,13 +36,13 @@ def _shaken(variables, dtype):
 
 
 @pytest.mark.parametrize("norm_layers", [False, True])
-@pytest.mark.parametrize(("embedding", "width", "depth"), [(6, 6, 2), (5, 7, 3), (4, 4, 1)])
+@pytest.mark.parametrize(("embedding", "width", "depth"), [(6, 6, 2), (5, 7, 3), (4, 4, 1), (0, 5, 2)])
 def test_parameters_are_counted(embedding, width, depth, norm_layers):
     net = _net(embedding=embedding, width=width, depth=depth, norm_layers=norm_layers)
-    inputs = [embedding] + [width] * (depth - 1)
+    inputs = [embedding or V] + [width] * (depth - 1)
     # A layer: (i + n) · 3n weights, 3n + n biases; a scale for each norm; the head's V n + V.
     layers = sum((i + width) * 3 * width + 4 * width for i in inputs)
-    norms = width + (sum(inputs) if norm_layers else 0)
+    norms = width + (sum(inputs if embedding else inputs[1:]) if norm_layers else 0)
     expected = V * embedding + layers + norms + V * width + V
     assert sum(x.size for x in jax.tree.leaves(_variables(net))) == expected
 
@@ -65,7 +65,7 @@ def _outputs_and_gradients(net, variables, inputs, carry):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"norm_layers": True, "norm": "layer"}, {"width": 5, "residual": False}]
+    "changes", [{}, {"embedding": 0}, {"norm_layers": True, "norm": "layer"}, {"width": 5, "residual": False}]
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float64, 1e-10), (jnp.float32, 1e-5)])
 def test_scan_and_fused_are_one(changes, dtype, tolerance):
@@ -159,7 +159,7 @@ def test_half_precision_keeps_the_recurrence_whole():
     [
         ("width", 0),
         ("depth", 0),
-        ("embedding", 0),
+        ("embedding", -1),
         ("dropout", 1.0),
         ("norm", "batch"),
         ("recurrence", "lstm"),

@@ -1,6 +1,6 @@
 """What the loop is told of text: windows, carried state, both protocols, no validation text in training."""
 
-import runpy
+import importlib
 
 import chex
 import jax
@@ -29,7 +29,7 @@ def _dataset(size=1000, num_eval=130, seed=0):
 
 
 def _config(name="gru", **changes):
-    config = runpy.run_path(f"configs/{name}.py")["get_config"]()
+    config = importlib.import_module(f"configs.{name}").get_config()
     small = {"train.batch_size": 8, "train.length": 16, "eval.batch_size": 2, "eval.window": 32}
     if name == "gru":
         small |= {"model.gru_lm.embedding": 8, "model.gru_lm.width": 8, "model.gru_lm.dropout": 0.0}
