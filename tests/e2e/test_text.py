@@ -1,5 +1,6 @@
 """A language model from the command to the hand-in: trained, killed, evaluated, sampled, scored."""
 
+import dataclasses
 import json
 import math
 import os
@@ -14,6 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hw.answers import language_model
+from hw.answers.claims import check
+from hw.answers.runs import Run
+from hw.report import terminal
 from hw.training import checkpoint, log
 
 REPOSITORY = Path(__file__).parents[2]
@@ -170,6 +175,27 @@ def test_scored(finished, run, tmp_path):
     }  # fmt: skip
     assert found["bits_per_character"] == pytest.approx(found["nats_per_character"] / math.log(2))
     assert "<script>" not in page.read_text()
+
+
+def test_question_five_is_answered_from_its_logs(finished):
+    name, _, workdir = finished
+    names = ("summary.json", "evaluation.json", "config.json")
+    summary, evaluation, config = (_json(workdir / n) for n in names)
+    lines = log.read_metrics(workdir / "metrics.jsonl")
+    samples = (workdir / "samples.txt").read_text()
+    run = Run(summary, evaluation, config, lines, samples, {"summary.json": "0123abcd"})
+    verdicts = [check(claim) for claim in language_model.claims([run])]
+    assert len(verdicts) == (2 if name == "gru" else 1)  # the formula for the parameters is the GRU's
+    assert all(verdict.holds for verdict in verdicts)
+    forged = dataclasses.replace(
+        run, summary=summary | {"params": 1}, evaluation=evaluation | {"bits_cold256": 1}
+    )
+    wrong = [check(claim) for claim in language_model.claims([forged])]
+    assert [v.dissenters for v in wrong] == ([("log",)] if name == "gru" else []) + [("bits",)]
+    answer = language_model.answer([run])
+    assert f"{evaluation['nats_cold256']:.4f}" in answer.answer and answer.figures["samples"] == samples
+    text = terminal.answer(answer)
+    assert "0123abcd" in text and "temperature 0.5" in text
 
 
 def test_a_language_model_is_no_classifier(finished, run, tmp_path):
