@@ -4,15 +4,15 @@ Every sequence is drawn anew: there is nothing to learn by heart, and no file to
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from hw.cli import UserError
 from hw.data import cache
 
-Array = jax.Array
+if TYPE_CHECKING:  # imported where it is used: who loads another dataset need not wait for it
+    import jax
 
 NUM_EVAL = 2000
 
@@ -28,11 +28,13 @@ class RecallDataset:
     provenance: dict[str, Any]
 
 
-def draw(rng: Array, delay: int, num_symbols: int) -> Array:
+def draw(rng: "jax.Array", delay: int, num_symbols: int) -> "jax.Array":
     """One sequence, int32 [delay + 1]: its first symbol is the one to recall, the rest is noise.
 
     All are drawn from the same symbols, each as likely, so that only the place tells them apart.
     """
+    import jax
+
     return jax.random.randint(rng, (delay + 1,), 0, num_symbols)
 
 
@@ -49,6 +51,8 @@ def load_recall(config: Any) -> RecallDataset:
         raise UserError(
             f"config.data.delay={config.delay}, num_symbols={config.num_symbols}: at least 0, at least 2"
         )
+    import jax
+
     rngs = jax.random.split(jax.random.key(1), NUM_EVAL)
     inputs = np.asarray(jax.vmap(lambda r: draw(r, config.delay, config.num_symbols))(rngs))
     classes = tuple(map(str, range(config.num_symbols)))
