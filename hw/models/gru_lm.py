@@ -60,11 +60,16 @@ class GRUCell(nn.Module):
 
     def __call__(self, h_bn: Array, x_bi: Array) -> tuple[Array, Array]:
         """One step: (h_t, h_t) from h_{t-1} and x_t, as `nn.scan` wants it."""
-        h_bn, _ = ops.step(self.u, self.c, h_bn, x_bi @ self.w + self.b)
+        # With few rows it is the weights that must not be copied: one product, its result taken apart.
+        a_bn = ops.Gates(*jnp.split(x_bi @ self.w + self.b, 3, axis=-1))
+        h_bn, _ = ops.step(self.u, self.c, h_bn, a_bn)
         return h_bn, h_bn
 
     def sequence(self, h_bn: Array, x_bti: Array) -> tuple[Array, Array]:
         """All steps by `ops.gru`: (h_T, [b, T, n])."""
+        if x_bti.shape[1] == 1:
+            h_bn, _ = self(h_bn, x_bti[:, 0])
+            return h_bn, h_bn[:, None]
         params = ops.GRUParams(self.w, self.u, self.b, self.c)
         h_tbn = ops.gru(params, x_bti.swapaxes(0, 1), h_bn)
         return h_tbn[-1], h_tbn.swapaxes(0, 1)

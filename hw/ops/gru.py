@@ -11,7 +11,7 @@ The same paper also calls 1 − z what is z here.
 
 Glossary (vectors are rows here, as in the models: x W):
   t  time, T of them      b  batch      i  input      n  hidden
-  g  the three gates' pre-activations side by side, in the order r, z, n: 3n
+  g  what belongs to the three gates side by side, in the order r, z, n: 3n
 
 Sources: K. Cho et al. 2014, "Learning phrase representations using RNN encoder–decoder", equations 5 to 8
 (reset before); J. Chung et al. 2014, "Empirical evaluation of gated recurrent neural networks on sequence
@@ -36,7 +36,15 @@ class GRUParams(NamedTuple):
     c_n: Array
 
 
-class _Gates(NamedTuple):
+class Gates(NamedTuple):
+    """Something for each gate, [..., n] each. Kept apart: joined arrays of all times would cost copies."""
+
+    r: Array
+    z: Array
+    n: Array
+
+
+class _Kept(NamedTuple):
     """What a step leaves for the way back: r, z, n, and m = U_n h + c, which r multiplies."""
 
     r: Array
@@ -45,25 +53,24 @@ class _Gates(NamedTuple):
     m: Array
 
 
-def step(u_ng: Array, c_n: Array, h_bn: Array, a_bg: Array) -> tuple[Array, _Gates]:
+def step(u_ng: Array, c_n: Array, h_bn: Array, a_bn: Gates) -> tuple[Array, _Kept]:
     """One step of the recurrence, all three gates in one product.
 
     Args:
       u_ng, c_n: as in GRUParams.
       h_bn: h_{t-1}.
-      a_bg: what the input brings, x_t W + b.
+      a_bn: what the input brings, x_t W + b, for each gate.
 
     Returns:
-      (h_t [b, n], the gates).
+      (h_t [b, n], what `step_backward` needs).
     """
     p_r, p_z, p_n = jnp.split(h_bn @ u_ng, 3, axis=-1)
-    a_r, a_z, a_n = jnp.split(a_bg, 3, axis=-1)
-    r, z, m = jax.nn.sigmoid(a_r + p_r), jax.nn.sigmoid(a_z + p_z), p_n + c_n
-    n = jnp.tanh(a_n + r * m)
-    return n + z * (h_bn - n), _Gates(r, z, n, m)
+    r, z, m = jax.nn.sigmoid(a_bn.r + p_r), jax.nn.sigmoid(a_bn.z + p_z), p_n + c_n
+    n = jnp.tanh(a_bn.n + r * m)
+    return n + z * (h_bn - n), _Kept(r, z, n, m)
 
 
-def step_backward(gates: _Gates, before_bn: Array, dh_bn: Array) -> tuple[Array, Array, Array]:
+def step_backward(kept: _Kept, before_bn: Array, dh_bn: Array) -> tuple[Gates, Array, Array]:
     """Back through `step`, but for its product.
 
     With dh = ∂L/∂h_t and the gates' slopes σ' = σ(1 − σ), tanh' = 1 − tanh²:
@@ -74,88 +81,90 @@ def step_backward(gates: _Gates, before_bn: Array, dh_bn: Array) -> tuple[Array,
                                     dm   = da_n ∘ r                the same, by m
 
     Returns:
-      (da_bg = [da_r, da_z, da_n], by what the input brings; dp_bg = [da_r, da_z, dm], by h_{t-1} U;
-      dh ∘ z [b, n], the part of dh_{t-1} that takes no product).
+      (da_bn, by what the input brings to each gate; dm_bn; dh ∘ z, the part of dh_{t-1} that takes no
+      product). By h_{t-1} U it is [da_r, da_z, dm].
     """
-    r, z, n, m = gates
+    r, z, n, m = kept
     da_n = dh_bn * (1 - z) * (1 - n * n)
     da_z = dh_bn * (before_bn - n) * z * (1 - z)
     da_r = da_n * m * r * (1 - r)
-    da_bg = jnp.concatenate([da_r, da_z, da_n], axis=-1)
-    dp_bg = jnp.concatenate([da_r, da_z, da_n * r], axis=-1)
-    return da_bg, dp_bg, dh_bn * z
+    return Gates(da_r, da_z, da_n), da_n * r, dh_bn * z
 
 
 class GRUGradient(NamedTuple):
-    """∂L by U [n, 3n], c [n], what the inputs bring [T, b, 3n], and the first state [b, n]."""
+    """∂L by U [n, 3n], c [n], what the inputs bring to each gate [T, b, n], and the first state [b, n]."""
 
     du_ng: Array
     dc_n: Array
-    da_tbg: Array
+    da_tbn: Gates
     dh0_bn: Array
 
 
-def _forward(u_ng: Array, c_n: Array, a_tbg: Array, h0_bn: Array) -> tuple[Array, _Gates]:
-    def advance(h_bn, a_bg):
-        h_bn, gates = step(u_ng, c_n, h_bn, a_bg)
-        return h_bn, (h_bn, gates)
+def _forward(u_ng: Array, c_n: Array, a_tbn: Gates, h0_bn: Array) -> tuple[Array, _Kept]:
+    def advance(h_bn, a_bn):
+        h_bn, kept = step(u_ng, c_n, h_bn, a_bn)
+        return h_bn, (h_bn, kept)
 
-    return lax.scan(advance, h0_bn, a_tbg)[1]
+    return lax.scan(advance, h0_bn, a_tbn)[1]
 
 
-def bptt(u_ng: Array, h0_bn: Array, h_tbn: Array, gates: _Gates, dh_tbn: Array) -> GRUGradient:
+def _flat(x: Array) -> Array:
+    """[..., n] -> [x, n]: with several leading axes a product and its gradients copy operands on a CPU."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def bptt(u_ng: Array, h0_bn: Array, h_tbn: Array, kept: _Kept, dh_tbn: Array) -> GRUGradient:
     """Backpropagation through time: every gradient of L from what each h_t gets from outside.
 
     From t = T down to 1, with `step_backward` at each step and nothing coming from T + 1:
 
-        dh_t = (∂L/∂h_t from outside) + dh_{t+1→t},     dh_{t→t-1} = dh_t ∘ z_t + dp_t Uᵀ
+        dh_t = (∂L/∂h_t from outside) + dh_{t+1→t}
+        dh_{t→t-1} = dh_t ∘ z_t + [da_r, da_z, dm] Uᵀ
 
     Only this waits for the step after it. Each weight is the same at all times, so that its gradient is a sum
     over t (and b), which is one product, or sum, once the scan has ended:
 
-        dU = Σ h_{t-1}ᵀ dp_t,   dc = Σ dm_t,   and from da, outside:   dW = Σ x_tᵀ da_t,   db = Σ da_t
+        dU_r = Σ h_{t-1}ᵀ da_r,   dU_z = Σ h_{t-1}ᵀ da_z,   dU_n = Σ h_{t-1}ᵀ dm,   dc = Σ dm
+        and from da, outside:   dW = Σ x_tᵀ da_t,   db = Σ da_t
 
     Args:
       u_ng, h0_bn: as in `recurrence`.
-      h_tbn, gates: of its forward pass; each gate [T, b, n].
+      h_tbn, kept: of its forward pass; each of the latter [T, b, n].
       dh_tbn: ∂L/∂h_t from outside the recurrence, [T, b, n].
     """
     before_tbn = jnp.concatenate([h0_bn[None], h_tbn[:-1]])
     u_gn = u_ng.T
 
     def retreat(from_later_bn, now):
-        gates, before_bn, dh_bn = now
-        da_bg, dp_bg, kept_bn = step_backward(gates, before_bn, dh_bn + from_later_bn)
-        return kept_bn + dp_bg @ u_gn, (da_bg, dp_bg)
+        kept, before_bn, dh_bn = now
+        da_bn, dm_bn, past_bn = step_backward(kept, before_bn, dh_bn + from_later_bn)
+        dp_bg = jnp.concatenate([da_bn.r, da_bn.z, dm_bn], axis=-1)
+        return past_bn + dp_bg @ u_gn, (da_bn, dm_bn)
 
-    dh0_bn, (da_tbg, dp_tbg) = lax.scan(
-        retreat, jnp.zeros_like(h0_bn), (gates, before_tbn, dh_tbn), reverse=True
+    dh0_bn, (da_tbn, dm_tbn) = lax.scan(
+        retreat, jnp.zeros_like(h0_bn), (kept, before_tbn, dh_tbn), reverse=True
     )
-    return GRUGradient(
-        du_ng=jnp.einsum("tbn,tbg->ng", before_tbn, dp_tbg),
-        dc_n=dp_tbg[..., 2 * h0_bn.shape[-1] :].sum((0, 1)),
-        da_tbg=da_tbg,
-        dh0_bn=dh0_bn,
-    )
+    du = [_flat(before_tbn).T @ _flat(d_tbn) for d_tbn in (da_tbn.r, da_tbn.z, dm_tbn)]
+    return GRUGradient(jnp.concatenate(du, axis=-1), dm_tbn.sum((0, 1)), da_tbn, dh0_bn)
 
 
 @jax.custom_vjp
-def recurrence(u_ng: Array, c_n: Array, a_tbg: Array, h0_bn: Array) -> Array:
+def recurrence(u_ng: Array, c_n: Array, a_tbn: Gates, h0_bn: Array) -> Array:
     """The hidden states h_tbn [T, b, n] from h_0 = h0_bn and what the inputs bring, a_t = x_t W + b.
 
     Reverse mode only (jax.grad, jax.vjp), by `bptt`.
 
     Args:
       u_ng, c_n: as in GRUParams.
-      a_tbg: [T, b, 3n].
+      a_tbn: for each gate, [T, b, n].
       h0_bn: the state before the first input.
     """
-    return _forward(u_ng, c_n, a_tbg, h0_bn)[0]
+    return _forward(u_ng, c_n, a_tbn, h0_bn)[0]
 
 
-def _recurrence_fwd(u_ng, c_n, a_tbg, h0_bn):
-    h_tbn, gates = _forward(u_ng, c_n, a_tbg, h0_bn)
-    return h_tbn, (u_ng, h0_bn, h_tbn, gates)
+def _recurrence_fwd(u_ng, c_n, a_tbn, h0_bn):
+    h_tbn, kept = _forward(u_ng, c_n, a_tbn, h0_bn)
+    return h_tbn, (u_ng, h0_bn, h_tbn, kept)
 
 
 def _recurrence_bwd(residuals, dh_tbn):
@@ -165,10 +174,16 @@ def _recurrence_bwd(residuals, dh_tbn):
 recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
 
 
+def inputs_part(params: GRUParams, x_xi: Array) -> Gates:
+    """What inputs [..., i] bring to each gate, x W + b: [..., n] each."""
+    parts = zip(jnp.split(params.w_ig, 3, axis=-1), jnp.split(params.b_g, 3), strict=True)
+    return Gates(*((_flat(x_xi) @ w + b).reshape(*x_xi.shape[:-1], -1) for w, b in parts))
+
+
 def gru(params: GRUParams, x_tbi: Array, h0_bn: Array) -> Array:
     """A layer's hidden states, h_tbn [T, b, n].
 
-    What the inputs bring does not wait for the recurrence: it is one product for all times, as is its
+    What the inputs bring does not wait for the recurrence: it is one product a gate for all times, as is its
     gradient.
 
     Args:
@@ -176,5 +191,4 @@ def gru(params: GRUParams, x_tbi: Array, h0_bn: Array) -> Array:
       x_tbi: inputs, [T, b, i].
       h0_bn: the state before the first input.
     """
-    a_tbg = x_tbi @ params.w_ig + params.b_g
-    return recurrence(params.u_ng, params.c_n, a_tbg, h0_bn)
+    return recurrence(params.u_ng, params.c_n, inputs_part(params, x_tbi), h0_bn)

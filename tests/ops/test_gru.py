@@ -143,26 +143,24 @@ def test_equals_differences_element_by_element():
                 assert grad[place] == pytest.approx(float(expected), rel=1e-10), (part, place)
 
 
-def _reset_forgotten(gates, before, dh):
-    da, _, kept = gru_step_backward(gates, before, dh)
-    return da, da, kept  # dm = da_n, without r
+def _reset_forgotten(kept, before, dh):
+    da, _, past = gru_step_backward(kept, before, dh)
+    return da, da.n, past  # dm = da_n, without r
 
 
-def _update_slope_forgotten(gates, before, dh):
-    da, dp, kept = gru_step_backward(gates, before, dh)
-    n = kept.shape[-1]
-    bare = dh * (before - gates.n)
-    return da.at[:, n : 2 * n].set(bare), dp.at[:, n : 2 * n].set(bare), kept
+def _update_slope_forgotten(kept, before, dh):
+    da, dm, past = gru_step_backward(kept, before, dh)
+    return da._replace(z=dh * (before - kept.n)), dm, past
 
 
-def _past_dropped(gates, before, dh):
-    da, dp, kept = gru_step_backward(gates, before, dh)
-    return da, dp, jnp.zeros_like(kept)
+def _past_dropped(kept, before, dh):
+    da, dm, past = gru_step_backward(kept, before, dh)
+    return da, dm, jnp.zeros_like(past)
 
 
-def _last_unit_zero(gates, before, dh):
-    da, dp, kept = gru_step_backward(gates, before, dh)
-    return da.at[:, -1].set(0), dp.at[:, -1].set(0), kept
+def _last_unit_zero(kept, before, dh):
+    da, dm, past = gru_step_backward(kept, before, dh)
+    return jax.tree.map(lambda d: d.at[:, -1].set(0), da), dm, past
 
 
 gru_step_backward = gru.step_backward
