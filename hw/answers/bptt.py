@@ -317,7 +317,7 @@ def _vanishing_steps() -> list[Step]:
         Step(
             "A warning: spectral radius below 1 can still grow",
             f"W = {_written(NON_NORMAL)} has spectral radius {NON_NORMAL[0][0]} and "
-            f" σ_max = {notation.text(sigma)}. Its "
+            f"σ_max = {notation.text(sigma)}. Its "
             f"powers vanish in the end, but first grow to ‖W^{int(power)}‖ = {notation.text(norm)}: it "
             "is not normal, and the radius only tells of the limit.",
             table=_growth_table(),
@@ -335,8 +335,8 @@ def _vanishing_steps() -> list[Step]:
             "The gradient of the loss at time T by what happened at time t is too small to be told from "
             "noise, so that the weights are moved by the recent past alone: the network does not learn "
             "dependencies that are longer than its gradients' reach, though nothing keeps its forward "
-            "pass from holding them. Measured as a recall task, plain RNN against GRU: "
-            "experiments/memory_task.py; the gradients themselves: experiments/vanishing_gradient.py.",
+            "pass from holding them. Measured as a recall task, plain RNN against GRU, as "
+            "commonly started and started remembering: experiments/memory_task.py; the gradients themselves: experiments/vanishing_gradient.py.",
         ),
     ]
 
