@@ -335,8 +335,9 @@ def _vanishing_steps() -> list[Step]:
             "The gradient of the loss at time T by what happened at time t is too small to be told from "
             "noise, so that the weights are moved by the recent past alone: the network does not learn "
             "dependencies that are longer than its gradients' reach, though nothing keeps its forward "
-            "pass from holding them. Measured as a recall task, plain RNN against GRU, as "
-            "commonly started and started remembering: experiments/memory_task.py; the gradients themselves: experiments/vanishing_gradient.py.",
+            "pass from holding them. Measured as a recall task, plain RNN against GRU, as commonly started "
+            "and started remembering: experiments/memory_task.py; the gradients themselves: "
+            "experiments/vanishing_gradient.py.",
         ),
     ]
 
