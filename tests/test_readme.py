@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 
@@ -26,6 +27,11 @@ def test_results_are_those_of_the_logs():
     assert table.table().count("\n") >= 2, "no study is committed"
 
 
+def test_language_models_are_those_of_the_logs():
+    assert _between("text") == table.text_table()
+    assert table.text_table().count("\n") >= 2, "no study is committed"
+
+
 def test_plot_is_that_of_the_logs():
     drawn = json.loads((table.RESULTS / "accuracy.json").read_text())
     assert drawn == json.loads(to_json(table.points()))
@@ -39,9 +45,15 @@ def test_committed_logs_are_whole():
         summary = json.loads(path.read_text())
         report = json.loads((path.parent / "evaluation.json").read_text())
         lines = [json.loads(v) for v in (path.parent / "metrics.jsonl").read_text().splitlines()]
-        assert summary["test_accuracy"] == report["accuracy"] == lines[-1]["accuracy"]
-        correct = sum(row[k] for k, row in enumerate(report["confusion"]))
-        assert correct / summary["dataset"]["num_eval"] == pytest.approx(summary["test_accuracy"])
+        if summary["task"] == "text":
+            assert summary["val_nats_cold256"] == report["nats_cold256"] == lines[-1]["loss"]
+            assert summary["val_nats_stateful"] == report["nats_stateful"]
+            assert report["num_examples"] == summary["dataset"]["num_eval"] - 1
+            assert math.exp(report["nats_stateful"]) == pytest.approx(report["perplexity_stateful"])
+        else:
+            assert summary["test_accuracy"] == report["accuracy"] == lines[-1]["accuracy"]
+            correct = sum(row[k] for k, row in enumerate(report["confusion"]))
+            assert correct / summary["dataset"]["num_eval"] == pytest.approx(summary["test_accuracy"])
         train = [v for v in lines if v["split"] == "train"]
         assert [v["step"] for v in train] == list(range(1, summary["steps"] + 1))
         config = (path.parent / "config.json").read_bytes()
@@ -50,7 +62,7 @@ def test_committed_logs_are_whole():
 
 def test_final_runs_saw_the_test_set_once():
     for path in table.RESULTS.glob("*/seed-*/summary.json"):
-        if json.loads(path.read_text())["eval_split"] == "test":
+        if json.loads(path.read_text())["eval_split"] in ("test", "validation"):
             lines = [json.loads(v) for v in (path.parent / "metrics.jsonl").read_text().splitlines()]
             assert [v["split"] for v in lines].count("eval") == 1, path
 
