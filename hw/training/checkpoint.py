@@ -253,10 +253,10 @@ def released(name: str) -> Path:
     """The folder of the released model `name`, in the clone that this package was installed from."""
     folder = Path(__file__).parents[2] / "experiments" / "pretrained" / name
     if not folder.is_dir():
-        raise UserError(
-            f"no released model {name!r} at {folder}: released weights come with a clone of the "
-            "repository (pip install -e .), not with a wheel"
-        )
+        mend = "train one, and name its --workdir"
+        if not folder.parent.is_dir():
+            mend = "released weights come with a clone of the repository (pip install -e .), not with a wheel"
+        raise UserError(f"no released model {name!r} at {folder}: {mend}")
     return folder
 
 
