@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from hw import models
 from hw.answers import notation
 from hw.answers.claims import Answer, Claim, Step, Table
-from hw.answers.runs import Run, curves, over_seeds, provenance
+from hw.answers.runs import Run, curves, over_seeds, provenance, shapes
 from hw.ops import gru
 
 _FIELDS = {
@@ -75,8 +75,7 @@ def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
     module = models.build(config.model, num_outputs=symbols, platform="cpu")
     inputs = np.zeros((1, 1), np.int32)
     variables = jax.eval_shape(lambda rng: module.init(rng, inputs, None, train=False), jax.random.key(0))
-    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
-    return {"/".join(key.key for key in path): leaf.shape for path, leaf in leaves}
+    return shapes(variables["params"])
 
 
 def claims(runs: Sequence[Run]) -> tuple[Claim, ...]:

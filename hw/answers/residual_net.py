@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from hw import models
 from hw.answers import notation
 from hw.answers.claims import Answer, Claim, Step, Table
-from hw.answers.runs import Run, curves, over_seeds, provenance
+from hw.answers.runs import Run, curves, over_seeds, provenance, shapes
 from hw.models.resnet import HWNet
 from hw.ops.conv_arithmetic import parse_layers, trace
 
@@ -30,8 +30,7 @@ def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
     module = models.build(config.model, num_outputs=len(classes), platform="cpu")
     init = partial(module.init, train=False)
     variables = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
-    return {"/".join(key.key for key in path): leaf.shape for path, leaf in leaves}
+    return shapes(variables["params"])
 
 
 # The routes to the number of parameters. They share nothing.
@@ -124,8 +123,8 @@ def answer(runs: Sequence[Run]) -> Answer:
     Args:
       runs: of one recipe, a seed each; at least one.
     """
-    shapes = _shapes(runs[0])
-    rows = tuple((name, notation.times(shape), math.prod(shape)) for name, shape in shapes.items())
+    built = _shapes(runs[0])
+    rows = tuple((name, notation.times(shape), math.prod(shape)) for name, shape in built.items())
     table = over_seeds(runs, _FIELDS)
     classes = runs[0].evaluation["classes"]
     confusion = [[sum(run.evaluation["confusion"][i][j] for run in runs) for j in range(len(classes))]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 from scipy.stats import t as student_t
 
 from hw.answers.claims import Table
@@ -41,6 +42,12 @@ def interval(values: Sequence[float]) -> tuple[float, float, float, float]:
     deviation = statistics.stdev(values)
     half = float(student_t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
     return mean, deviation, mean - half, mean + half
+
+
+def shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    """Every parameter of a tree by its path, such as `head/kernel`, with its shape."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {"/".join(key.key for key in path): leaf.shape for path, leaf in leaves}
 
 
 def over_seeds(runs: Sequence[Run], fields: Mapping[str, str]) -> Table:
