@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from hw import cli, data, generation, models
 from hw.cli import UserError
 from hw.data.images import read_picture
-from hw.data.text import decode, encode
+from hw.data.text import beginning, decode, encode
 from hw.training import checkpoint, loop
 from hw.training.parallel import Parallel
 from hw.training.tasks import images
@@ -128,7 +128,7 @@ def sample(
     stop_ids, _ = _known(stop, classes, "the stop text", False)
     shown = [decode(ids, classes)] if echo else []
     if not len(ids):
-        ids = np.array([classes.index("\n") if "\n" in classes else 0], np.int32)
+        ids, _ = encode(beginning(classes), classes)
     for first in range(0, num_samples, SAMPLES_AT_ONCE):
         streams = range(first, min(first + SAMPLES_AT_ONCE, num_samples))
         blocks = generation.stream(

@@ -119,6 +119,11 @@ def read_text(path: Path) -> str:
         ) from error
 
 
+def beginning(classes: Sequence[str]) -> str:
+    """What a text goes on from where nothing is given: a newline, or the first symbol if there is none."""
+    return "\n" if "\n" in classes else classes[0]
+
+
 def encode(text: str, classes: Sequence[str]) -> tuple[np.ndarray, list[tuple[int, str]]]:
     """Turns characters into ids.
 

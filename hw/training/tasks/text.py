@@ -12,7 +12,7 @@ from flax import linen as nn
 from hw import generation
 from hw.cli import UserError
 from hw.data import batches
-from hw.data.text import TextDataset, decode, encode
+from hw.data.text import TextDataset, beginning, decode, encode
 from hw.training import losses
 from hw.training.parallel import Parallel
 from hw.training.tasks.task import Task, total_steps
@@ -109,14 +109,13 @@ def samples(variables: dict, *, module: nn.Module, dataset: TextDataset, seed: i
       (the text, {"copied": for each temperature the longest verbatim copy of training text and the share
       of sequences of COPY_LENGTH characters that occur in it}).
     """
-    prompt = "\n" if "\n" in dataset.classes else dataset.classes[0]
     parts, copied = [], []
     train = decode(dataset.train, dataset.classes)
     for temperature in SAMPLE_TEMPERATURES:
         ids = generation.sample(
             module,
             variables,
-            encode(prompt, dataset.classes)[0],
+            encode(beginning(dataset.classes), dataset.classes)[0],
             length=SAMPLE_LENGTH,
             temperature=temperature,
             seed=seed,
