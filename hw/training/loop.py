@@ -271,6 +271,7 @@ class _Run:
         parallel.check_batch(self.config.train.batch_size, f"config.{field}.batch_size")
         self.task = build_task(self.config, parallel, self.dataset)
         self.batch_size = self.config.train.batch_size
+        self.per_step = self.batch_size * self.task.per_example  # of what the speed counts
         self.total = self.task.total_steps
         self.tx, rate = optim.build(self.config.optim, self.total)
         # All of them at once: a schedule is a chain of small programs, too slow to ask each step.
@@ -294,9 +295,8 @@ class _Run:
 
     def _announce(self) -> None:
         p, d = self.parallel, self.provenance
-        per_step = self.batch_size * self.task.per_example
         self.log.say(
-            f"{self.workdir}: {self.total} steps of {per_step} {self.task.unit} on "
+            f"{self.workdir}: {self.total} steps of {self.per_step} {self.task.unit} on "
             f"{p.num_devices} × {p.device_kind} ({p.platform}, {p.mode})"
         )
         self.log.say(
@@ -432,8 +432,7 @@ class _Run:
                     }
                 )
         shown = {k: values[k] for k in self.task.headline if k in values}
-        per_step = self.batch_size * self.task.per_example
-        self.log.progress(last, shown, count * per_step, per_step)
+        self.log.progress(last, shown, count * self.per_step, self.per_step)
 
     def _evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
         """The task's report, its headline logged."""
@@ -468,7 +467,7 @@ class _Run:
         data = f"{self.provenance['name']} ({self.provenance['source']})"
         draw_curves(self.workdir, title=f"{self.workdir.name} on {data}, seed {self.config.seed}")
         seconds = self.clock.now()
-        speed = self.total * self.batch_size * self.task.per_example / max(seconds["train"], 1e-9)
+        speed = self.total * self.per_step / max(seconds["train"], 1e-9)
         summary = {
             "task": self.task.name,
             "config": name,
