@@ -2,7 +2,7 @@
 
     python -m hw.train --config=configs/attention.py[:VARIANT]
 
-Score, time and hardware: see the README's table, each number with its log.
+No run of it is committed yet: its numbers are a beginning.
 
 The recipe in words. Six causal blocks of four heads, 224 wide, a query seeing the 256 characters up to it;
 random windows of the text, each read from nothing; dropout. AdamW with warm-up and a cosine, the gradient's
@@ -11,7 +11,7 @@ norm held to 1; what is evaluated is a running average of the weights.
 Any text: --config.data.path=FILE.
 
 Variants:
-  quick  a small model for two minutes on two cores.
+  quick  a small model, to see that it learns.
   gpu    the same model with larger batches, many steps a dispatch. Not yet run on one.
 """
 

@@ -13,8 +13,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 import configs.recall
 from experiments.seeds import RESULTS, RUNS
 from hw import cli
@@ -93,10 +91,7 @@ def main(argv: Sequence[str]) -> int:
     _draw(curves, 1 / configs.recall.get_config().data.num_symbols)
     print(f"{'delay':>6}" + "".join(f"{title:>22}" for title in CELLS.values()))
     for i, delay in enumerate(curves["rnn"]["delay"]):
-        cells = [
-            f"{np.mean(curves[c]['accuracies'][i]):.1%} ({len(curves[c]['accuracies'][i])} seeds)"
-            for c in CELLS
-        ]
+        cells = [f"{curves[c]['mean'][i]:.1%} ({len(curves[c]['accuracies'][i])} seeds)" for c in CELLS]
         print(f"{delay:>6}" + "".join(f"{cell:>22}" for cell in cells))
     return 0
 

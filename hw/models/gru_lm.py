@@ -66,7 +66,7 @@ class GRUCell(nn.Module):
         return h_bn, h_bn
 
     def sequence(self, h_bn: Array, x_bti: Array) -> tuple[Array, Array]:
-        """All steps by `ops.gru`: (h_T, [b, T, n])."""
+        """All steps by `ops.gru`: (h_T, [b, T, n]). A single one is a step, as when text is sampled."""
         if x_bti.shape[1] == 1:
             h_bn, _ = self(h_bn, x_bti[:, 0])
             return h_bn, h_bn[:, None]
