@@ -273,7 +273,7 @@ def _float32_step(problem: Problem) -> Step:
             (
                 "dz_i = a_i (δ_i − Σ_j a_j δ_j), δ = da − da[largest weight]",
                 r"dz_i = a_i \Bigl( \delta_i - \sum_j a_j \delta_j \Bigr), \quad \delta_j = da_j - da_{j^*}, "
-                r"\quad j^* = \arg\max_j a_j",
+                r"\quad j^* = \operatorname{argmax}_j a_j",
             )
         ],
         Table("Error of dZ in float32, relative to its row", ("", "textbook form", "this form"), tuple(rows)),

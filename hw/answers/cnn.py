@@ -298,13 +298,14 @@ def _step(number: int, word: str, layer: Layer, before: Shape, report: LayerRepo
             ),
             (
                 f"parameters: {height}·{width}·{group}·{layer.channels}{bias} = {report.params}",
-                rf"{height} \cdot {width} \cdot {group} \cdot {layer.channels}{bias} = {report.params}",
+                rf"\text{{parameters: }} {height} \cdot {width} \cdot {group} \cdot {layer.channels}{bias} = "
+                rf"{report.params}",
             ),
             (
                 f"multiply-accumulates: {report.output[0]}·{report.output[1]} places × "
                 f"{height}·{width}·{group} × {layer.channels} filters = {report.macs}",
-                rf"{report.output[0]} \cdot {report.output[1]} \cdot {height} \cdot {width} \cdot {group} "
-                rf"\cdot {layer.channels} = {report.macs}",
+                rf"\text{{multiply-accumulates: }} {report.output[0]} \cdot {report.output[1]} "
+                rf"\cdot {height} \cdot {width} \cdot {group} \cdot {layer.channels} = {report.macs}",
             ),
         ]
     elif isinstance(layer, Pool):
@@ -314,12 +315,14 @@ def _step(number: int, word: str, layer: Layer, before: Shape, report: LayerRepo
         lines.append(
             (
                 f"parameters: {before[0]}·{layer.units}{bias} = {report.params}",
-                rf"{before[0]} \cdot {layer.units}{bias} = {report.params}",
+                rf"\text{{parameters: }} {before[0]} \cdot {layer.units}{bias} = {report.params}",
             )
         )
     else:
         plain, tex = (joiner.join(map(str, before)) for joiner in ("·", r" \cdot "))
-        lines.append((f"elements: {plain} = {report.output[0]}", f"{tex} = {report.output[0]}"))
+        lines.append(
+            (f"elements: {plain} = {report.output[0]}", rf"\text{{elements: }} {tex} = {report.output[0]}")
+        )
     shape = " × ".join(map(str, report.output))
     return Step(f"Layer {number}, {word}: {shape}", lines=lines, code=type(layer).report)
 

@@ -3,17 +3,19 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import count
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from hw import models
 from hw.answers import notation
 from hw.answers.claims import Answer, Claim, Step, Table
 from hw.answers.runs import Run, curves, over_seeds, provenance, shapes
-from hw.models.resnet import HWNet
+from hw.models.resnet import Conv, HWNet
 from hw.ops.conv_arithmetic import parse_layers, trace
 
 _FIELDS = {
@@ -21,16 +23,62 @@ _FIELDS = {
     "test_accuracy_tta": "test accuracy with test-time views",
     "test_loss": "test loss, nats",
 }
+# What a layer is called in a drawing: in hwnet, and in the field's own nets.
+_WORDS = {
+    True: {"BatchNorm": "normalisation, GELU", "Dense": "largest of each channel, linear head"},
+    False: {
+        "BatchNorm": "normalisation, ReLU",
+        "BasicBlock": "residual block",
+        "Dense": "mean of each channel, linear head",
+    },
+}
 
 
-def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
-    """Every parameter of the run's model, built anew from its config: name -> shape."""
+def _initialize(run: Run) -> dict[str, Any]:
+    """The variables of the run's model, built anew from its config; shapes alone."""
     config = ConfigDict(run.config)
     classes = run.summary["dataset"]["classes"]
     module = models.build(config.model, num_outputs=len(classes), platform="cpu")
     init = partial(module.init, train=False)
-    variables = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    return shapes(variables["params"])
+    return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+
+
+def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
+    """Every parameter of the run's model: name -> shape."""
+    return shapes(_initialize(run)["params"])
+
+
+def layers(run: Run) -> list[dict[str, Any]]:
+    """The model's layers as they are called, for drawing: `what`, `output`, and `skip`, how many layers a
+    skip connection that starts before this one passes over.
+    """
+    called: list[dict[str, Any]] = []
+    net = run.config["model"].get("hwnet", {}) if run.config["model"]["name"] == "hwnet" else {}
+    convolutions = count()
+
+    def record(call, arguments, keywords, context):
+        output = call(*arguments, **keywords)
+        module = context.module
+        if context.method_name == "__call__" and len(module.path) == 1:
+            kind = type(module).__name__
+            entry = {"what": _WORDS[bool(net)].get(kind, kind)}
+            if isinstance(module, Conv):
+                entry["what"] = f"{module.kernel_size}×{module.kernel_size} convolution"
+            if net and called and output.ndim == 4 and output.shape[1] < called[-1]["output"][0]:
+                entry["what"] = f"2×2 max-pool, {entry['what']}"
+            # A stage's first convolution changes the width; its others have a skip connection.
+            if net and isinstance(module, Conv) and next(convolutions) % (1 + net["depth"]):
+                entry |= {"skip": 2} if net["residual"] else {}  # with its normalisation
+            called.append(entry | {"output": list(output.shape[1:])})
+        return output
+
+    with nn.intercept_methods(record):
+        _initialize(run)
+    stem = f"{net['stem']} 2×2 stem, both signs" if net else None
+    # The stem is no module of its own: its output is what the first convolution sees.
+    first = called[0]["output"]
+    before = [{"what": stem, "output": [*first[:2], 24]}] if net else []
+    return [{"what": "picture", "output": [32, 32, 3]}, *before, *called]
 
 
 # The routes to the number of parameters. They share nothing.
@@ -134,8 +182,9 @@ def answer(runs: Sequence[Run]) -> Answer:
         for k, (name, row) in enumerate(zip(classes, confusion, strict=True))
     )
     mean = table.rows[0][1]
-    within = "" if len(runs) == 1 else f" (95 % interval {table.rows[0][3]:.2%} to {table.rows[0][4]:.2%})"
+    within = "" if len(runs) == 1 else f" (95 % interval {table.rows[2][1]:.2%} to {table.rows[3][1]:.2%})"
     figures: dict[str, Any] = {
+        "layers": layers(runs[0]),
         "loss": curves(runs, "loss"),
         "accuracy": curves(runs, "accuracy"),
         "confusion": {"classes": list(classes), "counts": confusion},

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ class Run:
       metrics: the lines of metrics.jsonl.
       samples: samples.txt, where there is one.
       sha256: of each of those files, by its name: which log a number was read from.
+      folder: where they lie.
     """
 
     summary: Mapping[str, Any]
@@ -29,6 +31,7 @@ class Run:
     metrics: Sequence[Mapping[str, Any]]
     samples: str = ""
     sha256: Mapping[str, str] = field(default_factory=dict)
+    folder: Path = Path()
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float, float]:
@@ -51,16 +54,16 @@ def shapes(params: Any) -> dict[str, tuple[int, ...]]:
 
 
 def over_seeds(runs: Sequence[Run], fields: Mapping[str, str]) -> Table:
-    """A row a field of the summary, which `fields` gives a name: mean, deviation, interval, every seed."""
-    rows = []
-    for name, title in fields.items():
+    """Mean, deviation, interval, and every seed, a row each; a column a field, named by `fields`."""
+    columns = []
+    for name in fields:
         values = [run.summary[name] for run in runs]
-        mean, deviation, low, high = interval(values)
-        several = (deviation, low, high) if len(runs) > 1 else ("–", "–", "–")
-        rows.append((title, mean, *several, *values))
+        mean, *spread = interval(values)
+        columns.append((mean, *(spread if len(runs) > 1 else ("–", "–", "–")), *values))
+    names = ("mean", "standard deviation", "95 % interval from", "to")
     seeds = tuple(f"seed {run.summary['seed']}" for run in runs)
-    header = ("", "mean", "standard deviation", "95 % from", "to", *seeds)
-    return Table("Over seeds", header, tuple(rows))
+    rows = zip((*names, *seeds), *columns, strict=True)
+    return Table("Over seeds", ("", *fields.values()), tuple(rows))
 
 
 def provenance(runs: Sequence[Run]) -> Table:

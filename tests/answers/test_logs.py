@@ -80,9 +80,23 @@ def test_the_answer_is_that_of_the_logs(runs):
     assert "59,908" in text, "the copy of the data is not named"
 
 
+def test_the_drawn_net_is_the_model(runs):
+    layers = residual_net.layers(runs[0])
+    # By hand: the stem leaves 31, and every stage's pooling halves, rounding down.
+    sides = [(31, 15, 64), (15, 7, 128), (7, 3, 256)]
+    wanted = [[32, 32, 3], [31, 31, 24]]
+    for before, after, width in sides:
+        wanted += [[before, before, width], *[[after, after, width]] * 3]
+    assert [layer["output"] for layer in layers] == [*wanted, [10]]
+    assert [i for i, layer in enumerate(layers) if "skip" in layer] == [4, 8, 12]
+    flat = _forged(runs[0])
+    flat.config["model"]["hwnet"]["residual"] = False
+    assert not any("skip" in layer for layer in residual_net.layers(flat))
+
+
 def test_one_run_has_no_interval(runs):
     table = over_seeds(runs[:1], {"test_accuracy": "accuracy"})
-    assert table.rows[0][2:5] == ("–", "–", "–")
+    assert [row[1] for row in table.rows[1:4]] == ["–"] * 3
     assert "interval" not in residual_net.answer(runs[:1]).answer
 
 

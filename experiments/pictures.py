@@ -1,0 +1,87 @@
+"""Pictures of the test set with what a net makes of them: the first it gets right, the first it gets wrong.
+
+    python -m experiments.pictures [--model=resnet | --workdir=DIR] [--each=12]
+
+In the order of the test set, none chosen. Each is kept whole (PNG) with its class, the predicted one and its
+probability, for the report. Results in `experiments/results/pictures/`.
+"""
+
+import base64
+import sys
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from experiments.seeds import RESULTS
+from hw import cli, data, models
+from hw.training import checkpoint
+from hw.training.tasks import images
+
+STUDY = RESULTS / "pictures"
+BATCH = 500
+
+
+def _png(picture: np.ndarray) -> str:
+    """A picture uint8 [height, width, 3] as PNG in base64."""
+    buffer = BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the study; returns its exit code."""
+    parser = cli.ArgumentParser(prog="experiments.pictures", description=__doc__)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--model", choices=["resnet"], default="resnet", help="a released model")
+    source.add_argument("--workdir", type=Path, help="a run of one's own")
+    parser.add_argument("--each", type=int, default=12, help="pictures right, and as many wrong")
+    options = parser.parse_args(argv)
+    folder = options.workdir or checkpoint.released(options.model)
+    saved, provenance, variables = checkpoint.load_run(folder, cli.say)
+    config = ConfigDict(saved)
+    if config.task != "images":
+        raise cli.UserError(f"{folder} holds a model of {config.task}, not of images")
+    config.data.source = provenance["source"]
+    dataset = data.load(config.data)
+    classes = dataset.classes
+    module = models.build(config.model, num_outputs=len(classes), platform=jax.devices()[0].platform)
+    logits_of = jax.jit(images.classify(module, config.data, images.TTA_VIEWS["none"]))
+    found: dict[bool, list[dict]] = {True: [], False: []}
+    for first in range(0, len(dataset.eval.label), BATCH):
+        pictures = dataset.eval.image[first : first + BATCH]
+        logits = logits_of(variables, {"image": pictures})["logits"]
+        shares = np.asarray(jax.nn.softmax(logits / (config.eval.temperature or 1.0)), float)
+        for offset, (picture, row) in enumerate(zip(pictures, shares, strict=True)):
+            label, predicted = int(dataset.eval.label[first + offset]), int(row.argmax())
+            group = found[label == predicted]
+            if len(group) < options.each:
+                group.append(
+                    {
+                        "index": first + offset,
+                        "label": classes[label],
+                        "predicted": classes[predicted],
+                        "probability": round(float(row[predicted]), 4),
+                        "png": _png(picture),
+                    }
+                )
+        if all(len(group) == options.each for group in found.values()):
+            break
+    report = {
+        "model": {"config_sha256": cli.sha256(cli.to_json(saved)), "seed": saved["seed"]},
+        "data": {k: provenance[k] for k in ("name", "source", "fingerprint")},
+        "pictures": [*found[True], *found[False]],
+    }
+    STUDY.mkdir(parents=True, exist_ok=True)
+    cli.write_atomic(STUDY / "data.json", cli.to_json(report, indent=2) + "\n")
+    for of in report["pictures"]:
+        print(f"{of['index']:>6}  {of['label']:<12}{of['predicted']:<12}{of['probability']:.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

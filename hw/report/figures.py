@@ -1,0 +1,373 @@
+"""The figures of each question: drawn from an answer's own data, or from a study's committed numbers."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hw.answers import notation
+from hw.answers.claims import Answer, Table
+from hw.report import drawings, logs, plots
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: its SVG, the numbers it shows, and the log that they came from, if any, with its hash."""
+
+    name: str
+    title: str
+    description: str
+    svg: str
+    table: Table | None = None
+    source: str = ""
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A figure that cannot be drawn, since nobody has run what it shows."""
+
+    title: str
+    source: str
+    command: str
+
+
+def _plotted(
+    name: str, title: str, description: str, draw: Callable, table: Table, size=(6.4, 3.8), study=None
+) -> Figure:
+    drawn = plots.plot(name, title, description, draw, size)
+    source, sha = (study.name, study.sha256) if study else ("", "")
+    return Figure(name, title, description, drawn, table, source, sha)
+
+
+def _cnn(answer: Answer) -> list[Figure]:
+    shapes = answer.figures["volumes"]
+    words = ["input", *(row[0] for row in _last_table(answer).rows[1:])]
+    title = "The network's volumes"
+    drawn = drawings.volumes("volumes", shapes, words)
+    rows = tuple((w, notation.times(s), math.prod(s)) for w, s in zip(words, shapes, strict=True))
+    table = Table(title, ("layer", "output", "numbers"), rows)
+    return [Figure("volumes", title, "Every layer's output, from left to right.", drawn, table)]
+
+
+def _last_table(answer: Answer) -> Table:
+    return next(step.table for step in reversed(answer.steps) if step.table)
+
+
+def _band(name: str, title: str, curves: dict[str, Any], label: str) -> Figure:
+    """A metric of every seed against the epoch: the mean within the band of all, smoothed."""
+    seeds = np.array([_smooth(values) for values in curves["seeds"]])
+    epoch = plots.thin(curves["epoch"])
+    low, mean, high = (plots.thin(f(seeds, axis=0).tolist()) for f in (np.min, np.mean, np.max))
+    several = len(seeds) > 1
+    named = f"mean of {len(seeds)} seeds, all within the band" if several else "one seed"
+    draw = plots.lines([(named, epoch, mean)], ("epoch", label), bands=[(low, high)] if several else ())
+    picked = sorted({round(i) for i in np.linspace(0, len(epoch) - 1, 12)})
+    rows = tuple((f"{epoch[i]:.2f}", low[i], mean[i], high[i]) for i in picked)
+    table = Table(title, ("epoch", "lowest seed", "mean", "highest seed"), rows)
+    description = f"{label} against the epoch, {named}, each a running mean."
+    return _plotted(name, title, description, draw, table)
+
+
+def _smooth(values: Sequence[float]) -> np.ndarray:
+    """Running mean over the last fiftieth of the run."""
+    window = max(1, len(values) // 50)
+    sums = np.cumsum(np.insert(np.array(values, float), 0, 0.0))
+    high = np.arange(1, len(values) + 1)
+    low = np.maximum(high - window, 0)
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def _residual_net(answer: Answer) -> list[Figure]:
+    found = answer.figures
+    rows = tuple((v["what"], notation.times(v["output"])) for v in found["layers"])
+    title = "The net, drawn from the model"
+    drawn = drawings.residual_net("architecture", found["layers"])
+    net = Figure(
+        "architecture",
+        title,
+        "Every layer as it is called, with its output; beside them the skip connections.",
+        drawn,
+        Table(title, ("layer", "output"), rows),
+    )
+    classes, counts = found["confusion"]["classes"], np.array(found["confusion"]["counts"])
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    title = "Confusion matrix, all seeds together"
+    shown = [[str(n) for n in row] for row in counts]
+    confusion = _plotted(
+        "confusion",
+        title,
+        "A row a true class, a column a predicted one; the darker, the larger the share of the row.",
+        plots.heat_map(share, shown, classes, classes, ("predicted", "true")),
+        Table(
+            title,
+            ("true \\ predicted", *classes),
+            tuple((c, *map(int, row)) for c, row in zip(classes, counts, strict=True)),
+        ),
+        size=(7.2, 6.0),
+    )
+    curves = [
+        _band("resnet-loss", "Training loss", found["loss"], "loss, nats"),
+        _band("resnet-accuracy", "Accuracy on the training batches", found["accuracy"], "accuracy"),
+    ]
+    return [net, *curves, confusion]
+
+
+def _unrolled(answer: Answer) -> list[Figure]:
+    graph, shapes = answer.figures["graph"], answer.figures.get("shapes")
+    rows = tuple((e["from"], e["to"], e["weight"]) for e in graph["edges"])
+    title = "The network unrolled"
+    return [
+        Figure(
+            "unrolled",
+            title,
+            "Time runs from left to right; lines of one kind carry one and the same matrix.",
+            drawings.unrolled("unrolled", graph, shapes),
+            Table(title, ("from", "to", "weight"), rows),
+        )
+    ]
+
+
+_KINDS = {
+    "rnn": "tanh RNN",
+    "linear": "without tanh",
+    "bound": "σ_max bound",
+    "gru": "GRU, biases 0",
+    "gru_keeps": "GRU, update bias 3",
+}
+
+
+def _bptt(answer: Answer) -> list[Figure | Missing]:
+    del answer
+    figures: list[Figure | Missing] = []
+    study = logs.study("vanishing_gradient")
+    if study is None:
+        source = "experiments/results/vanishing_gradient"
+        figures.append(
+            Missing("How far a gradient reaches back", source, "python -m experiments.vanishing_gradient")
+        )
+    else:
+        steps = study.data["sizes"]["steps"]
+        for radius, kinds in study.data["radii"].items():
+            kinds = {k: kinds[k] for k in _KINDS}
+            series = [(_KINDS[k], list(range(1, steps + 1)), v["mean"]) for k, v in kinds.items()]
+            bands = [(v["low"], v["high"]) for v in kinds.values()]
+            at = [t for t in (1, 10, 25, 50, 75, 90, 100) if t <= steps]
+            rows = tuple((f"t = {t}", *(v["mean"][t - 1] for v in kinds.values())) for t in at)
+            title = f"‖∂L/∂h_t‖ against t, spectral radius {radius}"
+            figures.append(
+                _plotted(
+                    f"vanishing-{re.sub('[^0-9]', '-', radius)}",
+                    title,
+                    f"The norm of the gradient that reaches h_t from h_{steps}, on a logarithmic scale: "
+                    f"mean and range of {study.data['sizes']['seeds']} seeds, "
+                    f"{study.data['sizes']['hidden']} units.",
+                    plots.lines(series, ("t", "‖∂L/∂h_t‖"), log_y=True, bands=bands),
+                    Table(title, ("", *(_KINDS[k] for k in kinds)), rows),
+                    study=study,
+                )
+            )
+    study = logs.study("memory_task")
+    if study is None:
+        figures.append(
+            Missing(
+                "The first symbol after a delay",
+                "experiments/results/memory_task",
+                "python -m experiments.memory_task --seeds=3",
+            )
+        )
+    else:
+        kinds = {k: study.data[k] for k in _KINDS if k in study.data}
+        series = [(_KINDS[k], v["delay"], v["mean"]) for k, v in kinds.items()]
+        bands = [(v["low"], v["high"]) for v in kinds.values()]
+        delays = next(iter(kinds.values()))["delay"]
+        rows = tuple(
+            (f"{delay} steps", *(f"{v['mean'][i]:.1%}" for v in kinds.values()))
+            for i, delay in enumerate(delays)
+        )
+        title = "Recalling the first symbol after a delay"
+        figures.append(
+            _plotted(
+                "memory-task",
+                title,
+                "The share of sequences whose first symbol was named after so many steps: mean and range of "
+                "the seeds. Guessing is right one time in eight.",
+                plots.lines(
+                    series,
+                    ("delay, steps", "accuracy"),
+                    bands=bands,
+                    markers=True,
+                    bottom=0.0,
+                    styles=[list(_KINDS).index(k) for k in kinds],
+                ),
+                Table(title, ("delay", *(_KINDS[k] for k in kinds)), rows),
+                study=study,
+            )
+        )
+    return figures
+
+
+def _language_model(answer: Answer) -> list[Figure | Missing]:
+    figures: list[Figure | Missing] = [
+        _band("text-loss", "Training loss", answer.figures["loss"], "loss, nats per character")
+    ]
+    study = logs.study("neurons")
+    if study is None:
+        return [
+            *figures,
+            Missing(
+                "Hidden units that stand for something",
+                "experiments/results/neurons",
+                "python -m experiments.neurons",
+            ),
+        ]
+    title = "Hidden units that stand for something"
+    found = study.data["features"]
+    rows = tuple(
+        (name, f"layer {of['layer']}, unit {of['unit']}", of["correlation_held_out"])
+        for name, of in found.items()
+    )
+    names = list(found)
+
+    def draw(axes):
+        axes.barh(names, [abs(found[n]["correlation_held_out"]) for n in names], color=plots.STYLES[0][0])
+        axes.set(xlabel="|correlation| on text that had no say in the choice", xlim=(0, 1))
+        axes.invert_yaxis()
+
+    return [
+        *figures,
+        _plotted(
+            "neurons",
+            title,
+            "For each feature of the text, how closely the unit that follows it best follows it.",
+            draw,
+            Table(title, ("feature", "unit", "correlation, held out"), rows),
+            study=study,
+        ),
+    ]
+
+
+def _attention(answer: Answer) -> list[Figure]:
+    weights, visible = answer.figures["weights"], answer.figures["visible"]
+    shown = [
+        [notation.text(w, 4) if v else "masked" for w, v in zip(row, see, strict=True)]
+        for row, see in zip(weights, visible, strict=True)
+    ]
+    rows = [f"query {i}" for i in range(1, len(weights) + 1)]
+    columns = [f"key {j}" for j in range(1, len(weights[0]) + 1)]
+    title = "Attention weights"
+    table = Table(title, ("", *columns), tuple((r, *w) for r, w in zip(rows, shown, strict=True)))
+    size = (1.6 + 1.3 * len(columns), 1.0 + 0.7 * len(rows))
+    description = "A row a query, a column a key; every row sums to 1; the darker, the larger the weight."
+    return [
+        _plotted(
+            "weights", title, description, plots.heat_map(weights, shown, rows, columns), table, size=size
+        )
+    ]
+
+
+def _multi_head(answer: Answer) -> list[Figure]:
+    ledger = answer.figures["ledger"]
+    heads = ledger["concat"][1] // ledger["head"][1]
+    title = "The heads side by side"
+    drawn = drawings.multi_head("heads", ledger, heads)
+    rows = tuple((name, notation.times(shape)) for name, shape in ledger.items())
+    description = "One input, projected anew by every head, joined and mixed."
+    return [Figure("heads", title, description, drawn, Table(title, ("matrix", "size"), rows))]
+
+
+_MEASURES = {
+    "variance": "variance of the scores",
+    "entropy": "entropy of the weights, nats",
+    "largest": "largest weight",
+    "jacobian": "norm of the softmax's Jacobian",
+}
+
+
+def _attention_gradient(answer: Answer) -> list[Figure | Missing]:
+    del answer
+    figures: list[Figure | Missing] = []
+    study = logs.study("attention_scaling")
+    if study is None:
+        source = "experiments/results/attention_scaling"
+        figures.append(Missing("What 1/√d_k does", source, "python -m experiments.attention_scaling"))
+    else:
+        sizes = study.data["sizes"]["d_k"]
+        for measure, label in _MEASURES.items():
+            # cases[case][measure][i] holds every seed's value at the i-th d_k.
+            means = {
+                case: [float(np.mean(v)) for v in of[measure]] for case, of in study.data["cases"].items()
+            }
+            series = [(case, sizes, values) for case, values in means.items()]
+            rows = tuple((f"d_k = {d}", *(v[i] for v in means.values())) for i, d in enumerate(sizes))
+            title = f"{label[0].upper()}{label[1:]} against d_k"
+            figures.append(
+                _plotted(
+                    f"scaling-{measure}",
+                    title,
+                    f"Means over {study.data['sizes']['seeds']} seeds of {study.data['sizes']['queries']} "
+                    'queries; "mean 1" and "copies" break a condition each.',
+                    plots.lines(
+                        series,
+                        ("d_k", label),
+                        log_x=True,
+                        log_y=measure == "variance",
+                        markers=True,
+                        bottom=None if measure == "variance" else 0.0,
+                    ),
+                    Table(title, ("", *means), rows),
+                    study=study,
+                )
+            )
+    study = logs.study("float32_attention_gradient")
+    if study is None:
+        return [
+            *figures,
+            Missing(
+                "The textbook form in float32",
+                "experiments/results/float32_attention_gradient",
+                "python -m experiments.float32_attention_gradient",
+            ),
+        ]
+    gaps, errors = study.data["gaps"], study.data["errors"]
+    means = {
+        "textbook form": [float(np.mean(v)) for v in errors["textbook"]],
+        "relative to the largest": [float(np.mean(v)) for v in errors["relative"]],
+    }
+    title = "Error of dZ in float32 against the gap between two scores"
+    picked = range(0, len(gaps), max(1, len(gaps) // 10))
+    figures.append(
+        _plotted(
+            "float32",
+            title,
+            "The further one score is ahead of the other, the more digits the textbook form loses.",
+            plots.lines(
+                [(name, gaps, values) for name, values in means.items()],
+                ("gap between the two scores", "error relative to the row"),
+                log_y=True,
+            ),
+            Table(title, ("gap", *means), tuple((gaps[i], *(v[i] for v in means.values())) for i in picked)),
+            study=study,
+        )
+    )
+    return figures
+
+
+_OF = {
+    1: _cnn,
+    2: _residual_net,
+    3: _unrolled,
+    4: _bptt,
+    5: _language_model,
+    6: _attention,
+    7: _multi_head,
+    8: _attention_gradient,
+}
+
+
+def of(answer: Answer) -> list[Figure | Missing]:
+    """The figures of an answer, in order."""
+    return _OF[answer.number](answer)

@@ -1,0 +1,124 @@
+"""A report as files: the page, Markdown with its figures, a PDF, a hand-in."""
+
+import shutil
+import subprocess
+import tempfile
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+from hw import cli
+from hw.cli import UserError
+from hw.report import logs
+from hw.report.document import Document
+from hw.report.markdown import markdown
+from hw.report.page import page
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+_PRINT_SECONDS = 120
+# No time of day in an archive: the same report is the same bytes.
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_RUN_FILES = ("summary.json", "config.json", "evaluation.json", "metrics.jsonl", "train.log")
+_RELEASED = {2: "resnet", 5: "gru"}
+_CODE = (
+    "hw/**/*.py",
+    "hw/report/assets/*",
+    "hw/report/templates/*",
+    "configs/*.py",
+    "*.md",
+    "*.cfg",
+    "*.toml",
+)
+
+
+def write_html(document: Document, out: Path) -> None:
+    """The page."""
+    cli.write_atomic(out, page(document))
+
+
+def write_markdown(document: Document, out: Path) -> None:
+    """Markdown, and its figures in a folder beside it."""
+    folder = out.with_name(f"{out.stem}-figures")
+    text, drawn = markdown(document, folder.name)
+    folder.mkdir(exist_ok=True)
+    for name, svg in drawn.items():
+        cli.write_atomic(folder / name, svg)
+    cli.write_atomic(out, text)
+
+
+def find_chromium() -> str:
+    """The browser that prints.
+
+    Raises:
+      UserError: there is none.
+    """
+    for name in _BROWSERS:
+        if found := shutil.which(name):
+            return found
+    raise UserError(
+        "--format=pdf needs Chromium or Chrome, and none is on the PATH: install it (Debian: apt install "
+        "chromium), or open the HTML page in a browser and print it"
+    )
+
+
+def write_pdf(document: Document, out: Path) -> None:
+    """The page, printed by Chromium.
+
+    Raises:
+      UserError: the browser is missing or fails.
+    """
+    browser = find_chromium()
+    with tempfile.TemporaryDirectory() as folder:
+        source, printed = Path(folder, "page.html"), Path(folder, "page.pdf")
+        source.write_text(page(document), encoding="utf-8")
+        command = [
+            browser,
+            "--headless",
+            "--no-sandbox",  # the page is ours and asks nobody for anything; as root there is no sandbox
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--no-first-run",
+            f"--user-data-dir={folder}/profile",
+            "--no-pdf-header-footer",
+            f"--print-to-pdf={printed}",
+            source.as_uri(),
+        ]
+        try:
+            subprocess.run(command, capture_output=True, timeout=_PRINT_SECONDS, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise UserError(f"{browser} did not print within {_PRINT_SECONDS} s") from error
+        if not printed.exists():
+            raise UserError(f"{browser} printed nothing: open the HTML page in a browser and print it")
+        cli.write_atomic(out, printed.read_bytes())
+
+
+def write_zip(document: Document, out: Path) -> None:
+    """A hand-in: page, training logs, samples, weights where there are some, and the code."""
+    files: dict[str, bytes] = {"report.html": page(document).encode()}
+
+    def add(path: Path, name: str) -> None:
+        if path.is_file():
+            files[name] = path.read_bytes()
+
+    for section in document.sections:
+        for run in section.runs:
+            where = f"question-{section.number}/seed-{run.summary['seed']}"
+            for name in (*_RUN_FILES, "samples.txt", "params.npz"):
+                add(run.folder / name, f"{where}/{name}")
+        if any(logs.RESULTS in run.folder.parents for run in section.runs):
+            # Committed logs have no weights beside them: those are released.
+            for path in (logs.RELEASED / _RELEASED[section.number]).glob("*"):
+                add(path, f"question-{section.number}/weights/{path.name}")
+    for pattern in _CODE:
+        for path in logs.REPOSITORY.glob(pattern):
+            add(path, f"code/{path.relative_to(logs.REPOSITORY).as_posix()}")
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(files):
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), files[name], zipfile.ZIP_DEFLATED)
+    cli.write_atomic(out, buffer.getvalue())
+
+
+WRITERS = {"html": write_html, "md": write_markdown, "pdf": write_pdf, "zip": write_zip}

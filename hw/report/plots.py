@@ -1,0 +1,145 @@
+"""Plots as SVG for a page: text as text, the page's own ink, the same bytes for the same numbers."""
+
+import re
+from collections.abc import Callable, Sequence
+from io import StringIO
+from typing import Any
+
+import numpy as np
+
+from hw.report.drawings import escape
+
+# Drawn in this colour, shown in the page's ink: light or dark, printed or not.
+_INK = "#010203"
+# Okabe & Ito 2008, "Color universal design": told apart by every kind of eye; with a style each besides.
+STYLES = (
+    ("#0072b2", "-", "o"),
+    ("#d55e00", "--", "s"),
+    ("#009e73", "-.", "^"),
+    ("#cc79a7", ":", "D"),
+    ("#888888", (0, (4, 1, 1, 1, 1, 1)), "v"),
+)
+
+
+def plot(
+    name: str,
+    title: str,
+    description: str,
+    draw: Callable[[Any], None],
+    size: tuple[float, float] = (6.4, 3.8),
+) -> str:
+    """An `<svg>` element of what `draw(axes)` draws.
+
+    Args:
+      name: letters and dashes, unlike any other drawing's on the page.
+      title, description: what it is, and what it shows.
+      draw: gets one matplotlib Axes.
+      size: in inches.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    settings = {
+        "svg.hashsalt": name,
+        "svg.fonttype": "none",
+        "font.size": 10,
+        "legend.framealpha": 0,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color"), _INK),
+        **dict.fromkeys(("ytick.color", "grid.color", "axes.titlecolor"), _INK),
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
+    }
+    buffer = StringIO()
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.subplots())
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    drawn = buffer.getvalue()
+    drawn = drawn[drawn.index("<svg") :]
+    # Not the page's business: matplotlib's metadata, its rule for all elements, its size in points.
+    drawn = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", drawn, flags=re.DOTALL)
+    drawn = re.sub(r"<defs>\s*</defs>|<!--.*?-->", "", drawn, flags=re.DOTALL)
+    viewbox = re.search(r'viewBox="([^"]+)"', drawn)[1]
+    body = drawn[drawn.index(">") + 1 :].replace(_INK, "currentColor")
+    # A third of the bytes are spaces and digits that nobody sees.
+    body = re.sub(r"\n\s*", "\n", re.sub(r"(\d\.\d\d)\d+", r"\1", body))
+    # Of its names only those that something refers to, and these are salted with the figure's own.
+    used = set(re.findall(r"#([\w.-]+)", body))
+    body = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", body)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{viewbox}" role="img" style="max-width:{size[0] * 110:.0f}px" '
+        f'aria-labelledby="{name}-title {name}-description">'
+        f'<title id="{name}-title">{escape(title)}</title>'
+        f'<desc id="{name}-description">{escape(description)}</desc>{body}'
+    )
+
+
+def lines(
+    series: Sequence[tuple[str, Sequence[float], Sequence[float]]],
+    labels: tuple[str, str],
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+    bands: Sequence[tuple[Sequence[float], Sequence[float]] | None] = (),
+    markers: bool = False,
+    bottom: float | None = None,
+    styles: Sequence[int] = (),
+) -> Callable[[Any], None]:
+    """Draws named curves, each in a colour and a line of its own, with a band around it where there is one.
+
+    `styles` are places in STYLES, for curves that must look alike in two plots.
+    """
+
+    def draw(axes: Any) -> None:
+        for number, (label, x, y) in enumerate(series):
+            colour, line, marker = STYLES[styles[number] if styles else number % len(STYLES)]
+            axes.plot(x, y, color=colour, linestyle=line, marker=marker if markers else None, markersize=4,
+                      label=label)  # fmt: skip
+            if number < len(bands) and bands[number] is not None:
+                low, high = bands[number]
+                axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.set(xlabel=labels[0], ylabel=labels[1])
+        if log_x:
+            axes.set_xscale("log", base=2)
+        if log_y:
+            axes.set_yscale("log")
+        if bottom is not None:
+            axes.set_ylim(bottom=bottom)
+        if len(series) > 1:
+            axes.legend()
+
+    return draw
+
+
+def heat_map(
+    values: Sequence[Sequence[float]],
+    shown: Sequence[Sequence[str]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    labels: tuple[str, str] = ("", ""),
+) -> Callable[[Any], None]:
+    """Draws a matrix of numbers from 0 to 1 as cells, each with its number in it."""
+
+    def draw(axes: Any) -> None:
+        matrix = np.array(values, float)
+        axes.pcolormesh(matrix, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1)
+        for (i, j), value in np.ndenumerate(matrix):
+            ink = "white" if value > 0.55 else "black"
+            axes.text(j + 0.5, i + 0.5, shown[i][j], ha="center", va="center", color=ink, fontsize=9)
+        axes.invert_yaxis()
+        axes.grid(False)
+        slant = {"rotation": 40, "ha": "right"} if max(map(len, columns)) > 6 else {}
+        axes.set_xticks(np.arange(len(columns)) + 0.5, columns, **slant)
+        axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
+        axes.tick_params(length=0)
+        axes.set(xlabel=labels[0], ylabel=labels[1])
+
+    return draw
+
+
+def thin(values: Sequence[float], count: int = 200) -> list[float]:
+    """At most about `count` of many points, the last one kept: a page has no more pixels."""
+    stride = max(1, len(values) // count)
+    return list(values[::-1][::stride][::-1])
