@@ -50,6 +50,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.train.batch_size = 32
     config.train.length = 256  # characters of a window
     config.train.order = "windows"  # random ones, from nothing; "streams": keys and values carried on
+    config.train.forget = 0.0  # share of streams whose state is set back to zero before a window
     config.train.steps_per_dispatch = 0  # 0: one on CPU, 50 elsewhere
     config.train.label_smoothing = 0.0
     config.train.average_decay = 0.998  # of the weights' running average, a step; 0: none

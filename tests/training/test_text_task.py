@@ -137,6 +137,19 @@ def test_the_carry_is_that_of_the_text_before():
     assert np.any(state.carry)
 
 
+@pytest.mark.parametrize(("share", "lowest", "highest"), [(1.0, 8, 8), (0.5, 1, 7)])
+def test_a_forgotten_state_is_that_of_the_start(share, lowest, highest):
+    config, dataset = _config(**{"train.forget": share}), _dataset()
+    config.optim.learning_rate = 1e-30
+    state, _, task = _train(config, dataset, Parallel(devices=jax.devices()[:1]), steps=3)
+    # What each stream carries if it read the last window alone.
+    starts = task.picks(2 * 8, 8)["start"]
+    last = np.stack([np.resize(np.roll(dataset.train, -s), 16) for s in starts])
+    _, alone = _module(config).apply(state.variables, jnp.asarray(last, jnp.int32), None, train=False)
+    forgot = [np.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(state.carry, alone, strict=True)]
+    assert lowest <= sum(forgot) <= highest
+
+
 def test_windows_carry_nothing():
     config = _config(**{"train.order": "windows"})
     state, losses, _ = _train(config, _dataset(), Parallel(devices=jax.devices()[:1]), steps=2)
@@ -144,8 +157,9 @@ def test_windows_carry_nothing():
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
-def test_eight_devices_take_the_step_of_one(mode):
-    config, dataset = _config(), _dataset()
+@pytest.mark.parametrize("forget", [0.0, 0.5])
+def test_eight_devices_take_the_step_of_one(mode, forget):
+    config, dataset = _config(**{"train.forget": forget}), _dataset()
     alone, _, _ = _train(config, dataset, Parallel(devices=jax.devices()[:1]), steps=3)
     eight, _, _ = _train(config, dataset, Parallel(mode), steps=3)
     for a, b in zip(jax.tree.leaves(alone.params), jax.tree.leaves(eight.params), strict=True):
@@ -199,7 +213,14 @@ def test_samples_say_what_they_are_and_how_much_is_copied():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("train.order", "shuffled"), ("train.length", 0), ("eval.window", 0), ("train.label_smoothing", 1.0)],
+    [
+        ("train.order", "shuffled"),
+        ("train.length", 0),
+        ("eval.window", 0),
+        ("train.label_smoothing", 1.0),
+        ("train.forget", 1.5),
+        ("train.forget", float("nan")),
+    ],
 )
 def test_bad_values_are_named(field, value):
     config = _config(**{field: value})

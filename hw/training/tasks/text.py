@@ -25,6 +25,7 @@ SAMPLE_TEMPERATURES = (0.5, 0.8, 1.0)
 SAMPLE_LENGTH = 1000
 # Copies of the training text shorter than this are the language's own phrases.
 COPY_LENGTH = 20
+_FORGET = 1  # folded into a step's rng: a draw of its own beside dropout's
 
 
 def check(config: Any) -> None:
@@ -35,6 +36,8 @@ def check(config: Any) -> None:
         raise UserError(f"config.train.length={config.train.length}: must be at least 1")
     if config.eval.window < 1:
         raise UserError(f"config.eval.window={config.eval.window}: must be at least 1")
+    if not 0 <= config.train.forget <= 1:
+        raise UserError(f"config.train.forget={config.train.forget}: must lie in [0, 1]")
     if not 0 <= config.train.label_smoothing < 1:
         raise UserError("config.train.label_smoothing must lie in [0, 1)")
 
@@ -147,7 +150,18 @@ def build(config: Any, dataset: TextDataset, module: nn.Module) -> Task:
         window = resident["text"][picks["start"][:, None] + jnp.arange(length + 1)].astype(jnp.int32)
         return {"inputs": window[:, :-1], "targets": window[:, 1:]}
 
+    def forget(rng: Array, carry: Any) -> Any:
+        """The carry, of a few streams as if nothing had been read: so the model learns to begin, too."""
+        forgotten = jax.random.bernoulli(rng, config.train.forget, (batch_size,))
+
+        def one(fresh: Array, kept: Array) -> Array:
+            return jnp.where(forgotten.reshape(-1, *[1] * (kept.ndim - 1)), fresh, kept)
+
+        return jax.tree.map(one, module.initial_carry(batch_size), carry)
+
     def apply_fn(variables: dict, batch: dict, carry: Any, rng: Array):
+        if streams and config.train.forget:
+            carry = forget(jax.random.fold_in(rng, _FORGET), carry)
         axis, share = module.axis_name, len(batch["inputs"])
         if axis is not None:
             # The carry is whole on every device, as all state is: each takes its streams and gives them back.
