@@ -5,9 +5,9 @@
 Score, time and hardware of `:quick`: the README's table, with its logs. No run of the others is committed.
 
 The recipe in words. Sixty-four readers go through the text side by side, 128 characters a step, and hand
-their hidden state on (truncated backpropagation through time), but one in five begins anew. Two layers of 512 units with a residual
-connection; units are dropped for a whole window at a time. AdamW with warm-up and a cosine, the gradient's
-norm held to 1; what is evaluated is a running average of the weights.
+their hidden state on (truncated backpropagation through time), but for one in five, which begins anew. Two
+layers of 512 units with a residual connection; units are dropped for a whole window at a time. AdamW with
+warm-up and a cosine, the gradient's norm held to 1; what is evaluated is a running average of the weights.
 
 Any text: --config.data.path=FILE.
 
