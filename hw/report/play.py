@@ -14,7 +14,7 @@ from hw.answers import attention, attention_gradient, bptt, cnn, notation, unrol
 
 _SEED = 0
 _HIDDEN = 8  # units of the drawn RNN: enough for a spectrum, few enough to be sent along
-_QUERIES, _KEYS, _MOST_D_K = 4, 16, 64
+_QUERIES, _KEYS, _MOST_D_K = 12, 16, 64
 _PER = 100  # draws have two decimals and are sent as whole hundredths: half the bytes
 # In this order into <script> elements: the second uses the first.
 SCRIPTS = ("arithmetic.js", "play.js")
@@ -54,7 +54,7 @@ def _networks(r: np.random.Generator) -> list[dict[str, Any]]:
             "radius": bptt.NON_NORMAL[0][0],
         },
         {
-            "name": f"{_written(bptt.NON_NORMAL)}, not normal; no inputs",
+            "name": f"not normal, {_written(bptt.NON_NORMAL)} at its radius; no inputs",
             "whh": _of_radius_1(non_normal),
             "drive": silence,
             "radius": bptt.NON_NORMAL[0][0],

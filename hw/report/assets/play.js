@@ -39,9 +39,11 @@
   }
   const html = (tag, ...rest) => element("http://www.w3.org/1999/xhtml", tag, ...rest);
   const svg = (tag, ...rest) => element("http://www.w3.org/2000/svg", tag, ...rest);
-  const math = (tag, ...children) => element("http://www.w3.org/1998/Math/MathML", tag, {}, ...children);
+  const mathWith = (...rest) => element("http://www.w3.org/1998/Math/MathML", ...rest);
+  const math = (tag, ...children) => mathWith(tag, {}, ...children);
 
-  // Mathematics. Strings become identifiers, operators or numbers by what they hold.
+  // Mathematics. Strings become identifiers, operators or numbers by what they hold. A node stands in one
+  // place only: what is used twice is a function here.
 
   const OPERATOR = /^[-+−=·×/(),;⌊⌋⌈⌉[\]{}∘∂√…⋯|‖≤<′]+$/u;
 
@@ -51,12 +53,12 @@
     if (OPERATOR.test(word)) return math("mo", word);
     return math(/^[\d.]+$/.test(word) ? "mn" : "mi", word);
   }
-  const row = (...parts) => math("mrow", parts.flat().map(atom));
+  const row = (...parts) => math("mrow", ...parts.flat(Infinity).map(atom));
   const fraction = (top, bottom) => math("mfrac", row(top), row(bottom));
   const root = (...parts) => math("msqrt", row(...parts));
   const power = (base, exponent) => math("msup", atom(base), row(exponent));
   const words = (text) => math("mtext", text);
-  const wide = () => element("http://www.w3.org/1998/Math/MathML", "mspace", { width: "1em" });
+  const wide = () => mathWith("mspace", { width: "1em" });
   const transposed = (base) => power(base, words("T"));
 
   function sub(base, ...indices) {
@@ -86,14 +88,21 @@
 
   /** name = a·b + c·d = total, the middle of a long sum left out. */
   function sumOfProducts(name, left, right, total) {
-    const terms = left.map((a, i) => [i ? "+" : [], factor(a), "·", factor(right[i])].flat());
-    const long = terms.length > MOST_TERMS;
-    const shown = long ? [...terms.slice(0, 4), ["+", "⋯"], terms.at(-1)] : terms;
-    return row(name, "=", ...shown.flat(), "=", number(total));
+    const long = left.length > MOST_TERMS;
+    const term = (i) => [i ? "+" : [], factor(left[i]), "·", factor(right[i])];
+    const indices = [...left.keys()];
+    const shown = long ? [...indices.slice(0, 4).map(term), "+", "⋯", term(left.length - 1)] : indices.map(term);
+    return row(name, "=", shown, "=", number(total));
   }
 
+  // The brackets are borders: without a mathematical font, characters do not grow with what they hold.
   const bracketed = (values) =>
-    row("[", math("mtable", values.map((r) => math("mtr", r.map((x) => math("mtd", number(x)))))), "]");
+    mathWith(
+      "mtable",
+      { class: "play-matrix" },
+      values.map((r) => math("mtr", r.map((x) => math("mtd", number(x))))),
+    );
+  const over = (top, bottom) => ["(", top, ")", "/", bottom];
 
   // Parts of a working.
 
@@ -122,11 +131,7 @@
 
   /** A heading, why, the lines of working and what belongs to them. */
   function step(level, title, text, lines = [], ...more) {
-    const shown = lines.slice(0, MOST_LINES).map((line) => {
-      const node = math("math", line);
-      node.setAttribute("display", "block");
-      return node;
-    });
+    const shown = lines.slice(0, MOST_LINES).map((line) => mathWith("math", { display: "block" }, line));
     const rest = lines.length - shown.length;
     const content = [...shown, ...more.filter(Boolean)];
     return html(
@@ -328,7 +333,7 @@
 
   /** Controls for `fields`, and the working that `work(values, level)` makes of their values.
    *
-   * A field is {name, label, kind, start, hint}: kind "text"; "choice" with options {value: label}; "check";
+   * A field is {name, label, kind, start, hint, broad}: kind "text"; "choice" with options {value: label}; "check";
    * "slider" with least, most, step. `changed(name, set)` may set others when one changes. `work` returns
    * {summary, nodes}, and an error beside them where the working reaches only part of the way. */
   function build(root, { legend, fields, work, changed = () => {} }) {
@@ -378,7 +383,7 @@
       }
       controls[field.name] = { input, field, error, shown };
       const parts = field.kind === "check" ? [input, label] : [label, input, shown ?? []];
-      return html("div", { class: `play-field play-${field.kind}` }, parts, hint, error);
+      return html("div", { class: `play-field play-${field.kind}${field.broad ? " play-broad" : ""}` }, parts, hint, error);
     }
 
     const general = html("p", { id: trouble, class: "play-error", role: "alert" });
@@ -463,8 +468,6 @@
     hw.checkAttention(q, k, v, mask, upstream);
     const found = hw.attention(q, k, v, { mask, scaled });
     const [queries, keys, dK, dV] = [q.length, k.length, q[0].length, v[0].length];
-    const entries = (make) =>
-      found.visible.flatMap((seen, i) => Array.from({ length: seen }, (_, j) => make(i, j)));
     const all = q.flatMap((a, i) => k.map((b, j) => [i, j]));
     const masked = mask === "causal" ? " Keys that the mask forbids get weight 0." : "";
     const nodes = [
@@ -504,23 +507,22 @@
           masked,
         found.visible.flatMap((seen, i) => {
           const raised = found.exponentials[i].slice(0, seen);
-          const total = number(found.totals[i]);
           return [
             row(
               words(`row ${i + 1}:`),
               wide(),
-              raised.slice(0, MOST_TERMS).flatMap((p, j) => [
+              raised.slice(0, MOST_TERMS).map((p, j) => [
                 j ? [",", wide()] : [],
                 power("e", [number(found.scaled[i][j]), "−", factor(found.largest[i])]),
                 "=",
                 number(p),
-              ].flat()),
+              ]),
               raised.length > MOST_TERMS ? [",", "⋯"] : [],
               ",",
               wide(),
               words("sum"),
               "=",
-              total,
+              number(found.totals[i]),
             ),
             ...raised.map((p, j) =>
               row(
@@ -565,16 +567,14 @@
   function gradientSteps(level, { q, k, v, upstream, scaled, weights }) {
     const found = hw.attentionBackward(q, k, v, weights, upstream, { scaled });
     const by = (name) => fraction(["∂", "L"], ["∂", name]);
-    const half = scaled ? [fraction("1", root(sub("d", "k")))] : [];
+    const scale = () => (scaled ? [fraction("1", root(sub("d", "k")))] : []);
     const flipped = (m) => m[0].map((_, j) => m.map((r) => r[j]));
     const small = [q, k, v].every((m) => m.length * m[0].length <= 16);
-    const numbers = (...matrices) => (small ? ["=", ...matrices.map(bracketed)] : []);
-    const divisor = scaled && small ? fraction("1", root(q[0].length)) : [];
-    const product = (left, right) => [
-      "=", divisor, bracketed(left), bracketed(right),
-    ].flat();
-    const line = (name, formula, middle, result) => [
-      row(by(name), "=", formula, small ? middle : [], small ? numbers(result) : []),
+    const product = (left, right) => ["=", bracketed(left), bracketed(right)];
+    const divisor = () => (scaled ? [fraction("1", root(q[0].length))] : []);
+    const scaledProduct = (left, right) => ["=", divisor(), bracketed(left), bracketed(right)];
+    const line = (name, formula, numbers, result) => [
+      row(by(name), "=", formula, small ? [numbers, "=", bracketed(result)] : []),
     ];
     const shown = (name, values) => tableOfMatrix(`∂L/∂${name}`, values, "row", "column");
     const divided = scaled ? "/√d_k" : "";
@@ -582,12 +582,12 @@
     return [
       step(
         level, "dV = Aᵀ dO", "O = A V, that is o_ie = Σ_j a_ij v_je: v_je reaches every o_ie with weight a_ij.",
-        line("V", [transposed("A"), by("O")], ["=", bracketed(flipped(weights)), bracketed(upstream)], found.dv),
+        line("V", [transposed("A"), by("O")], product(flipped(weights), upstream), found.dv),
         shown("V", found.dv),
       ),
       step(
         level, "dA = dO Vᵀ", "The same sum seen from its other factor: a_ij reaches o_ie with weight v_je.",
-        line("A", [by("O"), transposed("V")], ["=", bracketed(upstream), bracketed(flipped(v))], found.da),
+        line("A", [by("O"), transposed("V")], product(upstream, flipped(v)), found.da),
         shown("A", found.da),
       ),
       step(
@@ -600,12 +600,12 @@
       ),
       step(
         level, `dQ = dZ K${divided}`, "q_id reaches every z_ij of its row, each with weight k_jd" + divided + ".",
-        line("Q", [half, by("Z"), "K"].flat(), product(found.dz, k), found.dq),
+        line("Q", [scale(), by("Z"), "K"], scaledProduct(found.dz, k), found.dq),
         shown("Q", found.dq),
       ),
       step(
         level, `dK = dZᵀ Q${divided}`, "The same sum from its other factor.",
-        line("K", [half, transposeOf(by("Z")), "Q"].flat(), product(flipped(found.dz), q), found.dk),
+        line("K", [scale(), transposeOf(by("Z")), "Q"], scaledProduct(flipped(found.dz), q), found.dk),
         shown("K", found.dk),
       ),
     ];
@@ -637,20 +637,18 @@
     const stride = layer.stride[axis];
     const wideness = hw.span(layer.kernel[axis], layer.dilation[axis]);
     const padded = lo || hi ? [lo, "+", n, "+", hi] : [n];
-    const quotient = fraction([...padded, "−", wideness], stride);
+    const quotient = over([...padded, "−", wideness], stride);
     const name = [words(["height", "width"][axis]), "="];
     const left = report.discarded[axis];
-    const note = left
-      ? [",", wide(), words(`${left} at the end seen by no window`)]
-      : [];
+    const note = left ? [",", wide(), words(`${left} at the end seen by no window`)] : [];
     if (!layer.ceil) return row(name, "⌊", quotient, "⌋", "+", "1", "=", out, note);
-    const inside = fraction(lo ? [lo, "+", n] : [n], stride);
+    const inside = lo ? over([lo, "+", n], stride) : [n, "/", stride];
     return row(
       name, words("min"), "(", "⌈", quotient, "⌉", "+", "1", ",", "⌈", inside, "⌉", ")", "=", out, note,
     );
   }
 
-  const joined = (numbers) => numbers.flatMap((n, i) => (i ? ["·", n] : [n]));
+  const joined = (numbers) => numbers.map((n, i) => (i ? ["·", n] : [n]));
 
   function layerLines(layer, before, report) {
     const bias = report.biases ? ["+", report.biases] : [];
@@ -666,9 +664,8 @@
     if (layer.kind !== "conv") {
       return [...lines, row(words("channels"), "=", before[2], ",", wide(), words("each pooled alone"))];
     }
-    const group =
-      layer.groups === 1n ? [before[2]] : [fraction(before[2], layer.groups)];
-    const weights = joined([...layer.kernel, ...group, layer.channels]);
+    const group = layer.groups === 1n ? before[2] : ["(", before[2], "/", layer.groups, ")"];
+    const weights = joined([...layer.kernel, group, layer.channels]);
     return [
       ...lines,
       row(words("channels"), "=", layer.channels, ",", wide(), words("one a filter")),
@@ -741,7 +738,7 @@
         hint: "height x width x channels",
       },
       {
-        name: "layers", label: "Layers", kind: "text", start: start.layers,
+        name: "layers", label: "Layers", kind: "text", start: start.layers, broad: true,
         hint:
           "conv16k5 (sN pN dN gN same valid nobias), pool2 or avgpool2 (sN pN same valid ceil), flatten, " +
           "dense100 (nobias); 3x2 is height x width",
@@ -753,18 +750,18 @@
   // Question 3.
 
   function unrolledWork({ steps }, level) {
-    const bias = ["+", sub("b", "h")];
-    const whh = sub("W", "hh");
+    const bias = () => ["+", sub("b", "h")];
+    const whh = () => sub("W", "hh");
     const wxh = (t) => [sub("W", "xh"), sub("x", t)];
     const lines = Array.from({ length: steps }, (_, i) => i + 1).flatMap((t) => [
       row(
-        sub("h", t), "=", "tanh", "(", wxh(t), "+", whh, t === 1 ? math("mn", "0") : sub("h", t - 1), bias, ")",
+        sub("h", t), "=", "tanh", "(", wxh(t), "+", whh(), t === 1 ? "0" : sub("h", t - 1), bias(), ")",
       ),
       row(sub("y", t), "=", sub("W", "hy"), sub("h", t), "+", sub("b", "y")),
     ]);
     let inner = [];
     for (let t = 1; t <= steps; t++) {
-      inner = [row("tanh", "(", wxh(t), inner.length ? ["+", whh, inner] : [], bias, ")")].flat();
+      inner = ["tanh", "(", wxh(t), t > 1 ? ["+", whh(), inner] : [], bias(), ")"];
     }
     const graph = hw.unrolledGraph(steps);
     const legend = Object.entries(WEIGHTS).map(([weight, { name }]) => html("li", {}, `${weight}: ${name}`));
@@ -822,7 +819,7 @@
       const grown = found.norms[peak] > 1.001;
       const mean = first > 0 ? first ** (1 / steps) : 0;
       const fate = mean < 0.999 ? "shrinks" : mean > 1.001 ? "grows" : "keeps its size";
-      const jacobian = (t) => row("‖", fraction(["∂", sub("h", steps)], ["∂", sub("h", t)]), "‖");
+      const jacobian = (t) => ["‖", "∂", sub("h", steps), "/", "∂", sub("h", t), "‖"];
       const tail = kind === "tanh" ? ["∏", words("max"), "(", "1", "−", power("h", "2"), ")", "·"] : [];
       const remark =
         peak > 0 && peak < steps && grown
@@ -928,7 +925,7 @@
           [
             row(
               words("Var"), "(", "q", "·", "k", ")", "=", sub("d", "k"), "=", dK, ",", wide(),
-              words("Var"), "(", fraction(["q", "·", "k"], root(dK)), ")", "=", "1",
+              words("Var"), "(", "q", "·", "k", "/", root(dK), ")", "=", "1",
             ),
           ],
           table(`At d_k = ${dK}`, ["", "scaled", "unscaled"], rows),
