@@ -36,12 +36,12 @@ def _hundredths(r: np.random.Generator, *shape: int) -> list:
 
 
 def _of_radius_1(matrix: np.ndarray) -> list:
-    """The matrix over its spectral radius, to ten decimals: eigenvalues differ in the last bits by machine."""
+    """The matrix over its spectral radius, to ten decimals: an eigenvalue's last bits differ by machine."""
     return np.round(matrix / np.abs(np.linalg.eigvals(matrix)).max(), 10).tolist()
 
 
 def _networks(r: np.random.Generator) -> list[dict[str, Any]]:
-    """Recurrent matrices of spectral radius 1, the radius to begin with, and what drives them, step by step."""
+    """Recurrent matrices of spectral radius 1, the radius to begin with, and what drives them at each step."""
     steps = unrolled_rnn.MAX_STEPS
     non_normal = np.array(bptt.NON_NORMAL)
     silence = np.zeros((steps, 2), int).tolist()
@@ -97,7 +97,7 @@ def play_data() -> dict[str, Any]:
         "saturation": {
             "q": _hundredths(r, _QUERIES, _MOST_D_K),
             "k": _hundredths(r, _KEYS, _MOST_D_K),
-            "d_k": {"start": 16, "least": 1, "most": _MOST_D_K, "step": 1},
+            "d_k": {"start": _MOST_D_K, "least": 1, "most": _MOST_D_K, "step": 1},
         },
     }
 

@@ -48,7 +48,11 @@ globalThis.hw = (() => {
 
   // Reading: the grammar and the limits of hw.answers.notation.
 
-  const NUMBER = /^([+-]?)(?:(\d{1,40})\/(\d{1,40})|(?:(\d{1,40})\.?(\d{0,40})|\.(\d{1,40}))(?:e([+-]?\d{1,3}))?)$/i;
+  const NUMBER = new RegExp(
+    "^([+-]?)(?:(\\d{1,40})/(\\d{1,40})|(?:(\\d{1,40})(?:\\.(\\d{0,40})|(\\d{0,40}))|\\.(\\d{1,40}))" +
+      "(?:e([+-]?\\d{1,3}))?)$",
+    "i",
+  );
   const MOST_EXPONENT = 300;
   const MOST_ENTRIES = 4096;
 
@@ -56,10 +60,20 @@ globalThis.hw = (() => {
   const wordsOf = (text) => text.trim().split(/\s+/).filter(Boolean);
 
   /** What NUMBER has matched. */
-  function exactly([, sign, top, bottom, whole = "", decimals = "", bare = decimals, exponent = "0"]) {
+  function exactly([
+    ,
+    sign,
+    top,
+    bottom,
+    whole = "",
+    decimals = "",
+    more = "",
+    bare = decimals,
+    exponent = "0",
+  ]) {
     const one = sign === "-" ? -1n : 1n;
     if (bottom !== undefined) return fraction(one * BigInt(top), BigInt(bottom));
-    const integer = one * BigInt(whole + bare);
+    const integer = one * BigInt(whole + more + bare);
     const power = Number(exponent) - bare.length;
     return power < 0 ? fraction(integer, 10n ** BigInt(-power)) : fraction(integer * 10n ** BigInt(power));
   }
@@ -70,7 +84,7 @@ globalThis.hw = (() => {
     const match = NUMBER.exec(word);
     const shown = `'${shorten(word)}'`;
     if (!match) throw new UserError(`${where}: ${shown} is no number (3, -0.5, 2e-3, 1/3)`);
-    const [, , , bottom, , , , exponent = "0"] = match;
+    const [bottom, exponent = "0"] = [match[3], match[8]];
     if (Math.abs(Number(exponent)) > MOST_EXPONENT) {
       throw new UserError(`${where}: ${shown} is too large or too small for a float64`);
     }
@@ -83,18 +97,26 @@ globalThis.hw = (() => {
   /** A matrix of fractions: `;` ends a row, entries are separated by blanks or commas. */
   function parseMatrix(text, name) {
     const rows = [];
-    text.trim().replace(/;+$/, "").split(";").forEach((piece, i) => {
-      const words = wordsOf(piece.replaceAll(",", " "));
-      if (!words.length) {
-        throw new UserError(`${name}: row ${i + 1} is empty (rows end with ';', as in "1 2; 3 4")`);
-      }
-      rows.push(words.map((w, j) => parseNumber(w, `${name}, row ${i + 1}, entry ${j + 1}`)));
-      if (words.length !== rows[0].length) {
-        throw new UserError(`${name}: row ${i + 1} has ${words.length} entries, row 1 has ${rows[0].length}`);
-      }
-    });
+    text
+      .trim()
+      .replace(/;+$/, "")
+      .split(";")
+      .forEach((piece, i) => {
+        const words = wordsOf(piece.replaceAll(",", " "));
+        if (!words.length) {
+          throw new UserError(`${name}: row ${i + 1} is empty (rows end with ';', as in "1 2; 3 4")`);
+        }
+        rows.push(words.map((w, j) => parseNumber(w, `${name}, row ${i + 1}, entry ${j + 1}`)));
+        if (words.length !== rows[0].length) {
+          throw new UserError(
+            `${name}: row ${i + 1} has ${words.length} entries, row 1 has ${rows[0].length}`,
+          );
+        }
+      });
     if (rows.length * rows[0].length > MOST_ENTRIES) {
-      throw new UserError(`${name}: ${rows.length} × ${rows[0].length} entries are more than ${MOST_ENTRIES}`);
+      throw new UserError(
+        `${name}: ${rows.length} × ${rows[0].length} entries are more than ${MOST_ENTRIES}`,
+      );
     }
     return rows;
   }
@@ -114,7 +136,9 @@ globalThis.hw = (() => {
   function general(x, digits) {
     if (!Number.isFinite(x)) return Number.isNaN(x) ? "nan" : x > 0 ? "inf" : "-inf";
     if (x === 0) return Object.is(x, -0) ? "-0" : "0";
-    let [mantissa, power] = Math.abs(x).toExponential(digits - 1).split("e");
+    let [mantissa, power] = Math.abs(x)
+      .toExponential(digits - 1)
+      .split("e");
     // Exactly between two, C takes the even one, toExponential the larger.
     const [exact] = Math.abs(x).toExponential(60).split("e");
     const kept = exact.replace(".", "").slice(0, digits);
@@ -152,11 +176,18 @@ globalThis.hw = (() => {
     if (Number.isInteger(value) && Math.abs(value) < 1e15) return String(value + 0);
     const plain = general(value, digits);
     const off = Math.abs(value - Number(plain)) / Math.abs(value);
-    const kept = plain.split("e")[0].replace(".", "").replace(/^[-0]+/, "").length;
+    const kept = plain
+      .split("e")[0]
+      .replace(".", "")
+      .replace(/^[-0]+/, "").length;
     return off > 1e-14 && kept <= digits - 3 ? general(value, 3 - Math.floor(Math.log10(off))) : plain;
   }
 
-  const SUBSCRIPTS = { "-": "₋", ",": ",", ...Object.fromEntries([..."₀₁₂₃₄₅₆₇₈₉"].map((s, i) => [i, s])) };
+  const SUBSCRIPTS = {
+    "-": "₋",
+    ",": ",",
+    ...Object.fromEntries([..."₀₁₂₃₄₅₆₇₈₉"].map((s, i) => [i, s])),
+  };
 
   /** Indices as small figures: (3, 1) -> ₃₁; with a comma where one has two digits. */
   function subscript(...indices) {
@@ -268,7 +299,10 @@ globalThis.hw = (() => {
     checkAttention(q, k, v, mask);
     const root = scaled ? Math.sqrt(q[0].length) : 1;
     const pairs = q.map((x) => k.map((y) => dot(x, y)));
-    const scores = finite("scores", pairs.map((row) => row.map(([high]) => high)));
+    const scores = finite(
+      "scores",
+      pairs.map((row) => row.map(([high]) => high)),
+    );
     const z = scores.map((row) => row.map((s) => s / root));
     const visible = q.map((_, i) => (mask === "causal" ? i + k.length - q.length + 1 : k.length));
     const top = z.map((row, i) => row.slice(0, visible[i]).reduce((b, x, j) => (x > row[b] ? j : b), 0));
@@ -301,7 +335,10 @@ globalThis.hw = (() => {
     const divided = (m) => m.map((row) => row.map((x) => x / root));
     return {
       dv: finite("gradients", multiply(transpose(weights), dout)),
-      da: finite("gradients", pairs.map((row) => row.map(([h]) => h))),
+      da: finite(
+        "gradients",
+        pairs.map((row) => row.map(([h]) => h)),
+      ),
       dz: finite("gradients", dz),
       dq: finite("gradients", divided(multiply(dz, k))),
       dk: finite("gradients", divided(multiply(transpose(dz), q))),
@@ -327,7 +364,11 @@ globalThis.hw = (() => {
           (sum, x, j) => a.reduce((s, y, m) => s + (x * (m === j ? others[j] : y)) ** 2, sum),
           0,
         );
-        return { entropy: Math.log1p(rest) + entropy, largest: a[best], jacobian: Math.sqrt(squares) };
+        return {
+          entropy: Math.log1p(rest) + entropy,
+          largest: a[best],
+          jacobian: Math.sqrt(squares),
+        };
       });
       const scores = found.scaled.flat();
       const middle = mean(scores);
@@ -386,7 +427,10 @@ globalThis.hw = (() => {
     const norms = [1];
     const bounds = [1];
     for (let t = steps; t >= 1; t--) {
-      product = multiply(product, w.map((row, n) => row.map((x) => slopes[t - 1][n] * x)));
+      product = multiply(
+        product,
+        w.map((row, n) => row.map((x) => slopes[t - 1][n] * x)),
+      );
       norms.unshift(spectralNorm(product));
       bounds.unshift(bounds[0] * Math.max(...slopes[t - 1]) * sigma);
     }
@@ -432,7 +476,8 @@ globalThis.hw = (() => {
     }
   };
   const checkGroups = (groups, channels, side) => {
-    if (channels % groups) throw new UserError(`${groups} groups do not divide ${channels} ${side} channels`);
+    if (channels % groups)
+      throw new UserError(`${groups} groups do not divide ${channels} ${side} channels`);
   };
 
   /** Slides a window over both axes of a picture: r ← r + (k − 1) d j, j ← j s. */
@@ -461,8 +506,15 @@ globalThis.hw = (() => {
 
   const report = (name, fields) => {
     const filled = {
-      name, weights: 0n, biases: 0n, macs: 0n,
-      receptiveField: null, jump: null, padding: null, discarded: null, ...fields,
+      name,
+      weights: 0n,
+      biases: 0n,
+      macs: 0n,
+      receptiveField: null,
+      jump: null,
+      padding: null,
+      discarded: null,
+      ...fields,
     };
     return { ...filled, params: filled.weights + filled.biases, elements: product(filled.output) };
   };
@@ -526,8 +578,15 @@ globalThis.hw = (() => {
   KINDS.avgpool = KINDS.pool;
 
   const OPTIONS = {
-    kN: ["kernel"], sN: ["stride"], pN: ["padding"], dN: ["dilation"], gN: ["groups"],
-    same: ["padding", "same"], valid: ["padding", "valid"], ceil: ["ceil", true], nobias: ["bias", false],
+    kN: ["kernel"],
+    sN: ["stride"],
+    pN: ["padding"],
+    dN: ["dilation"],
+    gN: ["groups"],
+    same: ["padding", "same"],
+    valid: ["padding", "valid"],
+    ceil: ["ceil", true],
+    nobias: ["bias", false],
   };
   const SINGLE = ["channels", "units", "groups"];
   const MOST_DIGITS = 6;
@@ -552,7 +611,8 @@ globalThis.hw = (() => {
 
   function parseLayer(word) {
     const kind = Object.keys(KINDS).find((name) => word.startsWith(name));
-    if (!kind) throw new UserError(`cannot read ${quote(word)}; layers are ${Object.keys(KINDS).join(", ")}`);
+    if (!kind)
+      throw new UserError(`cannot read ${quote(word)}; layers are ${Object.keys(KINDS).join(", ")}`);
     const { number, options, check } = KINDS[kind];
     let rest = word.slice(kind.length);
     const fields = {};
@@ -584,7 +644,15 @@ globalThis.hw = (() => {
     }
     const stride = kind === "conv" ? [1n, 1n] : fields.kernel; // without a stride, windows of a pool tile
     const layer = {
-      word, kind, stride, padding: "valid", dilation: [1n, 1n], groups: 1n, bias: true, ceil: false, ...fields,
+      word,
+      kind,
+      stride,
+      padding: "valid",
+      dilation: [1n, 1n],
+      groups: 1n,
+      bias: true,
+      ceil: false,
+      ...fields,
     };
     check(layer);
     return layer;
@@ -636,10 +704,28 @@ globalThis.hw = (() => {
   }
 
   return Object.freeze({
-    UserError, LayerError,
-    isZero, plus, timesOf, toNumber, toNumbers, parseNumber, parseMatrix, text, subscript,
-    spectralNorm, checkAttention, attention, attentionBackward, saturation,
-    unrolledGraph, nested, jacobianNorms,
-    span, parseInput, parseLayers, traceCnn,
+    UserError,
+    LayerError,
+    isZero,
+    plus,
+    timesOf,
+    toNumber,
+    toNumbers,
+    parseNumber,
+    parseMatrix,
+    text,
+    subscript,
+    spectralNorm,
+    checkAttention,
+    attention,
+    attentionBackward,
+    saturation,
+    unrolledGraph,
+    nested,
+    jacobianNorms,
+    span,
+    parseInput,
+    parseLayers,
+    traceCnn,
   });
 })();

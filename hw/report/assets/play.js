@@ -91,7 +91,9 @@
     const long = left.length > MOST_TERMS;
     const term = (i) => [i ? "+" : [], factor(left[i]), "·", factor(right[i])];
     const indices = [...left.keys()];
-    const shown = long ? [...indices.slice(0, 4).map(term), "+", "⋯", term(left.length - 1)] : indices.map(term);
+    const shown = long
+      ? [...indices.slice(0, 4).map(term), "+", "⋯", term(left.length - 1)]
+      : indices.map(term);
     return row(name, "=", shown, "=", number(total));
   }
 
@@ -100,7 +102,12 @@
     mathWith(
       "mtable",
       { class: "play-matrix" },
-      values.map((r) => math("mtr", r.map((x) => math("mtd", number(x))))),
+      values.map((r) =>
+        math(
+          "mtr",
+          r.map((x) => math("mtd", number(x))),
+        ),
+      ),
     );
   const over = (top, bottom) => ["(", top, ")", "/", bottom];
 
@@ -119,14 +126,30 @@
       "table",
       {},
       html("caption", {}, title),
-      html("thead", {}, html("tr", {}, header.map((h) => (h ? html("th", { scope: "col" }, h) : html("td"))))),
-      html("tbody", {}, rows.map((r) => html("tr", {}, r.map(cell)))),
+      html(
+        "thead",
+        {},
+        html(
+          "tr",
+          {},
+          header.map((h) => (h ? html("th", { scope: "col" }, h) : html("td"))),
+        ),
+      ),
+      html(
+        "tbody",
+        {},
+        rows.map((r) => html("tr", {}, r.map(cell))),
+      ),
     );
   }
 
   function tableOfMatrix(title, values, rowName, columnName) {
     const header = ["", ...values[0].map((_, j) => `${columnName} ${j + 1}`)];
-    return table(title, header, values.map((r, i) => [`${rowName} ${i + 1}`, ...r]));
+    return table(
+      title,
+      header,
+      values.map((r, i) => [`${rowName} ${i + 1}`, ...r]),
+    );
   }
 
   /** A heading, why, the lines of working and what belongs to them. */
@@ -140,7 +163,9 @@
       html(`h${level}`, {}, title),
       text ? html("p", {}, text) : [],
       content.length ? scroller(`Working: ${title}`, content) : [],
-      rest > 0 ? html("p", {}, `${rest} more lines like these are left out; the table has every number.`) : [],
+      rest > 0
+        ? html("p", {}, `${rest} more lines like these are left out; the table has every number.`)
+        : [],
     );
   }
 
@@ -165,7 +190,9 @@
     return svg(
       "svg",
       {
-        viewBox: `0 0 ${width} ${height}`, role: "img", "aria-labelledby": `${titleId} ${descriptionId}`,
+        viewBox: `0 0 ${width} ${height}`,
+        role: "img",
+        "aria-labelledby": `${titleId} ${descriptionId}`,
         ...attributes,
       },
       svg("title", { id: titleId }, title),
@@ -189,7 +216,10 @@
     const [width, height, left, right, top, bottom] = [380, 270, 58, 12, 46, 38];
     const scale = (y) => (logarithmic ? Math.log10(y) : y);
     const drawn = (y) => !logarithmic || y > 0;
-    const values = series.flatMap((s) => s.values).filter(drawn).map(scale);
+    const values = series
+      .flatMap((s) => s.values)
+      .filter(drawn)
+      .map(scale);
     let ticks = ticksOf(Math.min(...values, 0), Math.max(...values, logarithmic ? 0 : 1e-9));
     if (logarithmic) ticks = ticks.filter(Number.isInteger);
     if (ticks.length < 2) ticks = [ticks[0] ?? 0, (ticks[0] ?? 0) + 1];
@@ -204,11 +234,19 @@
         svg("line", { class: "play-grid", x1: left, x2: width - right, y1: py(y), y2: py(y) }),
         svg("text", { x: left - 6, y: py(y) + 4, "text-anchor": "end" }, label(y)),
       ]),
-      xTicks.map((x) => svg("text", { x: px(x), y: height - bottom + 16, "text-anchor": "middle" }, hw.text(x))),
+      xTicks.map((x) =>
+        svg("text", { x: px(x), y: height - bottom + 16, "text-anchor": "middle" }, hw.text(x)),
+      ),
       svg("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, xName),
       mark === null
         ? []
-        : svg("line", { class: "play-mark", x1: px(mark), x2: px(mark), y1: top, y2: height - bottom }),
+        : svg("line", {
+            class: "play-mark",
+            x1: px(mark),
+            x2: px(mark),
+            y1: top,
+            y2: height - bottom,
+          }),
       series.map((s, i) => {
         const style = STYLES[i];
         const points = xs.map((x, j) => [x, s.values[j]]).filter(([, y]) => drawn(y));
@@ -218,12 +256,20 @@
         return [
           svg("polyline", {
             points: places.map((p) => p.map((v) => v.toFixed(2)).join(",")).join(" "),
-            fill: "none", stroke: style.colour, "stroke-width": 2, "stroke-dasharray": style.dash,
+            fill: "none",
+            stroke: style.colour,
+            "stroke-width": 2,
+            "stroke-dasharray": style.dash,
           }),
           few.map(([x, y]) => markOf(style, x, y)),
           svg("line", {
-            x1: at, x2: at + 28, y1: 28, y2: 28,
-            stroke: style.colour, "stroke-width": 2, "stroke-dasharray": style.dash,
+            x1: at,
+            x2: at + 28,
+            y1: 28,
+            y2: 28,
+            stroke: style.colour,
+            "stroke-width": 2,
+            "stroke-dasharray": style.dash,
           }),
           markOf(style, at + 14, 28),
           svg("text", { x: at + 34, y: 32 }, s.name),
@@ -239,8 +285,18 @@
   // The unrolled graph. A weight is told by its label, its dash and its arrow's head as well as its colour.
 
   const WEIGHTS = {
-    W_xh: { colour: "var(--accent)", dash: null, head: "M0,0 L8,4 L0,8 z", name: "solid line, filled head" },
-    W_hh: { colour: "var(--accent-2)", dash: "7 4", head: "M0,4 L4,0 L8,4 L4,8 z", name: "dashes, diamond" },
+    W_xh: {
+      colour: "var(--accent)",
+      dash: null,
+      head: "M0,0 L8,4 L0,8 z",
+      name: "solid line, filled head",
+    },
+    W_hh: {
+      colour: "var(--accent-2)",
+      dash: "7 4",
+      head: "M0,4 L4,0 L8,4 L4,8 z",
+      name: "dashes, diamond",
+    },
     W_hy: { colour: "var(--ink)", dash: "2 4", head: "M0,0 L8,4 L0,8", name: "dots, open head" },
   };
 
@@ -258,8 +314,14 @@
       return svg(
         "marker",
         {
-          id: heads[weight], viewBox: "-1 -1 10 10", refX: 8, refY: 4, markerWidth: 10, markerHeight: 10,
-          orient: "auto", markerUnits: "userSpaceOnUse",
+          id: heads[weight],
+          viewBox: "-1 -1 10 10",
+          refX: 8,
+          refY: 4,
+          markerWidth: 10,
+          markerHeight: 10,
+          orient: "auto",
+          markerUnits: "userSpaceOnUse",
         },
         svg("path", { d: style.head, fill: open ? "none" : style.colour, stroke: style.colour }),
       );
@@ -272,8 +334,13 @@
       const across = dy === 0;
       return [
         svg("line", {
-          x1: x1 + dx * radius, y1: y1 + dy * radius, x2: x2 - dx * (radius + 1), y2: y2 - dy * (radius + 1),
-          stroke: style.colour, "stroke-width": 2, "stroke-dasharray": style.dash,
+          x1: x1 + dx * radius,
+          y1: y1 + dy * radius,
+          x2: x2 - dx * (radius + 1),
+          y2: y2 - dy * (radius + 1),
+          stroke: style.colour,
+          "stroke-width": 2,
+          "stroke-dasharray": style.dash,
           "marker-end": `url(#${heads[weight]})`,
         }),
         labelled(
@@ -304,7 +371,14 @@
     return html(
       "figure",
       { class: "play-figure" },
-      drawing(width, height, `The RNN unrolled for ${counted(steps, "step")}`, description, content, attributes),
+      drawing(
+        width,
+        height,
+        `The RNN unrolled for ${counted(steps, "step")}`,
+        description,
+        content,
+        attributes,
+      ),
     );
   }
 
@@ -333,9 +407,10 @@
 
   /** Controls for `fields`, and the working that `work(values, level)` makes of their values.
    *
-   * A field is {name, label, kind, start, hint, broad}: kind "text"; "choice" with options {value: label}; "check";
-   * "slider" with least, most, step. `changed(name, set)` may set others when one changes. `work` returns
-   * {summary, nodes}, and an error beside them where the working reaches only part of the way. */
+   * A field is {name, label, kind, start, hint, broad}: kind "text"; "choice" with options {value: label};
+   * "check"; "slider" with least, most, step. `changed(name, values, set)` may set other fields when one has
+   * changed. `work` returns {summary, nodes}, and an error beside them where the working reaches only part
+   * of the way. */
   function build(root, { legend, fields, work, changed = () => {} }) {
     const level = Number(root.dataset.level) || 4;
     const controls = {};
@@ -367,7 +442,9 @@
       let input;
       let shown = null;
       if (field.kind === "choice") {
-        const options = Object.entries(field.options).map(([value, text]) => html("option", { value }, text));
+        const options = Object.entries(field.options).map(([value, text]) =>
+          html("option", { value }, text),
+        );
         input = html("select", common, options);
       } else if (field.kind === "check") {
         input = html("input", { type: "checkbox", ...common });
@@ -378,12 +455,22 @@
         shown = html("output", { for: id, "aria-live": "off" });
       } else {
         input = html("input", {
-          type: "text", autocomplete: "off", autocapitalize: "off", spellcheck: "false", ...common,
+          type: "text",
+          autocomplete: "off",
+          autocapitalize: "off",
+          spellcheck: "false",
+          ...common,
         });
       }
       controls[field.name] = { input, field, error, shown };
       const parts = field.kind === "check" ? [input, label] : [label, input, shown ?? []];
-      return html("div", { class: `play-field play-${field.kind}${field.broad ? " play-broad" : ""}` }, parts, hint, error);
+      return html(
+        "div",
+        { class: `play-field play-${field.kind}${field.broad ? " play-broad" : ""}` },
+        parts,
+        hint,
+        error,
+      );
     }
 
     const general = html("p", { id: trouble, class: "play-error", role: "alert" });
@@ -478,7 +565,10 @@
         all.slice(0, MOST_LINES + 1).map(([i, j]) => {
           const name = row(sub("s", i + 1, j + 1), "=", sub("q", i + 1), "·", sub("k", j + 1));
           const [a, b] = [exact.q[i], exact.k[j]];
-          const total = a.reduce((sum, x, d) => hw.plus(sum, hw.timesOf(x, b[d])), { n: 0n, d: 1n });
+          const total = a.reduce((sum, x, d) => hw.plus(sum, hw.timesOf(x, b[d])), {
+            n: 0n,
+            d: 1n,
+          });
           return sumOfProducts(name, a, b, total);
         }),
         tableOfMatrix("S", found.scores, "query", "key"),
@@ -511,12 +601,14 @@
             row(
               words(`row ${i + 1}:`),
               wide(),
-              raised.slice(0, MOST_TERMS).map((p, j) => [
-                j ? [",", wide()] : [],
-                power("e", [number(found.scaled[i][j]), "−", factor(found.largest[i])]),
-                "=",
-                number(p),
-              ]),
+              raised
+                .slice(0, MOST_TERMS)
+                .map((p, j) => [
+                  j ? [",", wide()] : [],
+                  power("e", [number(found.scaled[i][j]), "−", factor(found.largest[i])]),
+                  "=",
+                  number(p),
+                ]),
               raised.length > MOST_TERMS ? [",", "⋯"] : [],
               ",",
               wide(),
@@ -545,7 +637,12 @@
           .flatMap((r, i) => r.map((o, e) => [i, e, o]))
           .slice(0, MOST_LINES + 1)
           .map(([i, e, o]) =>
-            sumOfProducts(sub("o", i + 1, e + 1), found.weights[i], exact.v.map((r) => r[e]), o),
+            sumOfProducts(
+              sub("o", i + 1, e + 1),
+              found.weights[i],
+              exact.v.map((r) => r[e]),
+              o,
+            ),
           ),
         tableOfMatrix("O", found.output, "query", "column"),
       ),
@@ -557,10 +654,13 @@
           `${times(queries, dV)}. d_k is summed away.`,
       ),
     );
-    if (upstream) nodes.push(...gradientSteps(level, { q, k, v, upstream, scaled, weights: found.weights }));
+    if (upstream)
+      nodes.push(...gradientSteps(level, { q, k, v, upstream, scaled, weights: found.weights }));
     const summary =
       `Output, ${times(queries, dV)}: ` +
-      (queries * dV <= 24 ? found.output.map((r) => r.map((x) => hw.text(x)).join(" ")).join("; ") : "see below");
+      (queries * dV <= 24
+        ? found.output.map((r) => r.map((x) => hw.text(x)).join(" ")).join("; ")
+        : "see below");
     return { summary, nodes };
   }
 
@@ -581,17 +681,22 @@
     const transposeOf = (parts) => power(row("(", parts, ")"), words("T"));
     return [
       step(
-        level, "dV = Aᵀ dO", "O = A V, that is o_ie = Σ_j a_ij v_je: v_je reaches every o_ie with weight a_ij.",
+        level,
+        "dV = Aᵀ dO",
+        "O = A V, that is o_ie = Σ_j a_ij v_je: v_je reaches every o_ie with weight a_ij.",
         line("V", [transposed("A"), by("O")], product(flipped(weights), upstream), found.dv),
         shown("V", found.dv),
       ),
       step(
-        level, "dA = dO Vᵀ", "The same sum seen from its other factor: a_ij reaches o_ie with weight v_je.",
+        level,
+        "dA = dO Vᵀ",
+        "The same sum seen from its other factor: a_ij reaches o_ie with weight v_je.",
         line("A", [by("O"), transposed("V")], product(upstream, flipped(v)), found.da),
         shown("A", found.da),
       ),
       step(
-        level, "dZ = A ∘ (dA − rowsum(A ∘ dA))",
+        level,
+        "dZ = A ∘ (dA − rowsum(A ∘ dA))",
         "The softmax's Jacobian of row i is diag(a_i) − a_i a_iᵀ. Computed after dA at the row's largest weight " +
           "is taken away from all of the row, which changes nothing, for the weights sum to 1, and keeps the " +
           "digits of a saturated row.",
@@ -599,12 +704,16 @@
         shown("Z", found.dz),
       ),
       step(
-        level, `dQ = dZ K${divided}`, "q_id reaches every z_ij of its row, each with weight k_jd" + divided + ".",
+        level,
+        `dQ = dZ K${divided}`,
+        "q_id reaches every z_ij of its row, each with weight k_jd" + divided + ".",
         line("Q", [scale(), by("Z"), "K"], scaledProduct(found.dz, k), found.dq),
         shown("Q", found.dq),
       ),
       step(
-        level, `dK = dZᵀ Q${divided}`, "The same sum from its other factor.",
+        level,
+        `dK = dZᵀ Q${divided}`,
+        "The same sum from its other factor.",
         line("K", [scale(), transposeOf(by("Z")), "Q"], scaledProduct(flipped(found.dz), q), found.dk),
         shown("K", found.dk),
       ),
@@ -614,15 +723,33 @@
   const attentionWidget = (start) => ({
     legend: "Your own attention",
     fields: [
-      { name: "q", label: "Q, a row a query", kind: "text", start: start.q, hint: 'Rows end with ";".' },
-      { name: "k", label: "K, a row a key", kind: "text", start: start.k, hint: "Numbers: 3, -0.5, 2e-3, 1/3." },
+      {
+        name: "q",
+        label: "Q, a row a query",
+        kind: "text",
+        start: start.q,
+        hint: 'Rows end with ";".',
+      },
+      {
+        name: "k",
+        label: "K, a row a key",
+        kind: "text",
+        start: start.k,
+        hint: "Numbers: 3, -0.5, 2e-3, 1/3.",
+      },
       { name: "v", label: "V, a row a value", kind: "text", start: start.v },
       {
-        name: "dout", label: "∂L/∂O, for the gradients", kind: "text", start: start.dout,
+        name: "dout",
+        label: "∂L/∂O, for the gradients",
+        kind: "text",
+        start: start.dout,
         hint: "Empty: no gradients.",
       },
       {
-        name: "mask", label: "Mask", kind: "choice", start: start.mask,
+        name: "mask",
+        label: "Mask",
+        kind: "choice",
+        start: start.mask,
         options: { none: "none", causal: "causal, aligned at the end" },
       },
       { name: "scaled", label: "scale by 1/√d_k", kind: "check", start: start.scaled },
@@ -644,7 +771,22 @@
     if (!layer.ceil) return row(name, "⌊", quotient, "⌋", "+", "1", "=", out, note);
     const inside = lo ? over([lo, "+", n], stride) : [n, "/", stride];
     return row(
-      name, words("min"), "(", "⌈", quotient, "⌉", "+", "1", ",", "⌈", inside, "⌉", ")", "=", out, note,
+      name,
+      words("min"),
+      "(",
+      "⌈",
+      quotient,
+      "⌉",
+      "+",
+      "1",
+      ",",
+      "⌈",
+      inside,
+      "⌉",
+      ")",
+      "=",
+      out,
+      note,
     );
   }
 
@@ -652,7 +794,8 @@
 
   function layerLines(layer, before, report) {
     const bias = report.biases ? ["+", report.biases] : [];
-    if (layer.kind === "flatten") return [row(words("elements"), "=", joined(before), "=", report.output[0])];
+    if (layer.kind === "flatten")
+      return [row(words("elements"), "=", joined(before), "=", report.output[0])];
     if (layer.kind === "dense") {
       const weights = joined([before[0], layer.units]);
       return [
@@ -670,7 +813,15 @@
       ...lines,
       row(words("channels"), "=", layer.channels, ",", wide(), words("one a filter")),
       row(words("parameters"), "=", weights, bias, "=", report.params),
-      row(words("multiply-accumulates"), "=", joined(report.output.slice(0, 2)), "·", weights, "=", report.macs),
+      row(
+        words("multiply-accumulates"),
+        "=",
+        joined(report.output.slice(0, 2)),
+        "·",
+        weights,
+        "=",
+        report.macs,
+      ),
     ];
   }
 
@@ -704,13 +855,25 @@
     const rows = [
       ["input", pair(picture), 0n, 0n, "1 × 1", "1 × 1", bytes(picture)],
       ...reports.map((r) => [
-        r.name, pair(r.output), r.params, r.macs, pair(r.receptiveField), pair(r.jump), bytes(r.output),
+        r.name,
+        pair(r.output),
+        r.params,
+        r.macs,
+        pair(r.receptiveField),
+        pair(r.jump),
+        bytes(r.output),
       ]),
     ];
     const sum = (field) => reports.reduce((total, r) => total + r[field], 0n);
     if (!failure) rows.push(["all layers", "", sum("params"), sum("macs"), "", "", ""]);
     const header = [
-      "layer", "output", "parameters", "multiply-accumulates", "receptive field", "stride", "bytes, float32",
+      "layer",
+      "output",
+      "parameters",
+      "multiply-accumulates",
+      "receptive field",
+      "stride",
+      "bytes, float32",
     ];
     nodes.push(
       step(
@@ -734,11 +897,18 @@
     legend: "Your own CNN",
     fields: [
       {
-        name: "input", label: "Picture", kind: "text", start: start.input,
+        name: "input",
+        label: "Picture",
+        kind: "text",
+        start: start.input,
         hint: "height x width x channels",
       },
       {
-        name: "layers", label: "Layers", kind: "text", start: start.layers, broad: true,
+        name: "layers",
+        label: "Layers",
+        kind: "text",
+        start: start.layers,
+        broad: true,
         hint:
           "conv16k5 (sN pN dN gN same valid nobias), pool2 or avgpool2 (sN pN same valid ceil), flatten, " +
           "dense100 (nobias); 3x2 is height x width",
@@ -754,9 +924,7 @@
     const whh = () => sub("W", "hh");
     const wxh = (t) => [sub("W", "xh"), sub("x", t)];
     const lines = Array.from({ length: steps }, (_, i) => i + 1).flatMap((t) => [
-      row(
-        sub("h", t), "=", "tanh", "(", wxh(t), "+", whh(), t === 1 ? "0" : sub("h", t - 1), bias(), ")",
-      ),
+      row(sub("h", t), "=", "tanh", "(", wxh(t), "+", whh(), t === 1 ? "0" : sub("h", t - 1), bias(), ")"),
       row(sub("y", t), "=", sub("W", "hy"), sub("h", t), "+", sub("b", "y")),
     ]);
     let inner = [];
@@ -764,7 +932,9 @@
       inner = ["tanh", "(", wxh(t), t > 1 ? ["+", whh(), inner] : [], bias(), ")"];
     }
     const graph = hw.unrolledGraph(steps);
-    const legend = Object.entries(WEIGHTS).map(([weight, { name }]) => html("li", {}, `${weight}: ${name}`));
+    const legend = Object.entries(WEIGHTS).map(([weight, { name }]) =>
+      html("li", {}, `${weight}: ${name}`),
+    );
     const edges = table(
       "Edges of the graph",
       ["from", "to", "weight"],
@@ -789,13 +959,20 @@
         [row(sub("h", steps), "=", inner)],
       ),
     ];
-    const summary = `${hw.text(steps)} steps: ${graph.edges.length} edges, but only three matrices. ` +
+    const summary =
+      `${hw.text(steps)} steps: ${graph.edges.length} edges, but only three matrices. ` +
       (steps <= 4 ? hw.nested(steps) : `x₁ lies under ${steps} tanh in h${hw.subscript(steps)}.`);
     return { summary, nodes };
   }
 
   const slider = (name, label, { start, least, most, step: by }) => ({
-    name, label, kind: "slider", start, least, most, step: by,
+    name,
+    label,
+    kind: "slider",
+    start,
+    least,
+    most,
+    step: by,
   });
 
   const unrolledWidget = (start) => ({
@@ -809,7 +986,10 @@
   const drawsOf = (matrix, per) => matrix.map((r) => r.map((x) => x / per));
 
   function vanishingWidget(start, { per }) {
-    const networks = start.networks.map((network) => ({ ...network, drive: drawsOf(network.drive, per) }));
+    const networks = start.networks.map((network) => ({
+      ...network,
+      drive: drawsOf(network.drive, per),
+    }));
     function work({ network, kind, radius, steps }, level) {
       const { whh, drive } = networks[Number(network)];
       const found = hw.jacobianNorms({ whh, drive, radius, kind, steps });
@@ -835,7 +1015,16 @@
             "; the norm of the product is at most the product of the norms.",
           [
             row(sub("σ", "max"), "(", "W", ")", "=", number(found.sigma)),
-            row(jacobian(0), "=", number(first), "≤", tail, power(sub("σ", "max"), [steps]), "=", number(bound)),
+            row(
+              jacobian(0),
+              "=",
+              number(first),
+              "≤",
+              tail,
+              power(sub("σ", "max"), [steps]),
+              "=",
+              number(bound),
+            ),
           ],
           plot({
             title: "Norm of ∂h_T/∂h_t against t",
@@ -855,7 +1044,11 @@
           "The curves as a table",
           scroller(
             "Norms against t",
-            table("Norms against t", ["t", "norm", "bound"], xs.map((t) => [t, found.norms[t], found.bounds[t]])),
+            table(
+              "Norms against t",
+              ["t", "norm", "bound"],
+              xs.map((t) => [t, found.norms[t], found.bounds[t]]),
+            ),
           ),
         ),
       ];
@@ -868,11 +1061,17 @@
       legend: "Make a gradient vanish",
       fields: [
         {
-          name: "network", label: "Recurrent matrix W", kind: "choice", start: "0",
+          name: "network",
+          label: "Recurrent matrix W",
+          kind: "choice",
+          start: "0",
           options: Object.fromEntries(networks.map(({ name }, i) => [i, name])),
         },
         {
-          name: "kind", label: "Units", kind: "choice", start: start.kind,
+          name: "kind",
+          label: "Units",
+          kind: "choice",
+          start: start.kind,
           options: { tanh: "tanh", linear: "linear" },
         },
         slider("radius", "Spectral radius of W", { start: networks[0].radius, ...start.radius }),
@@ -894,7 +1093,7 @@
     const curves = xs.map((d) => hw.saturation(q, k, d));
     const names = {
       variance: "variance of the scores",
-      entropy: `entropy of the weights, of ln ${k.length} = ${hw.text(Math.log(k.length), 4)} nats`,
+      entropy: "entropy of the weights, nats",
       largest: "largest weight",
       jacobian: "norm of the softmax's Jacobian",
     };
@@ -909,11 +1108,19 @@
           xs,
           xName: "d_k",
           mark: dK,
-          series: ["scaled", "unscaled"].map((name) => ({ name, values: curves.map((c) => c[name][what]) })),
+          series: ["scaled", "unscaled"].map((name) => ({
+            name,
+            values: curves.map((c) => c[name][what]),
+          })),
         });
-      const rows = Object.entries(names).map(([what, name]) => [name, found.scaled[what], found.unscaled[what]]);
+      const rows = Object.entries(names).map(([what, name]) => [
+        name,
+        found.scaled[what],
+        found.unscaled[what],
+      ]);
       const all = xs.map((d, i) => [
-        d, ...["largest", "jacobian"].flatMap((what) => [curves[i].scaled[what], curves[i].unscaled[what]]),
+        d,
+        ...["largest", "jacobian"].flatMap((what) => [curves[i].scaled[what], curves[i].unscaled[what]]),
       ]);
       const header = ["d_k", "largest, scaled", "unscaled", "Jacobian, scaled", "unscaled"];
       const nodes = [
@@ -924,14 +1131,43 @@
             "Var(q·k) = d_k, and that of the scaled scores is 1. Means over the queries:",
           [
             row(
-              words("Var"), "(", "q", "·", "k", ")", "=", sub("d", "k"), "=", dK, ",", wide(),
-              words("Var"), "(", "q", "·", "k", "/", root(dK), ")", "=", "1",
+              words("Var"),
+              "(",
+              "q",
+              "·",
+              "k",
+              ")",
+              "=",
+              sub("d", "k"),
+              "=",
+              dK,
+              ",",
+              wide(),
+              words("Var"),
+              "(",
+              "q",
+              "·",
+              "k",
+              "/",
+              root(dK),
+              ")",
+              "=",
+              "1",
             ),
           ],
           table(`At d_k = ${dK}`, ["", "scaled", "unscaled"], rows),
         ),
-        step(level, "Against d_k", "", [], html("div", { class: "play-pair" }, ["largest", "jacobian"].map(figure))),
-        folded("The curves as a table", scroller("Curves against d_k", table("Curves against d_k", header, all))),
+        step(
+          level,
+          "Against d_k",
+          "",
+          [],
+          html("div", { class: "play-pair" }, ["largest", "jacobian"].map(figure)),
+        ),
+        folded(
+          "The curves as a table",
+          scroller("Curves against d_k", table("Curves against d_k", header, all)),
+        ),
       ];
       const ratio = found.scaled.jacobian / found.unscaled.jacobian;
       const summary =
@@ -940,7 +1176,11 @@
         "the scale as without.";
       return { summary, nodes };
     }
-    return { legend: "Saturate a softmax", fields: [slider("d_k", "Size of a query and a key, d_k", start.d_k)], work };
+    return {
+      legend: "Saturate a softmax",
+      fields: [slider("d_k", "Size of a query and a key, d_k", start.d_k)],
+      work,
+    };
   }
 
   // The page.
