@@ -41,7 +41,7 @@ def _of_radius_1(matrix: np.ndarray) -> list:
 
 
 def _networks(r: np.random.Generator) -> list[dict[str, Any]]:
-    """Recurrent matrices of spectral radius 1, the radius to begin with, and what drives them at each step."""
+    """Recurrent matrices of spectral radius 1, the radius to begin with, and what drives them, by step."""
     steps = unrolled_rnn.MAX_STEPS
     non_normal = np.array(bptt.NON_NORMAL)
     silence = np.zeros((steps, 2), int).tolist()

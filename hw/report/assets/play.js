@@ -363,9 +363,9 @@
       ];
     });
     const description =
-      `Inputs x₁ to x${hw.subscript(steps)} below, hidden states in the middle, outputs above. Every input goes ` +
-      "to its hidden state by W_xh, every hidden state to the next by W_hh and to its output by W_hy: the same " +
-      "three matrices at all times.";
+      `Inputs x₁ to x${hw.subscript(steps)} below, hidden states in the middle, outputs above. Every input ` +
+      "goes to its hidden state by W_xh, every hidden state to the next by W_hh and to its output by W_hy: " +
+      "the same three matrices at all times.";
     const content = [svg("defs", {}, definitions), edges, circles];
     const attributes = { class: "play-graph", width, height };
     return html(
@@ -649,8 +649,8 @@
       step(
         level,
         `The output is ${times(queries, dV)}: n_q × d_v`,
-        `(${times(queries, dK)})(${times(dK, keys)}) = ${times(queries, keys)} scores, and weights of the same ` +
-          `shape, meet ${times(keys, dV)} values: (${times(queries, keys)})(${times(keys, dV)}) = ` +
+        `(${times(queries, dK)})(${times(dK, keys)}) = ${times(queries, keys)} scores, and weights of the ` +
+          `same shape, meet ${times(keys, dV)} values: (${times(queries, keys)})(${times(keys, dV)}) = ` +
           `${times(queries, dV)}. d_k is summed away.`,
       ),
     );
@@ -697,9 +697,9 @@
       step(
         level,
         "dZ = A ∘ (dA − rowsum(A ∘ dA))",
-        "The softmax's Jacobian of row i is diag(a_i) − a_i a_iᵀ. Computed after dA at the row's largest weight " +
-          "is taken away from all of the row, which changes nothing, for the weights sum to 1, and keeps the " +
-          "digits of a saturated row.",
+        "The softmax's Jacobian of row i is diag(a_i) − a_i a_iᵀ. Computed after dA at the row's largest " +
+          "weight is taken away from all of the row, which changes nothing, for the weights sum to 1, and " +
+          "keeps the digits of a saturated row.",
         [row(by("Z"), "=", "A", "∘", "(", by("A"), "−", words("rowsum"), "(", "A", "∘", by("A"), ")", ")")],
         shown("Z", found.dz),
       ),
@@ -954,8 +954,8 @@
       step(
         level,
         `h${hw.subscript(steps)} as one expression`,
-        "Each hidden state put into the next: every input up to now is inside, and one that came long ago is " +
-          "under as many tanh and W_hh as steps have passed since.",
+        "Each hidden state put into the next: every input up to now is inside, and one that came long ago " +
+          "is under as many tanh and W_hh as steps have passed since.",
         [row(sub("h", steps), "=", inner)],
       ),
     ];
@@ -1003,8 +1003,8 @@
       const tail = kind === "tanh" ? ["∏", words("max"), "(", "1", "−", power("h", "2"), ")", "·"] : [];
       const remark =
         peak > 0 && peak < steps && grown
-          ? ` On the way it reaches ${hw.text(found.norms[peak], 4)}, at t = ${peak}: a radius below 1 tells of ` +
-            "the limit alone."
+          ? ` On the way it reaches ${hw.text(found.norms[peak], 4)}, at t = ${peak}: a radius below 1 ` +
+            "tells of the limit alone."
           : "";
       const nodes = [
         step(
@@ -1053,8 +1053,8 @@
         ),
       ];
       const summary =
-        `Radius ${hw.text(radius)}, T = ${steps}: ‖∂h_T/∂h_0‖ = ${hw.text(first, 4)}. The gradient ${fate}, by a ` +
-        `factor of ${hw.text(mean, 3)} a step.${remark}`;
+        `Radius ${hw.text(radius)}, T = ${steps}: ‖∂h_T/∂h_0‖ = ${hw.text(first, 4)}. The gradient ${fate}, ` +
+        `by a factor of ${hw.text(mean, 3)} a step.${remark}`;
       return { summary, nodes };
     }
     return {
@@ -1103,8 +1103,8 @@
         plot({
           title: `${names[what][0].toUpperCase()}${names[what].slice(1)}`,
           description:
-            `Against d_k from ${least} to ${most}. At d_k = ${dK}: scaled ${hw.text(found.scaled[what], 3)}, ` +
-            `unscaled ${hw.text(found.unscaled[what], 3)}.`,
+            `Against d_k from ${least} to ${most}. At d_k = ${dK}: ` +
+            `scaled ${hw.text(found.scaled[what], 3)}, unscaled ${hw.text(found.unscaled[what], 3)}.`,
           xs,
           xName: "d_k",
           mark: dK,
@@ -1172,8 +1172,8 @@
       const ratio = found.scaled.jacobian / found.unscaled.jacobian;
       const summary =
         `d_k = ${dK}: unscaled, the largest weight is ${hw.text(found.unscaled.largest, 3)} (scaled ` +
-        `${hw.text(found.scaled.largest, 3)}); the softmax passes on ${hw.text(ratio, 3)} times as much with ` +
-        "the scale as without.";
+        `${hw.text(found.scaled.largest, 3)}); the softmax passes on ${hw.text(ratio, 3)} times as much ` +
+        "with the scale as without.";
       return { summary, nodes };
     }
     return {
