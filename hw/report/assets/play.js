@@ -491,6 +491,16 @@
       line.textContent = `Error: ${error.message}`;
     }
 
+    /** What the reader had unfolded stays so, what was scrolled stays where it was. */
+    function replaceWorking(nodes) {
+      const all = (selector) => [...working.querySelectorAll(selector)];
+      const opened = all("details").map((node) => node.open);
+      const scrolled = all(".play-scroll").map((node) => node.scrollLeft);
+      working.replaceChildren(...nodes);
+      all("details").forEach((node, i) => (node.open = opened[i] ?? false));
+      all(".play-scroll").forEach((node, i) => (node.scrollLeft = scrolled[i] ?? 0));
+    }
+
     let before = null;
     function update() {
       const now = JSON.stringify(values());
@@ -506,7 +516,7 @@
       }
       complain(made.error);
       summary.textContent = made.summary;
-      working.replaceChildren(...made.nodes);
+      replaceWorking(made.nodes);
     }
 
     function start() {
@@ -1053,8 +1063,8 @@
         ),
       ];
       const summary =
-        `Radius ${hw.text(radius)}, T = ${steps}: ‖∂h_T/∂h_0‖ = ${hw.text(first, 4)}. The gradient ${fate}, ` +
-        `by a factor of ${hw.text(mean, 3)} a step.${remark}`;
+        `Radius ${hw.text(radius)}, T = ${steps}: ‖∂h_T/∂h_0‖ = ${hw.text(first, 4)}. ` +
+        `The gradient ${fate}, by a factor of ${hw.text(mean, 3)} a step.${remark}`;
       return { summary, nodes };
     }
     return {
