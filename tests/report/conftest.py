@@ -2,8 +2,9 @@
 
 import importlib.util
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,34 @@ def browser(tmp_path_factory) -> Iterator:
     driver.set_script_timeout(120)
     yield driver
     driver.quit()
+
+
+@pytest.fixture(scope="session")
+def show(browser, tmp_path_factory) -> Callable[[str], Any]:
+    """show(html): loads a page from a file, as a reader would; returns the browser."""
+    path = tmp_path_factory.mktemp("pages") / "page.html"
+
+    def show(page: str):
+        path.write_text(page, encoding="utf-8")
+        browser.get(path.as_uri())
+        return browser
+
+    return show
+
+
+@pytest.fixture
+def screen(browser) -> Iterator[Callable[[int, str], None]]:
+    """screen(width, "light" or "dark"): what pages are shown on, until the test ends."""
+
+    def screen(width: int, scheme: str) -> None:
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+    yield screen
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 @pytest.fixture(scope="session")
