@@ -1,0 +1,108 @@
+"""What the interactive part of the report starts from: the sheet's own numbers, and draws from a fixed seed.
+
+The script (`assets/play.js`, on top of `assets/arithmetic.js`) holds no number of an exercise: it reads them
+from the page, where `play_json` has put them. The schema stands at the top of `assets/play.js`.
+"""
+
+import json
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from hw.answers import attention, attention_gradient, bptt, cnn, notation, unrolled_rnn
+
+_SEED = 0
+_HIDDEN = 8  # units of the drawn RNN: enough for a spectrum, few enough to be sent along
+_QUERIES, _KEYS, _MOST_D_K = 12, 16, 64
+_PER = 100  # draws have two decimals and are sent as whole hundredths: half the bytes
+# In this order into <script> elements: the second uses the first.
+SCRIPTS = ("arithmetic.js", "play.js")
+STYLE = "play.css"
+
+
+def asset(name: str) -> str:
+    """The text of a file in `assets/`."""
+    return resources.files("hw.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _written(rows: notation.Matrix) -> str:
+    """A matrix as one types it."""
+    return notation.matrix(rows)[0].strip("[]")
+
+
+def _hundredths(r: np.random.Generator, *shape: int) -> list:
+    return np.rint(r.normal(size=shape) * _PER).astype(int).tolist()
+
+
+def _of_radius_1(matrix: np.ndarray) -> list:
+    """The matrix over its spectral radius, to ten decimals: an eigenvalue's last bits differ by machine."""
+    return np.round(matrix / np.abs(np.linalg.eigvals(matrix)).max(), 10).tolist()
+
+
+def _networks(r: np.random.Generator) -> list[dict[str, Any]]:
+    """Recurrent matrices of spectral radius 1, the radius to begin with, and what drives them, by step."""
+    steps = unrolled_rnn.MAX_STEPS
+    non_normal = np.array(bptt.NON_NORMAL)
+    silence = np.zeros((steps, 2), int).tolist()
+    kick = [[_PER // 2]] + [[0]] * (steps - 1)
+    return [
+        {
+            "name": f"{_HIDDEN} × {_HIDDEN}, drawn; random inputs",
+            "whh": _of_radius_1(r.normal(size=(_HIDDEN, _HIDDEN))),
+            "drive": _hundredths(r, steps, _HIDDEN),
+            "radius": bptt.NON_NORMAL[0][0],
+        },
+        {
+            "name": f"not normal, {_written(bptt.NON_NORMAL)} at its radius; no inputs",
+            "whh": _of_radius_1(non_normal),
+            "drive": silence,
+            "radius": bptt.NON_NORMAL[0][0],
+        },
+        {
+            "name": "one unit, kicked once, which then saturates",
+            "whh": [[1.0]],
+            "drive": kick,
+            "radius": bptt.SATURATING,
+        },
+    ]
+
+
+def play_data() -> dict[str, Any]:
+    """The start values of every widget, and what its sliders may do; see the top of `assets/play.js`."""
+    r = np.random.default_rng(_SEED)
+    case, problem = attention.SHEET, attention_gradient.PROBLEM
+    steps = unrolled_rnn.MAX_STEPS
+    return {
+        "per": _PER,
+        "attention": {
+            "q": _written(case.q),
+            "k": _written(case.k),
+            "v": _written(case.v),
+            "dout": _written(problem.dout),
+            "mask": case.mask,
+            "scaled": case.scaled,
+        },
+        "cnn": {
+            "input": "x".join(map(str, cnn.SHEET.picture)),
+            "layers": " ".join(word for word, _ in cnn.SHEET.layers),
+        },
+        "unrolled": {"steps": {"start": len(unrolled_rnn.SHEET.x), "least": 1, "most": steps, "step": 1}},
+        "vanishing": {
+            "networks": _networks(r),
+            "kind": "tanh",
+            "radius": {"least": 0.1, "most": 2, "step": 0.05},
+            "steps": {"start": 30, "least": 1, "most": steps, "step": 1},
+        },
+        "saturation": {
+            "q": _hundredths(r, _QUERIES, _MOST_D_K),
+            "k": _hundredths(r, _KEYS, _MOST_D_K),
+            "d_k": {"start": _MOST_D_K, "least": 1, "most": _MOST_D_K, "step": 1},
+        },
+    }
+
+
+def play_json() -> str:
+    """`play_data` as the text of a <script type="application/json">, of which nothing can end the element."""
+    compact = json.dumps(play_data(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return compact.replace("<", "\\u003c")
