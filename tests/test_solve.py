@@ -125,6 +125,7 @@ def test_questions_three_and_four(capsys, tmp_path):
         (["cnn", "--input=8x8x3", "--layers=conv4"], "k"),
         (["cnn", "--input=8x8x3", "--layers=conv4k9"], "does not fit"),
         (["attention", "--q=1 x", "--k=1 2", "--v=1"], "--q, row 1, entry 2: 'x'"),
+        (["attention", f"--q={'9' * 40}e300 1", "--k=1 1", "--v=1"], "is too large for a float64"),
         (["attention", "--q=1 2; 3", "--k=1 2", "--v=1"], "row 2 has 1 entries, row 1 has 2"),
         (["attention", "--q=1 2", "--k=1 2 3", "--v=1"], "Q has 2 columns, K has 3"),
         (["attention", "--q=1 2", "--k=1 2; 3 4", "--v=1"], "K has 2 rows, V has 1"),

@@ -269,7 +269,7 @@ def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
 
 
 def _size_line(n: int, out: int, layer: Conv | Pool, axis: int, report: LayerReport) -> tuple[str, str]:
-    """⌊(lo + n + hi − span)/s⌋ + 1 = out, the numbers put in."""
+    """⌊(lo + n + hi − span)/s⌋ + 1 = out, the numbers put in; for `ceil` the bound that holds."""
     lo, hi = report.padding[axis]
     stride = (layer.stride or layer.kernel)[axis]
     wide = span(layer.kernel[axis], layer.dilation[axis] if isinstance(layer, Conv) else 1)
@@ -277,7 +277,15 @@ def _size_line(n: int, out: int, layer: Conv | Pool, axis: int, report: LayerRep
     tex = (r"\lceil", r"\rceil") if left == "⌈" else (r"\lfloor", r"\rfloor")
     name = ("height", "width")[axis]
     pads = f"{lo} + {n} + {hi}" if lo or hi else f"{n}"
-    note = f"; {report.discarded[axis]} pixels at the end seen by no window" if report.discarded[axis] else ""
+    unseen = report.discarded[axis]
+    note = f"; {unseen} pixel{'s' * (unseen > 1)} at the end seen by no window" if unseen else ""
+    if left == "⌈" and out * stride < lo + n + hi - wide + stride:
+        # The last window would start past the end (`output_size`): the other bound is the smaller.
+        reach = f"{lo} + {n}" if lo else f"{n}"
+        return (
+            f"{name}: ⌈({reach})/{stride}⌉ = {out}: no window starts past the end{note}",
+            rf"\text{{{name}: }} \left\lceil \frac{{{reach}}}{{{stride}}} \right\rceil = {out}",
+        )
     return (
         f"{name}: {left}({pads} − {wide})/{stride}{right} + 1 = {out}{note}",
         rf"\text{{{name}: }} \left{tex[0]} \frac{{{pads} - {wide}}}{{{stride}}} \right{tex[1]} + 1 = {out}",

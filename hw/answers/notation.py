@@ -35,9 +35,13 @@ def parse_number(text: str, where: str) -> Fraction:
     if exponent and abs(int(exponent[1])) > _MAX_EXPONENT:
         raise UserError(f"{where}: {shown!r} is too large or too small for a float64")
     try:
-        return Fraction(word)
+        value = Fraction(word)
+        float(value)
     except ZeroDivisionError as error:
         raise UserError(f"{where}: {shown!r} divides by zero") from error
+    except OverflowError as error:
+        raise UserError(f"{where}: {shown!r} is too large for a float64") from error
+    return value
 
 
 def parse_matrix(text: str, name: str) -> Matrix:

@@ -93,6 +93,11 @@ class Document:
     student: str = ""
 
     @property
+    def plays(self) -> list[str]:
+        """What can be changed on the page."""
+        return [name for section in self.sections for name in section.plays]
+
+    @property
     def verdicts(self) -> list[Verdict]:
         return [verdict for section in self.sections for verdict in section.verdicts]
 

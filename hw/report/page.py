@@ -7,11 +7,9 @@ template has no number of its own; a test reads it.
 """
 
 import inspect
-import json
 import re
 import textwrap
 from collections.abc import Callable
-from importlib import resources
 from typing import Any
 
 import jinja2
@@ -19,11 +17,11 @@ import latex2mathml.converter
 import numpy as np
 from markupsafe import Markup, escape
 
-from hw import cli
 from hw.answers import notation
 from hw.answers.claims import Verdict
 from hw.report.document import Document, agreed
 from hw.report.figures import Figure
+from hw.report.play import SCRIPTS, STYLE, asset, play_json
 
 _SHOWN = 4  # numbers of a large array in the table of claims
 _LONG = 40  # characters from which a cell may be broken into lines
@@ -117,11 +115,6 @@ def place(thing: Callable) -> Markup:
     return escape(f"{thing.__module__}.{thing.__qualname__}")
 
 
-def asset(name: str) -> str:
-    """A file of `assets/`; "" where there is none."""
-    return (resources.files("hw.report") / "assets" / name).read_text(encoding="utf-8")
-
-
 def inlined(name: str) -> Markup:
     """A style sheet or script of ours, to stand within its element."""
     content = asset(name)
@@ -130,13 +123,11 @@ def inlined(name: str) -> Markup:
     return Markup(content)
 
 
-def data(value: Any) -> Markup:
-    """JSON to stand within a script element: no character in it can end that element."""
-    text = cli.to_json(value)
-    for symbol in "<>&":
-        text = text.replace(symbol, f"\\u{ord(symbol):04x}")
-    json.loads(text)
-    return Markup(text)
+def data(json: str) -> Markup:
+    """JSON to stand within a script element."""
+    if "<" in json:  # it could end that element
+        raise ValueError("JSON for a page must be written without '<'")
+    return Markup(json)
 
 
 FILTERS = {
@@ -168,7 +159,14 @@ def page(document: Document) -> str:
       HTML, the same for the same document.
     """
     template = environment().get_template("page.html.j2")
-    return template.render(document=document, is_number=_is_number, long=_LONG)
+    return template.render(
+        document=document,
+        is_number=_is_number,
+        long=_LONG,
+        play_json=play_json,
+        play_style=STYLE,
+        play_scripts=SCRIPTS,
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -54,7 +54,14 @@ def plot(
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots())
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        # Tight: a tick's power may reach over what the layout has left for it.
+        figure.savefig(
+            buffer,
+            format="svg",
+            bbox_inches="tight",
+            pad_inches=0.08,
+            metadata={"Date": None, "Creator": None},
+        )
     drawn = buffer.getvalue()
     drawn = drawn[drawn.index("<svg") :]
     # Not the page's business: matplotlib's metadata, its rule for all elements, its size in points.

@@ -1,5 +1,7 @@
 """A thousand random cases: the routes agree, nothing crashes (the RNN's are in tests/ops/test_rnn.py)."""
 
+import math
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -28,6 +30,26 @@ def words(draw) -> str:
     )
 
 
+def printed_equations(answer) -> list[tuple[str, float, int]]:
+    """Every equation of sizes, parameters and elements as printed: (the line, left side, right side)."""
+    found = []
+    for plain, _ in (line for step in answer.steps for line in step.lines):
+        equation = re.match(r"(?:height|width|parameters|elements): (.*?) = (\d+)", plain)
+        if equation:
+            left = equation[1].replace("·", "*").replace("−", "-")
+            for mark, call in (("⌊", "math.floor("), ("⌈", "math.ceil("), ("⌋", ")"), ("⌉", ")")):
+                left = left.replace(mark, call)
+            found.append((plain, eval(left, {"math": math}), int(equation[2])))
+    return found
+
+
+def test_a_window_that_would_start_past_the_end():
+    # By hand: ⌈(3 − 2)/3⌉ + 1 = 2, but the second window would start at 3, past the end: ⌈3/3⌉ = 1.
+    answer = cnn.answer(cnn.Problem((3, 3, 1), tuple(parse_layers("pool2s3ceil"))))
+    wanted = "height: ⌈(3)/3⌉ = 1: no window starts past the end; 1 pixel at the end seen by no window"
+    assert answer.steps[0].lines[0][0] == wanted
+
+
 @settings(max_examples=700, deadline=None)
 @given(
     st.tuples(st.integers(1, 20), st.integers(1, 20), st.sampled_from([2, 4])), st.lists(words(), max_size=3)
@@ -39,6 +61,8 @@ def test_cnns(picture, body):
         answer = cnn.answer(problem)
     except LayerError:
         return  # it does not fit, and says so
+    for line, left, right in printed_equations(answer):
+        assert left == right, (spec, line)
     for claim in answer.claims:
         if claim.id != "1.fields":  # a gradient each: too slow here; below
             verdict = claims.check(claim)

@@ -42,6 +42,14 @@ def browser(tmp_path_factory) -> Iterator:
 
 
 @pytest.fixture(scope="session")
+def whole():
+    """The report of all questions, from the committed logs."""
+    from hw.report import document
+
+    return document.build()
+
+
+@pytest.fixture(scope="session")
 def show(browser, tmp_path_factory) -> Callable[[str], Any]:
     """show(html): loads a page from a file, as a reader would; returns the browser."""
     path = tmp_path_factory.mktemp("pages") / "page.html"

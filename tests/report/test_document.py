@@ -28,11 +28,6 @@ HOSTILE = (
 LIMIT = 3 * 2**20  # bytes of a page
 
 
-@pytest.fixture(scope="module")
-def whole():
-    return document.build()
-
-
 class Elements(html.parser.HTMLParser):
     """Every element of a page with its attributes, and its text."""
 

@@ -1,6 +1,6 @@
 /* The page's widgets: what a reader edits, and the working that follows. No arithmetic is here: see `hw`.
  *
- * For every <div class="play" data-play="NAME" hidden></div>, with NAME one of WIDGETS at the end, this
+ * For every `div` of class "play" that is hidden and has data-play="NAME", with NAME one of WIDGETS at the end, this
  * builds the controls and the working inside it and shows it. data-level="N" says at which level the
  * element's headings begin (4 if it does not). Text that a reader typed enters the page as text nodes alone.
  *

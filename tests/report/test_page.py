@@ -1,0 +1,111 @@
+"""The finished page in a real browser: asks nobody, fits the screen, shuts nobody out, needs no script."""
+
+import pytest
+
+from hw.report import page
+
+WIDTHS = (360, 1440)
+
+
+@pytest.fixture(scope="module")
+def text(whole):
+    return page.page(whole)
+
+
+@pytest.fixture
+def shown(show, text):
+    return show(text)
+
+
+def _own_errors(browser) -> list[str]:
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def test_nothing_is_asked_for_and_nothing_fails(browser, show, text):
+    browser.get_log("browser")  # what others have left
+    show(text)
+    asked = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert [name for name in asked if not name.startswith("data:")] == []
+    assert _own_errors(browser) == []
+    # The page's own policy would stop it: an image from elsewhere is refused, and that is seen.
+    show(text.replace("</main>", '<img src="http://127.0.0.1:9/x.png" alt="x"></main>'))
+    assert any("Content Security Policy" in message for message in _own_errors(browser))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_it_fits_the_screen_and_shuts_nobody_out(shown, screen, axe, width, scheme):
+    screen(width, scheme)
+    wide = shown.execute_script("return document.documentElement.scrollWidth")
+    assert wide <= width, f"{wide - width} pixels too wide"
+    shown.execute_script(axe)
+    found = shown.execute_async_script(
+        "const done = arguments[arguments.length - 1];"
+        "axe.run(document).then(r => done(r.violations), e => done([{id: String(e), impact: 'critical'}]))"
+    )
+    serious = [
+        (v["id"], [n["html"][:100] for n in v.get("nodes", [])][:3])
+        for v in found
+        if v["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+
+
+def test_every_figure_formula_and_widget_is_there_to_see(shown, screen):
+    screen(1440, "light")
+    empty = shown.execute_script(
+        "return [...document.querySelectorAll('svg, math, .play, img')]"
+        ".filter(e => !e.closest('details:not([open])'))"
+        ".filter(e => { const b = e.getBoundingClientRect(); return b.width < 4 || b.height < 4; })"
+        ".map(e => e.outerHTML.slice(0, 80))"
+    )
+    assert empty == []
+    broken = shown.execute_script(
+        "return [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.alt)"
+    )
+    assert broken == []
+    assert shown.execute_script("return document.querySelectorAll('.play:not([hidden])').length") == 5
+
+
+def test_drawings_have_no_label_outside(shown, screen):
+    screen(1440, "light")
+    outside = shown.execute_script(
+        "return [...document.querySelectorAll('figure svg')].flatMap(svg => {"
+        "  const frame = svg.getBoundingClientRect();"
+        "  return [...svg.querySelectorAll('text')].filter(t => {"
+        "    const b = t.getBoundingClientRect();"
+        "    return b.left < frame.left - 1 || b.right > frame.right + 1"
+        "      || b.top < frame.top - 1 || b.bottom > frame.bottom + 1;"
+        "  }).map(t => svg.querySelector('title').textContent + ': ' + t.textContent);"
+        "})"
+    )
+    assert outside == []
+
+
+def test_keys_reach_everything_in_the_order_of_the_page(shown):
+    order = shown.execute_script(
+        "const all = [...document.querySelectorAll('a[href], button, input, select, summary, [tabindex]')];"
+        "return all.map(e => e.tabIndex)"
+    )
+    assert len(order) > 50 and set(order) == {0}, "an order of one's own, or out of reach"
+
+
+def test_without_scripts_all_but_the_editing_is_there(browser, show, text):
+    with_scripts = show(text).execute_script("return document.querySelectorAll('math, svg, table').length")
+    in_widgets = browser.execute_script(
+        "return document.querySelectorAll('.play math, .play svg, .play table').length"
+    )
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        show(text)
+        document = browser.execute_cdp_cmd("DOM.getDocument", {"depth": 0})["root"]["nodeId"]
+
+        def count(selector: str) -> int:
+            query = {"nodeId": document, "selector": selector}
+            return len(browser.execute_cdp_cmd("DOM.querySelectorAll", query)["nodeIds"])
+
+        assert count(".play:not([hidden])") == 0 and count(".play[hidden]") == 5
+        assert count("math, svg, table") == with_scripts - in_widgets
+        assert count("section[id^=question-] .answer") == 8
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
