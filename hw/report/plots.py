@@ -11,6 +11,7 @@ from hw.report.drawings import escape
 
 # Drawn in this colour, shown in the page's ink: light or dark, printed or not.
 _INK = "#010203"
+_DIGITS = re.compile(r"(\d\.\d\d)\d+")
 # Okabe & Ito 2008, "Color universal design": told apart by every kind of eye; with a style each besides.
 STYLES = (
     ("#0072b2", "-", "o"),
@@ -69,8 +70,9 @@ def plot(
     drawn = re.sub(r"<defs>\s*</defs>|<!--.*?-->", "", drawn, flags=re.DOTALL)
     viewbox = re.search(r'viewBox="([^"]+)"', drawn)[1]
     body = drawn[drawn.index(">") + 1 :].replace(_INK, "currentColor")
-    # A third of the bytes are spaces and digits that nobody sees.
-    body = re.sub(r"\n\s*", "\n", re.sub(r"(\d\.\d\d)\d+", r"\1", body))
+    # A third of the bytes are spaces and digits of places that nobody sees. (Of places alone: not of text.)
+    body = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda m: _DIGITS.sub(r"\1", m[0]), body)
+    body = re.sub(r"\n\s*", "\n", body)
     # Of its names only those that something refers to, and these are salted with the figure's own.
     used = set(re.findall(r"#([\w.-]+)", body))
     body = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", body)

@@ -350,8 +350,8 @@ def test_the_student_is_named_where_one_hands_it_in(whole):
 def test_a_heat_map_has_its_numbers_in_its_cells():
     from hw.report import plots
 
-    draw = plots.heat_map([[0.25, 1.0]], [["0.25", "one"]], ["r"], ["a", "b"])
+    draw = plots.heat_map([[0.9999998246, 1.0]], [["0.9999998246", "one"]], ["r"], ["a", "b"])
     drawn = plots.plot("heat", "t", "d", draw)
-    assert ">0.25<" in drawn and ">one<" in drawn
+    assert ">0.9999998246<" in drawn and ">one<" in drawn
     assert drawn == plots.plot("heat", "t", "d", draw)
     assert np.all([mark not in drawn for mark in ("<metadata", "<?xml", "<style", "<image")])
