@@ -1,0 +1,217 @@
+"""A student's answers marked: right, wrong and why, not understood; errors are carried forward.
+
+Every field is compared with up to three right answers: from the true answers before it; from the student's
+own, each with all its digits where it is itself right from what came before; and from the student's own as
+written, rounded as they are. So an error costs once, and rounding nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from hw.answers.checking import fields
+from hw.answers.checking.entries import READERS, Entry, Unreadable, cut_short, near
+from hw.answers.checking.fields import Answers, Field, FreeText, Misconception, Value
+from hw.answers.checking.questions import FIELDS, ITEMS
+from hw.answers.checking.sheet import Sheet
+from hw.answers.notation import times
+from hw.cli import UserError
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What is to be said of one answer.
+
+    Attributes:
+      id: the field.
+      verdict: "right", "wrong", "not understood", "not graded" or "empty".
+      message: in words; never the answer.
+      misconception: the likeliest one's id.
+      carried: whether it is judged from an earlier answer that is not the true one.
+      hint: what leads on; neither figures nor the answer.
+    """
+
+    id: str
+    verdict: str
+    message: str = ""
+    misconception: str | None = None
+    carried: bool = False
+    hint: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `hw.check --json` prints of it."""
+        names = ("id", "verdict", "misconception", "message", "carried")
+        return {name: getattr(self, name) for name in names}
+
+
+def _value(value: Value, sheet: Sheet, before: Answers) -> np.ndarray | None:
+    """A right or wrong answer as an array; None where there is none, or no finite one."""
+    try:
+        with np.errstate(all="ignore"):
+            found = value(sheet, before)
+    except UserError:  # a layer does not fit the student's own picture
+        return None
+    if found is None:
+        return None
+    array = np.atleast_1d(np.asarray(found))
+    return array if np.isfinite(array).all() else None
+
+
+@lru_cache(maxsize=64)
+def right_answers(sheet: Sheet) -> Answers:
+    """The key: the right answer of every field that is judged."""
+    answers: dict[str, np.ndarray] = {}
+    for field in FIELDS:
+        answers[field.id] = _value(field.right, sheet, answers)
+    return answers
+
+
+def _agrees(entry: Entry, wanted: np.ndarray | None, slack: float) -> bool:
+    if wanted is None or entry.values.shape != wanted.shape:
+        return False
+    return bool(near(entry, wanted, slack).all())
+
+
+def _distance(entry: Entry, wanted: np.ndarray) -> float:
+    """How far off, relative to the largest number; coarse, so that equal values are equal."""
+    size = np.abs(wanted).max() or 1.0
+    return round(float(np.abs(entry.values - wanted).max() / size), 6)
+
+
+def _named(field: Field, sheet: Sheet, entry: Entry, starts: Sequence[Answers]) -> list[Misconception]:
+    """The misconceptions that lead to an entry: nearest first, of equally near ones the likeliest first."""
+    found: dict[Misconception, float] = {}
+    for misconception, value in field.mistakes:
+        for before in starts:
+            wanted = _value(value, sheet, before)
+            if wanted is not None and _agrees(entry, wanted, field.slack):
+                found[misconception] = min(found.get(misconception, np.inf), _distance(entry, wanted))
+    return sorted(found, key=found.__getitem__)
+
+
+def _general(field: Field, entry: Entry, wanted: Sequence[np.ndarray]) -> Misconception | None:
+    """What can go wrong with any answer."""
+    for right in wanted:
+        same = entry.values.shape == right.shape
+        if field.slack:
+            if same and (near(entry, right, field.slack) | cut_short(entry, right)).all():
+                return fields.CUT_SHORT
+            if _agrees(Entry(*(part.T for part in entry)), right, field.slack):
+                return fields.TRANSPOSED
+            if _agrees(entry._replace(values=-entry.values), right, field.slack):
+                return fields.NEGATED
+        elif same and np.array_equal(np.sort(entry.values), np.sort(right)):
+            return fields.REVERSED
+    return None
+
+
+_AXES = {
+    "sizes of a picture": ("height", "width", "number of channels"),
+    "sizes of a matrix": ("rows", "columns"),
+}
+
+
+def _unnamed(field: Field, entry: Entry, right: np.ndarray) -> str:
+    """Where a wrong answer differs, if no misconception is known to lead there."""
+    if entry.values.shape != right.shape:
+        return f"{times(entry.values.shape)} numbers cannot be it: think of the sizes first"
+    differs = ~near(entry, right, field.slack)
+    if axes := _AXES.get(field.kind):
+        return f"the {' and the '.join(name for name, off in zip(axes, differs, strict=True) if off)}"
+    if differs.size == 1:
+        return "another number comes out"
+    place = np.argwhere(differs)[0] + 1
+    where = f"row {place[0]}, column {place[1]}" if len(place) == 2 else f"number {place[0]}"
+    count = int(differs.sum())
+    return f"{count} of {differs.size} numbers, {'the first' if count > 1 else 'the one'} in {where}"
+
+
+def mark(sheet: Sheet, written: Mapping[str, Any]) -> list[Mark]:
+    """Marks a form.
+
+    Args:
+      sheet: its numbers.
+      written: what stands in its fields, by id, as TOML has it; fields may be missing.
+
+    Returns:
+      a mark for each question of the form, in its order.
+    """
+    truth = right_answers(sheet)
+    followed: dict[str, np.ndarray] = {}  # the student's own, with all digits where they are right
+    rounded: dict[str, np.ndarray] = {}  # the student's own as written
+    untrue: set[str] = set()  # fields whose answer is not the true one, be it right from what came before
+    marks = []
+    for item in ITEMS.values():
+        value = written.get(item.id, "")
+        if isinstance(item, FreeText):
+            rubric = "; ".join(item.rubric)
+            marks.append(Mark(item.id, "not graded", f"a good answer has: {rubric}"))
+            continue
+        starts = (truth, followed, rounded)
+        wanted = [_value(item.right, sheet, before) for before in starts]
+        # Where the student's own leads nowhere, the true one is what later steps start from.
+        followed[item.id] = truth[item.id] if wanted[1] is None else wanted[1]
+        rounded[item.id] = truth[item.id] if wanted[2] is None else wanted[2]
+        own_before = [name for name in item.after if name in untrue]
+        if isinstance(value, str) and not value.strip():
+            marks.append(Mark(item.id, "empty", hint=item.hint))
+            untrue |= {item.id} if own_before else set()
+            continue
+        try:
+            entry = READERS[item.kind](value)
+        except Unreadable as error:
+            marks.append(Mark(item.id, "not understood", str(error), hint=_layout(item)))
+            untrue |= {item.id} if own_before else set()
+            continue
+        marks.append(_judged(item, sheet, entry, starts, wanted, own_before))
+        if entry.values.shape == truth[item.id].shape:
+            rounded[item.id] = entry.values
+            if marks[-1].verdict == "wrong":
+                followed[item.id] = entry.values
+        if marks[-1].verdict == "right" and not marks[-1].carried:
+            followed[item.id] = truth[item.id]
+        elif entry.values.shape == truth[item.id].shape:
+            untrue.add(item.id)
+    return marks
+
+
+def _judged(
+    field: Field,
+    sheet: Sheet,
+    entry: Entry,
+    starts: Sequence[Answers],
+    wanted: Sequence[np.ndarray | None],
+    own_before: Sequence[str],
+) -> Mark:
+    """The mark of an entry that could be read; `own_before` names untrue answers that it starts from."""
+    if _agrees(entry, wanted[0], field.slack):
+        return Mark(field.id, "right")
+    if any(_agrees(entry, right, field.slack) for right in wanted[1:]):
+        if not own_before:
+            return Mark(field.id, "right")  # by the student's own rounding
+        return Mark(field.id, "right", f"from your own {' and '.join(own_before)}", carried=True)
+    rights = [right for right in wanted if right is not None]
+    carried = bool(own_before)
+    if found := _named(field, sheet, entry, starts):
+        says = "; or ".join(misconception.says for misconception in found[:3])
+        return Mark(field.id, "wrong", says, found[0].id, carried, found[0].hint)
+    if general := _general(field, entry, rights):
+        return Mark(field.id, "wrong", general.says, general.id, carried, general.hint)
+    right = wanted[1] if wanted[1] is not None else rights[0]
+    return Mark(field.id, "wrong", _unnamed(field, entry, right), None, carried, field.hint)
+
+
+LAYOUTS = {
+    "matrix": '"a b; c d" or [[a, b], [c, d]], a row after the other',
+    "vector": '"a b" or [a, b]',
+    "sizes of a picture": '"height x width x channels" or [height, width, channels]',
+    "sizes of a matrix": '"rows x columns" or [rows, columns]',
+    "count": "a whole number",
+}
+
+
+def _layout(field: Field) -> str:
+    return f"Write {LAYOUTS[field.kind]}."
