@@ -342,9 +342,9 @@ def near(entry: Entry, wanted: np.ndarray, slack: float) -> np.ndarray:
       slack: 0 for integers, about 1e-6 for what needs no rounding, about 1e-2 for what is worked by hand.
     """
     size = np.abs(wanted)
-    largest = size.max(axis=-1, keepdims=True, initial=0.0)
+    largest = size.max(initial=0.0)
     # What cancels to nothing in exact arithmetic leaves dust in floating point: dust is zero.
-    dust = size <= 1e-12 * largest
+    dust = size <= 1e-13 * largest
     off = np.abs(entry.values - np.where(dust, 0.0, wanted))
     if slack == 0:
         return off == 0

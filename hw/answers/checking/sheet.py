@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from functools import partial
 from math import exp, tanh
 from random import Random
 from typing import Any, NamedTuple
@@ -66,23 +65,27 @@ def variant(seed: int) -> Sheet:
     is symmetric.
     """
     draw = _Draw(seed)
-    sizes = draw.one(_SIZES)
-    gradient = draw.until(partial(_draw_attention, sizes=sizes), _telling_attention)
-    return Sheet(seed, _draw_cnn(draw), draw.until(_draw_rnn, _telling_rnn), _draw_heads(draw), gradient)
+    return Sheet(
+        seed,
+        _draw_cnn(draw),
+        draw.until(_draw_rnn, _telling_rnn),
+        _draw_heads(draw),
+        _draw_attention(draw),
+    )
 
 
 def _draw_cnn(draw: _Draw) -> cnn.Problem:
     height, width = draw.some(range(36, 130, 2), 2)
     channels = draw.one((2, 3, 4, 5))
     filters = draw.some((6, 8, 10, 12, 16, 20, 24), 2)
-    first, second = draw.some((3, 5, 7), 2)
+    first, second = draw.some([k for k in (3, 5, 7) if k != channels], 2)
     units = draw.one((10, 20, 50, 100))
     spec = f"conv{filters[0]}k{first}same pool2 conv{filters[1]}k{second}valid pool2 flatten dense{units}"
     return cnn.Problem((height, width, channels), tuple(parse_layers(spec)))
 
 
 def _draw_heads(draw: _Draw) -> multi_head.Problem:
-    heads = draw.one((2, 3, 4))
+    heads = draw.one((2, 4, 5))  # with three, one head's projections count as much as three heads' one
     d_k = draw.one([d for d in (3, 4, 5, 6, 8) if d != heads])
     taken = (heads, d_k, heads * d_k)
     seq = draw.one([n for n in (5, 6, 7, 9, 10, 11) if n not in taken])
@@ -105,9 +108,11 @@ def _draw_rnn(draw: _Draw) -> unrolled_rnn.Problem:
 
 
 def _telling_rnn(problem: unrolled_rnn.Problem) -> bool:
-    """Hidden states neither near zero nor saturated, W_hh far from its transpose, no cancelling."""
+    """Hidden states neither near zero nor saturated nor alike, W_hh far from its transpose."""
     (a, b), (c, d) = problem.whh
     if min(abs(a), abs(b), abs(c), abs(d)) < 0.2 or abs(b - c) < 0.3 or abs(a - d) < 0.2:
+        return False
+    if any(abs(w * problem.x[0][0]) == abs(b) for (w,), b in zip(problem.wxh, problem.bh, strict=True)):
         return False
     h = [0.0, 0.0]
     for ((now,),) in zip(problem.x, strict=True):
@@ -115,51 +120,73 @@ def _telling_rnn(problem: unrolled_rnn.Problem) -> bool:
             (w * now, u * h[0] + v * h[1], bias)
             for (w,), (u, v), bias in zip(problem.wxh, problem.whh, problem.bh, strict=True)
         ]
-        h = [tanh(sum(parts)) for parts in sums]
+        h, before = [tanh(sum(parts)) for parts in sums], h
         if any(not 0.15 < abs(x) < 0.85 for x in h) or abs(abs(h[0]) - abs(h[1])) < 0.1:
+            return False
+        if any(abs(abs(x) - abs(y)) < 0.03 for x, y in zip(h, before, strict=True)):
             return False
     return abs(problem.why[0][0]) != abs(problem.why[0][1])
 
 
 # (queries, keys, d_k, d_v). K is square in all, as on the sheet: then Q·K conforms too, and is wrong.
 _SIZES = ((3, 2, 2, 2), (3, 2, 2, 3), (2, 3, 3, 2), (2, 2, 2, 3))
-_INTEGERS = tuple(n for n in range(-3, 6) if n)
-_HALVES = tuple(Fraction(n, 2) for n in range(-4, 9) if n)
+_QUERIES, _KEYS = (-3, -2, -1, 1, 2, 3, 4), (-2, -1, 1, 2, 3)
+_DOUBLED = (-4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8)  # V and ∂L/∂Output go in halves
 
 
-def _draw_attention(draw: _Draw, sizes: Sequence[int]) -> attention_gradient.Problem:
-    n_q, n_k, d_k, d_v = sizes
-    integers = tuple(map(Fraction, _INTEGERS))
-    q, k = draw.matrix(n_q, d_k, integers), draw.matrix(n_k, d_k, integers)
-    v = draw.matrix(n_k, d_v, _HALVES)
-    return attention_gradient.Problem(attention.Case(q, k, v), draw.matrix(n_q, d_v, _HALVES))
+def _draw_attention(draw: _Draw) -> attention_gradient.Problem:
+    n_q, n_k, d_k, d_v = draw.one(_SIZES)
+    q, k = draw.until(
+        lambda draw: (draw.matrix(n_q, d_k, _QUERIES), draw.matrix(n_k, d_k, _KEYS)), _telling_scores
+    )
+    v, dout = draw.until(
+        lambda draw: (draw.matrix(n_k, d_v, _DOUBLED), draw.matrix(n_q, d_v, _DOUBLED)), _telling_values
+    )
+
+    def over(matrix: tuple, divisor: int) -> Matrix:
+        return tuple(tuple(Fraction(x, divisor) for x in row) for row in matrix)
+
+    return attention_gradient.Problem(attention.Case(over(q, 1), over(k, 1), over(v, 2)), over(dout, 2))
 
 
-def _telling_attention(problem: attention_gradient.Problem) -> bool:
-    """No softmax saturated or flat, no two queries alike, no repeated rows or entries, no zero on the way."""
-    q, k, v = problem.case[:3]
-    for m in (q, k, v, problem.dout):
-        if len(set(m)) < len(m) or any(len(set(row)) < len(row) for row in (*m, *zip(*m, strict=True))):
-            return False
-    if k == tuple(zip(*k, strict=True)) or v == tuple(zip(*v, strict=True)):
-        return False
+def _products(left: tuple, right: tuple) -> list[list[int]]:
+    """Rows of `left` with rows of `right`."""
+    return [[sum(a * b for a, b in zip(x, y, strict=True)) for y in right] for x in left]
+
+
+def _varied(matrix: tuple) -> bool:
+    """Whether no row or column repeats an entry, and the matrix is not its own transpose."""
+    lines = (*matrix, *zip(*matrix, strict=True))
+    transpose = list(map(list, zip(*matrix, strict=True)))
+    return all(len(set(line)) == len(line) for line in lines) and list(map(list, matrix)) != transpose
+
+
+def _telling_scores(matrices: tuple[tuple, tuple]) -> bool:
+    """No score is zero, no softmax saturated or flat, no two queries attend alike."""
+    q, k = matrices
     scores = _products(q, k)
-    by_weights = _products(problem.dout, v)
-    if any(x == 0 for row in (*scores, *by_weights) for x in row):
+    if not (_varied(q) and _varied(k)) or any(x == 0 for row in scores for x in row):
         return False
     weights = []
     for row in scores:
-        powers = [exp(float(x) / len(q[0]) ** 0.5) for x in row]
+        powers = [exp(x / len(q[0]) ** 0.5) for x in row]
         weights.append([p / sum(powers) for p in powers])
-        if not 0.02 < min(weights[-1]) or max(weights[-1]) > 0.9 or max(weights[-1]) < 1.5 * min(weights[-1]):
+        low, high = min(weights[-1]), max(weights[-1])
+        if low < 0.02 or high > 0.9 or high < 1.5 * low:
             return False
-    # Queries that attend alike would hide along which axis a softmax or a sum went.
-    return all(abs(a[0] - b[0]) > 0.1 for i, a in enumerate(weights) for b in weights[:i])
+    pairs = [(a, b) for i, a in enumerate(weights) for b in weights[:i]]
+    if len(weights) == len(weights[0]) and (abs(weights[0][1] - weights[1][0]) < 0.1 or not _varied(scores)):
+        return False
+    return all(abs(a[0] - b[0]) > 0.1 for a, b in pairs)
 
 
-def _products(left: Matrix, right: Matrix) -> list[list[Fraction]]:
-    """Rows of `left` with rows of `right`."""
-    return [[sum((a * b for a, b in zip(x, y, strict=True)), Fraction(0)) for y in right] for x in left]
+def _telling_values(matrices: tuple[tuple, tuple]) -> bool:
+    """Nothing repeats; no weight's gradient is zero, no row of them constant: a softmax feels no constant."""
+    v, dout = matrices
+    by_weights = _products(dout, v)
+    if any(x == 0 for row in by_weights for x in row) or any(len(set(row)) == 1 for row in by_weights):
+        return False
+    return _varied(v) and _varied(dout)
 
 
 def numbers(sheet: Sheet) -> dict[str, dict[str, Any]]:
