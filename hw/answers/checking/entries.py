@@ -34,20 +34,17 @@ class Entry(NamedTuple):
       values: the numbers, float64.
       units: one unit of the last digit written, 0 for what is exact (a fraction, a square root).
       digits: how many significant digits were written, inf for what is exact.
-      whole: whether an integer was written.
     """
 
     values: np.ndarray
     units: np.ndarray
     digits: np.ndarray
-    whole: np.ndarray
 
 
 class _Number(NamedTuple):
     value: float
     unit: float = 0.0
     digits: float = math.inf
-    whole: bool = False
 
 
 # One number.
@@ -77,7 +74,8 @@ class _Parser:
     """Recursive descent over the grammar above."""
 
     def __init__(self, text: str):
-        self._tokens, self._depth, end = [], 0, 0
+        self._tokens: list[str] = []
+        self._depth, end = 0, 0
         while text[end:].strip():
             if not (token := _TOKEN.match(text, end)):
                 raise Unreadable(f"{shown(text)} is no number: I stop at {shown(text[end:].strip()[0])}")
@@ -186,7 +184,7 @@ def _number(text: str) -> _Number:
             value = float(f"{sign}{mantissa}e{power}")
             decimals = len(mantissa.partition(".")[2])
             digits = len(mantissa.replace(".", "").lstrip("0"))
-            found = _Number(value, 10.0 ** (power - decimals), digits, "." not in mantissa and not exponent)
+            found = _Number(value, 10.0 ** (power - decimals), digits)
     except (OverflowError, ValueError) as error:
         raise Unreadable(f"{shown(text)} is too large, or has no value") from error
     except ZeroDivisionError as error:
@@ -209,7 +207,11 @@ def _split(text: str, separators: str) -> list[str]:
 
 def _row(text: str) -> list[_Number]:
     """Numbers separated by commas, or where there is none by blanks."""
+    # Blanks around these cannot separate numbers.
+    text = re.sub(r"\s*([*·×⋅/^])\s*|\s+(?=%)", r"\1", _unbracketed(text))
     pieces = _split(text, ",")
+    if len(pieces) > 1 and re.search(r"[\d)]\s+[\d(]", text):
+        raise Unreadable(f"{shown(text)} mixes commas and blanks: one of them, please; decimals have a point")
     if len(pieces) == 1:
         pieces = [piece for piece in _split(text, " \t\n\r") if piece]
     elif not pieces[-1].strip():
@@ -225,7 +227,8 @@ def _row(text: str) -> list[_Number]:
 def _text_of(value: Any) -> str:
     """A TOML value that is one number, or text, as text."""
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
-        raise Unreadable(f"a {type(value).__name__} is no number: write it between quotes")
+        kind = {bool: "true or false", list: "a list", dict: "a table"}.get(type(value), "a date or a time")
+        raise Unreadable(f"{kind} where numbers belong")
     text = str(value)
     if len(text) > _MAX_TEXT:
         raise Unreadable(f"{shown(text)} is too long ({len(text)} characters)")
@@ -275,7 +278,7 @@ def _rows(value: Any) -> list[list[_Number]]:
 
 def _entry(numbers: Sequence[Any]) -> Entry:
     table = np.array(numbers, dtype=float)
-    return Entry(table[..., 0], table[..., 1], table[..., 2], table[..., 3] != 0)
+    return Entry(table[..., 0], table[..., 1], table[..., 2])
 
 
 def read_matrix(value: Any) -> Entry:
@@ -284,8 +287,8 @@ def read_matrix(value: Any) -> Entry:
 
 
 def read_vector(value: Any) -> Entry:
-    """A vector, written as a row or as a column: [n]."""
-    rows = _rows(value)
+    """A vector, written as a row or as a column, a row perhaps with a sign of transposition: [n]."""
+    rows = _rows(re.sub(r"(?<=[\])])(ᵀ|\^T|')\s*$", "", value) if isinstance(value, str) else value)
     if len(rows) > 1 and len(rows[0]) > 1:
         raise Unreadable(f"a matrix of {len(rows)} × {len(rows[0])} where a vector belongs")
     return _entry([number for row in rows for number in row])
@@ -303,7 +306,7 @@ def read_shape(value: Any, axes: int) -> Entry:
             raise Unreadable(f"{shown(piece)} is no size: whole numbers, as in 10 x 20")
     if len(pieces) != axes:
         raise Unreadable(f"{len(pieces)} size{'s' * (len(pieces) != 1)} where {axes} belong")
-    return _entry([_Number(float(piece), 0.0, math.inf, True) for piece in pieces])
+    return _entry([_Number(float(piece)) for piece in pieces])
 
 
 def read_count(value: Any) -> Entry:
@@ -314,7 +317,7 @@ def read_count(value: Any) -> Entry:
     if re.fullmatch(r"\d[\d\s]*([x×]\s*\d+\s*)+", text):
         text = re.sub("[x×]", "*", text)
     number = _number(text)
-    return _entry([_Number(number.value, 0.0, math.inf, True)])
+    return _entry([_Number(number.value)])
 
 
 READERS: dict[str, Callable[[Any], Entry]] = {
@@ -348,9 +351,7 @@ def near(entry: Entry, wanted: np.ndarray, slack: float) -> np.ndarray:
     off = np.abs(entry.values - np.where(dust, 0.0, wanted))
     if slack == 0:
         return off == 0
-    # Where all is exact, an integer was not rounded to: it was meant.
-    units = np.where(entry.whole & (slack < 1e-3), 0.0, entry.units)
-    rounded = (off <= 0.5 * units * (1 + 1e-9)) & (entry.digits >= 2)
+    rounded = (off <= 0.5 * entry.units * (1 + 1e-9)) & (entry.digits >= 2)
     return (off <= slack * size * (1 + 1e-9)) | rounded | (dust & (off <= 1e-6 * largest))
 
 

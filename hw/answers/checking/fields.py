@@ -76,7 +76,7 @@ class FreeText:
 
 # By hand, with intermediate results rounded: an error of a hundredth is none of understanding.
 BY_HAND = 1e-2
-# Sums and products of short numbers: nothing needs rounding.
+# Sums and products of whole numbers: nothing needs rounding.
 EXACTLY = 1e-6
 
 # What can go wrong with any field; `marking` finds them without a value of their own.

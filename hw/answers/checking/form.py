@@ -27,11 +27,10 @@ How to write answers, between the quotes or in place of them:
   a matrix  "1 2; 3 4" or "[1 2; 3 4]" or [[1, 2], [3, 4]]; with commas, blanks may stand within a number
   sizes     "10 x 20 x 3" or "10 × 20 × 3" or "10, 20, 3" or [10, 20, 3]
   a count   1234 or "1,234" or "2·600 + 34" or "2·600 + 34 = 1234"
-Leave "" where you have no answer. Digits: counts, sizes and what needs no rounding (raw scores, ∂L/∂A) must
-be the very numbers, or those correctly rounded; everything else may be off by one hundredth of itself, or
-be correctly rounded to as many significant digits as you like, at least two. Four are always safe.
-Significant digits, not decimals: 0.00 is no answer for 0.00123. A later answer is judged from your own
-earlier one."""
+Leave "" where you have no answer. Digits: counts, sizes and raw scores must be the very numbers. Everything
+else may be off by one hundredth of itself, or be correctly rounded to as many significant digits as you like,
+at least two. Four are always safe. Significant digits, not decimals: 0.00 is no answer for 0.00123.
+A later answer is judged from your own earlier one."""
 
 
 def _named(seed: int | None) -> str:
