@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hw.answers import notation
-from hw.answers.checking.marking import Mark
+from hw.answers.checking.marks import Mark
 from hw.answers.claims import Answer, Step, Table, Verdict
 
 _WIDTH = 100

@@ -6,7 +6,6 @@ written, rounded as they are. So an error costs once, and rounding nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -15,36 +14,11 @@ import numpy as np
 from hw.answers.checking import fields
 from hw.answers.checking.entries import READERS, Entry, Unreadable, cut_short, near
 from hw.answers.checking.fields import Answers, Field, FreeText, Misconception, Value
+from hw.answers.checking.marks import Mark
 from hw.answers.checking.questions import FIELDS, ITEMS
 from hw.answers.checking.sheet import Sheet
 from hw.answers.notation import times
 from hw.cli import UserError
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What is to be said of one answer.
-
-    Attributes:
-      id: the field.
-      verdict: "right", "wrong", "not understood", "not graded" or "empty".
-      message: in words; never the answer.
-      misconception: the likeliest one's id.
-      carried: whether it is judged from an earlier answer that is not the true one.
-      hint: what leads on; neither figures nor the answer.
-    """
-
-    id: str
-    verdict: str
-    message: str = ""
-    misconception: str | None = None
-    carried: bool = False
-    hint: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """What `hw.check --json` prints of it."""
-        names = ("id", "verdict", "misconception", "message", "carried")
-        return {name: getattr(self, name) for name in names}
 
 
 def _value(value: Value, sheet: Sheet, before: Answers) -> np.ndarray | None:
@@ -120,13 +94,14 @@ def _unnamed(field: Field, entry: Entry, right: np.ndarray) -> str:
         return f"{times(entry.values.shape)} numbers cannot be it: think of the sizes first"
     differs = ~near(entry, right, field.slack)
     if axes := _AXES.get(field.kind):
-        return f"the {' and the '.join(name for name, off in zip(axes, differs, strict=True) if off)}"
+        return f"look at the {' and the '.join(x for x, off in zip(axes, differs, strict=True) if off)}"
     if differs.size == 1:
         return "another number comes out"
     place = np.argwhere(differs)[0] + 1
     where = f"row {place[0]}, column {place[1]}" if len(place) == 2 else f"number {place[0]}"
     count = int(differs.sum())
-    return f"{count} of {differs.size} numbers, {'the first' if count > 1 else 'the one'} in {where}"
+    verb = "numbers are off, the first in" if count > 1 else "numbers is off:"
+    return f"{count} of {differs.size} {verb} {where}"
 
 
 def mark(sheet: Sheet, written: Mapping[str, Any]) -> list[Mark]:
@@ -194,14 +169,15 @@ def _judged(
             return Mark(field.id, "right")  # by the student's own rounding
         return Mark(field.id, "right", f"from your own {' and '.join(own_before)}", carried=True)
     rights = [right for right in wanted if right is not None]
-    carried = bool(own_before)
-    if found := _named(field, sheet, entry, starts):
-        says = "; or ".join(misconception.says for misconception in found[:3])
-        return Mark(field.id, "wrong", says, found[0].id, carried, found[0].hint)
-    if general := _general(field, entry, rights):
-        return Mark(field.id, "wrong", general.says, general.id, carried, general.hint)
+    judged = f" (judged from your own {' and '.join(own_before)})" if own_before else ""
+    known = _named(field, sheet, entry, starts)
+    if not known and (general := _general(field, entry, rights)):
+        known = [general]
+    if known:
+        says = "; or ".join(misconception.says for misconception in known[:3])
+        return Mark(field.id, "wrong", says + judged, known[0].id, bool(own_before), known[0].hint)
     right = wanted[1] if wanted[1] is not None else rights[0]
-    return Mark(field.id, "wrong", _unnamed(field, entry, right), None, carried, field.hint)
+    return Mark(field.id, "wrong", _unnamed(field, entry, right) + judged, None, bool(own_before), field.hint)
 
 
 LAYOUTS = {
