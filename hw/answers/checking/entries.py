@@ -320,12 +320,20 @@ def read_count(value: Any) -> Entry:
     return _entry([_Number(number.value)])
 
 
+# By kind: how an answer is read, and how it is to be written.
 READERS: dict[str, Callable[[Any], Entry]] = {
     "matrix": read_matrix,
     "vector": read_vector,
     "sizes of a matrix": lambda value: read_shape(value, 2),
     "sizes of a picture": lambda value: read_shape(value, 3),
     "count": read_count,
+}
+LAYOUTS = {
+    "matrix": '"a b; c d" or [[a, b], [c, d]], a row after the other',
+    "vector": '"a b" or [a, b]',
+    "sizes of a picture": '"height x width x channels" or [height, width, channels]',
+    "sizes of a matrix": '"rows x columns" or [rows, columns]',
+    "count": "a whole number",
 }
 
 

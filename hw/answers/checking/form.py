@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from hw.answers.checking.entries import shown
+from hw.answers.checking.entries import LAYOUTS, shown
 from hw.answers.checking.fields import Field
-from hw.answers.checking.marking import LAYOUTS, right_answers
+from hw.answers.checking.marking import right_answers
 from hw.answers.checking.questions import ITEMS, QUESTIONS
 from hw.answers.checking.sheet import SHEET, Sheet, numbers, variant
 from hw.answers.notation import text

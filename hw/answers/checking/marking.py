@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hw.answers.checking import fields
-from hw.answers.checking.entries import READERS, Entry, Unreadable, cut_short, near
+from hw.answers.checking.entries import LAYOUTS, READERS, Entry, Unreadable, cut_short, near
 from hw.answers.checking.fields import Answers, Field, FreeText, Misconception, Value
 from hw.answers.checking.marks import Mark
 from hw.answers.checking.questions import FIELDS, ITEMS
@@ -131,25 +131,27 @@ def mark(sheet: Sheet, written: Mapping[str, Any]) -> list[Mark]:
         followed[item.id] = truth[item.id] if wanted[1] is None else wanted[1]
         rounded[item.id] = truth[item.id] if wanted[2] is None else wanted[2]
         own_before = [name for name in item.after if name in untrue]
+        if own_before:
+            untrue.add(item.id)
         if isinstance(value, str) and not value.strip():
             marks.append(Mark(item.id, "empty", hint=item.hint))
-            untrue |= {item.id} if own_before else set()
             continue
         try:
             entry = READERS[item.kind](value)
         except Unreadable as error:
-            marks.append(Mark(item.id, "not understood", str(error), hint=_layout(item)))
-            untrue |= {item.id} if own_before else set()
+            marks.append(Mark(item.id, "not understood", str(error), hint=f"Write {LAYOUTS[item.kind]}."))
             continue
-        marks.append(_judged(item, sheet, entry, starts, wanted, own_before))
-        if entry.values.shape == truth[item.id].shape:
-            rounded[item.id] = entry.values
-            if marks[-1].verdict == "wrong":
-                followed[item.id] = entry.values
-        if marks[-1].verdict == "right" and not marks[-1].carried:
-            followed[item.id] = truth[item.id]
-        elif entry.values.shape == truth[item.id].shape:
+        found = _judged(item, sheet, entry, starts, wanted, own_before)
+        marks.append(found)
+        if entry.values.shape != truth[item.id].shape:
+            continue  # no later step can start from it
+        rounded[item.id] = entry.values
+        if found.verdict == "wrong":
+            followed[item.id] = entry.values
             untrue.add(item.id)
+        elif not found.carried:
+            followed[item.id] = truth[item.id]
+            untrue.discard(item.id)
     return marks
 
 
@@ -178,16 +180,3 @@ def _judged(
         return Mark(field.id, "wrong", says + judged, known[0].id, bool(own_before), known[0].hint)
     right = wanted[1] if wanted[1] is not None else rights[0]
     return Mark(field.id, "wrong", _unnamed(field, entry, right) + judged, None, bool(own_before), field.hint)
-
-
-LAYOUTS = {
-    "matrix": '"a b; c d" or [[a, b], [c, d]], a row after the other',
-    "vector": '"a b" or [a, b]',
-    "sizes of a picture": '"height x width x channels" or [height, width, channels]',
-    "sizes of a matrix": '"rows x columns" or [rows, columns]',
-    "count": "a whole number",
-}
-
-
-def _layout(field: Field) -> str:
-    return f"Write {LAYOUTS[field.kind]}."
