@@ -49,21 +49,14 @@ def _agrees(entry: Entry, wanted: np.ndarray | None, slack: float) -> bool:
     return bool(near(entry, wanted, slack).all())
 
 
-def _distance(entry: Entry, wanted: np.ndarray) -> float:
-    """How far off, relative to the largest number; coarse, so that equal values are equal."""
-    size = np.abs(wanted).max() or 1.0
-    return round(float(np.abs(entry.values - wanted).max() / size), 6)
-
-
 def _named(field: Field, sheet: Sheet, entry: Entry, starts: Sequence[Answers]) -> list[Misconception]:
-    """The misconceptions that lead to an entry: nearest first, of equally near ones the likeliest first."""
-    found: dict[Misconception, float] = {}
+    """The misconceptions that lead to an entry from any of the starts, likeliest first."""
+    found = []
     for misconception, value in field.mistakes:
-        for before in starts:
-            wanted = _value(value, sheet, before)
-            if wanted is not None and _agrees(entry, wanted, field.slack):
-                found[misconception] = min(found.get(misconception, np.inf), _distance(entry, wanted))
-    return sorted(found, key=found.__getitem__)
+        wrong = (_value(value, sheet, before) for before in starts)
+        if misconception not in found and any(_agrees(entry, each, field.slack) for each in wrong):
+            found.append(misconception)
+    return found
 
 
 def _general(field: Field, entry: Entry, wanted: Sequence[np.ndarray]) -> Misconception | None:
