@@ -20,7 +20,7 @@ from hw.answers.checking.marking import mark, right_answers
 from hw.answers.checking.sheet import SHEET, variant
 from hw.answers.checking.sheet import numbers as numbers_of
 
-SEEDS = range(40)
+SEEDS = range(1000, 1040)  # none used to tune how sheets are drawn
 README = " ".join((Path(__file__).parents[2] / "README.md").read_text().split())
 
 
@@ -284,6 +284,12 @@ def test_a_mistake_that_is_nobodys():
     assert "sizes" in marks["6.weights"].message
     assert marks["1.conv1"].message == "look at the number of channels"
     assert all(m.misconception is None and m.hint for m in marks.values() if m.verdict == "wrong")
+
+
+def test_a_mistake_is_named_though_a_digit_was_lost():
+    # Unscaled: exp(-6) = 0.00248, exp(-14) = 8.3e-7, exp(-22) = 2.8e-10; rounded to 0.002 and 8e-7.
+    m = _marks(SHEET, {"6.weights": "0.002 0.998; 8e-7 1.00; 2.8e-10 1.00"})["6.weights"]
+    assert m.misconception == "unscaled"
 
 
 def test_two_mistakes_with_one_result_are_both_said():

@@ -340,7 +340,7 @@ LAYOUTS = {
 # Nearness.
 
 
-def near(entry: Entry, wanted: np.ndarray, slack: float) -> np.ndarray:
+def near(entry: Entry, wanted: np.ndarray, slack: float, dust: float = 1e-13) -> np.ndarray:
     """Which of a student's numbers are the wanted ones, as far as they were given: booleans of one shape.
 
     A number is, if it differs by at most `slack` of the wanted one's own size; or if it is the wanted one
@@ -351,16 +351,16 @@ def near(entry: Entry, wanted: np.ndarray, slack: float) -> np.ndarray:
       entry: what the student gave.
       wanted: of the same shape.
       slack: 0 for integers, about 1e-6 for what needs no rounding, about 1e-2 for what is worked by hand.
+      dust: what is smaller, relative to the largest, is what rounding has left of a zero.
     """
     size = np.abs(wanted)
     largest = size.max(initial=0.0)
-    # What cancels to nothing in exact arithmetic leaves dust in floating point: dust is zero.
-    dust = size <= 1e-13 * largest
-    off = np.abs(entry.values - np.where(dust, 0.0, wanted))
+    zero = size <= dust * largest
+    off = np.abs(entry.values - np.where(zero, 0.0, wanted))
     if slack == 0:
         return off == 0
     rounded = (off <= 0.5 * entry.units * (1 + 1e-9)) & (entry.digits >= 2)
-    return (off <= slack * size * (1 + 1e-9)) | rounded | (dust & (off <= 1e-6 * largest))
+    return (off <= slack * size * (1 + 1e-9)) | rounded | (zero & (off <= 1e-6 * largest))
 
 
 def cut_short(entry: Entry, wanted: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ own, each with all its digits where it is itself right from what came before; an
 written, rounded as they are. So an error costs once, and rounding nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -43,18 +43,28 @@ def right_answers(sheet: Sheet) -> Answers:
     return answers
 
 
-def _agrees(entry: Entry, wanted: np.ndarray | None, slack: float) -> bool:
+def _agrees(entry: Entry, wanted: np.ndarray | None, slack: float, **precision: float) -> bool:
     if wanted is None or entry.values.shape != wanted.shape:
         return False
-    return bool(near(entry, wanted, slack).all())
+    return bool(near(entry, wanted, slack, **precision).all())
 
 
-def _named(field: Field, sheet: Sheet, entry: Entry, starts: Sequence[Answers]) -> list[Misconception]:
+def _resembles(entry: Entry, wanted: np.ndarray | None, slack: float) -> bool:
+    """Whether most numbers agree, and the others have lost their digits in rounding."""
+    if wanted is None or entry.values.shape != wanted.shape or not slack:
+        return False
+    agree = near(entry, wanted, slack)
+    return bool((agree | cut_short(entry, wanted)).all() and agree.mean() >= 0.5)
+
+
+def _named(
+    field: Field, sheet: Sheet, entry: Entry, starts: Sequence[Answers], agrees: Callable = _agrees
+) -> list[Misconception]:
     """The misconceptions that lead to an entry from any of the starts, likeliest first."""
     found = []
     for misconception, value in field.mistakes:
         wrong = (_value(value, sheet, before) for before in starts)
-        if misconception not in found and any(_agrees(entry, each, field.slack) for each in wrong):
+        if misconception not in found and any(agrees(entry, each, field.slack) for each in wrong):
             found.append(misconception)
     return found
 
@@ -159,15 +169,17 @@ def _judged(
     """The mark of an entry that could be read; `own_before` names untrue answers that it starts from."""
     if _agrees(entry, wanted[0], field.slack):
         return Mark(field.id, "right")
-    if any(_agrees(entry, right, field.slack) for right in wanted[1:]):
-        if not own_before:
-            return Mark(field.id, "right")  # by the student's own rounding
+    if not own_before and any(_agrees(entry, right, field.slack) for right in wanted[1:]):
+        return Mark(field.id, "right")  # by the student's own rounding
+    # Numbers written with some eight digits may cancel to 1e-8 where the student's own came to nothing.
+    if own_before and any(_agrees(entry, right, field.slack, dust=1e-7) for right in wanted[1:]):
         return Mark(field.id, "right", f"from your own {' and '.join(own_before)}", carried=True)
     rights = [right for right in wanted if right is not None]
     judged = f" (judged from your own {' and '.join(own_before)})" if own_before else ""
     known = _named(field, sheet, entry, starts)
     if not known and (general := _general(field, entry, rights)):
         known = [general]
+    known = known or _named(field, sheet, entry, starts, _resembles)
     if known:
         says = "; or ".join(misconception.says for misconception in known[:3])
         return Mark(field.id, "wrong", says + judged, known[0].id, bool(own_before), known[0].hint)
