@@ -20,7 +20,7 @@ ROWS = [
     {"hw.answers"},
     {"hw.report"},
     {"hw.train", "hw.evaluate", "hw.predict", "hw.prepare", "hw.solve", "hw.verify"}
-    | {"hw.sample", "hw.score"},
+    | {"hw.sample", "hw.score", "hw.check"},
     {"experiments"},
 ]
 CUPBOARDS = {"utils", "util", "common", "helpers", "misc"}

@@ -1,10 +1,11 @@
-"""An answer as plain text, for a terminal."""
+"""An answer, a proof or a marked form as plain text, for a terminal."""
 
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from hw.answers import notation
+from hw.answers.checking.marks import Mark
 from hw.answers.claims import Answer, Step, Table, Verdict
 
 _WIDTH = 100
@@ -79,3 +80,26 @@ def _value(verdict: Verdict) -> str:
     flat = value.ravel()
     shown = " ".join(notation.text(x, 4) for x in flat[:3])
     return shown if len(flat) <= 3 else f"{shown} … ({notation.times(value.shape)})"
+
+
+def marks(shown: Sequence[Mark], *, hints: bool = False) -> str:
+    """A line for each answer of a form; with hints, one more below each that is not right and has one."""
+    width = max(len(mark.id) for mark in shown)
+    lines = []
+    for mark in shown:
+        lines.append(f"{mark.id:{width}}  {mark.verdict}{f': {mark.message}' if mark.message else ''}")
+        if hints and mark.hint:
+            lines.append(f"{'':{width}}  hint: {mark.hint}")
+    return "\n".join(lines)
+
+
+def tally(shown: Sequence[Mark]) -> str:
+    """How many answers came out how, on one line."""
+    counts = dict.fromkeys(("right", "wrong", "not understood", "empty", "not graded"), 0)
+    for mark in shown:
+        counts[mark.verdict] += 1
+    carried = sum(mark.carried and mark.verdict == "right" for mark in shown)
+    parts = [f"{count} {verdict}" for verdict, count in counts.items() if count or verdict == "right"]
+    if carried:
+        parts[0] += f" ({carried} from an earlier answer that is not)"
+    return ", ".join(parts)

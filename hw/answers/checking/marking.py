@@ -1,0 +1,187 @@
+"""A student's answers marked: right, wrong and why, not understood; errors are carried forward.
+
+Every field is compared with up to three right answers: from the true answers before it; from the student's
+own, each with all its digits where it is itself right from what came before; and from the student's own as
+written, rounded as they are. So an error costs once, and rounding nothing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from hw.answers.checking import fields
+from hw.answers.checking.entries import LAYOUTS, READERS, Entry, Unreadable, cut_short, near
+from hw.answers.checking.fields import Answers, Field, FreeText, Misconception, Value
+from hw.answers.checking.marks import Mark
+from hw.answers.checking.questions import FIELDS, ITEMS
+from hw.answers.checking.sheet import Sheet
+from hw.answers.notation import times
+from hw.cli import UserError
+
+
+def _value(value: Value, sheet: Sheet, before: Answers) -> np.ndarray | None:
+    """A right or wrong answer as an array; None where there is none, or no finite one."""
+    try:
+        with np.errstate(all="ignore"):
+            found = value(sheet, before)
+    except UserError:  # a layer does not fit the student's own picture
+        return None
+    if found is None:
+        return None
+    array = np.atleast_1d(np.asarray(found))
+    return array if np.isfinite(array).all() else None
+
+
+@lru_cache(maxsize=64)
+def right_answers(sheet: Sheet) -> Answers:
+    """The key: the right answer of every field that is judged."""
+    answers: dict[str, np.ndarray] = {}
+    for field in FIELDS:
+        answers[field.id] = _value(field.right, sheet, answers)
+    return answers
+
+
+def _agrees(entry: Entry, wanted: np.ndarray | None, slack: float, **precision: float) -> bool:
+    if wanted is None or entry.values.shape != wanted.shape:
+        return False
+    return bool(near(entry, wanted, slack, **precision).all())
+
+
+def _resembles(entry: Entry, wanted: np.ndarray | None, slack: float) -> bool:
+    """Whether most numbers agree, and the others have lost their digits in rounding."""
+    if wanted is None or entry.values.shape != wanted.shape or not slack:
+        return False
+    agree = near(entry, wanted, slack)
+    return bool((agree | cut_short(entry, wanted)).all() and agree.mean() >= 0.5)
+
+
+def _named(
+    field: Field, sheet: Sheet, entry: Entry, starts: Sequence[Answers], agrees: Callable = _agrees
+) -> list[Misconception]:
+    """The misconceptions that lead to an entry from any of the starts, likeliest first."""
+    found = []
+    for misconception, value in field.mistakes:
+        wrong = (_value(value, sheet, before) for before in starts)
+        if misconception not in found and any(agrees(entry, each, field.slack) for each in wrong):
+            found.append(misconception)
+    return found
+
+
+def _general(field: Field, entry: Entry, wanted: Sequence[np.ndarray]) -> Misconception | None:
+    """What can go wrong with any answer."""
+    for right in wanted:
+        same = entry.values.shape == right.shape
+        if field.slack:
+            if same and (near(entry, right, field.slack) | cut_short(entry, right)).all():
+                return fields.CUT_SHORT
+            if _agrees(Entry(*(part.T for part in entry)), right, field.slack):
+                return fields.TRANSPOSED
+            if _agrees(entry._replace(values=-entry.values), right, field.slack):
+                return fields.NEGATED
+        elif same and np.array_equal(np.sort(entry.values), np.sort(right)):
+            return fields.REVERSED
+    return None
+
+
+_AXES = {
+    "sizes of a picture": ("height", "width", "number of channels"),
+    "sizes of a matrix": ("rows", "columns"),
+}
+
+
+def _unnamed(field: Field, entry: Entry, right: np.ndarray) -> str:
+    """Where a wrong answer differs, if no misconception is known to lead there."""
+    if entry.values.shape != right.shape:
+        return f"{times(entry.values.shape)} numbers cannot be it: think of the sizes first"
+    differs = ~near(entry, right, field.slack)
+    if axes := _AXES.get(field.kind):
+        return f"look at the {' and the '.join(x for x, off in zip(axes, differs, strict=True) if off)}"
+    if differs.size == 1:
+        return "another number comes out"
+    place = np.argwhere(differs)[0] + 1
+    where = f"row {place[0]}, column {place[1]}" if len(place) == 2 else f"number {place[0]}"
+    count = int(differs.sum())
+    verb = "numbers are off, the first in" if count > 1 else "numbers is off:"
+    return f"{count} of {differs.size} {verb} {where}"
+
+
+def mark(sheet: Sheet, written: Mapping[str, Any]) -> list[Mark]:
+    """Marks a form.
+
+    Args:
+      sheet: its numbers.
+      written: what stands in its fields, by id, as TOML has it; fields may be missing.
+
+    Returns:
+      a mark for each question of the form, in its order.
+    """
+    truth = right_answers(sheet)
+    followed: dict[str, np.ndarray] = {}  # the student's own, with all digits where they are right
+    rounded: dict[str, np.ndarray] = {}  # the student's own as written
+    untrue: set[str] = set()  # fields whose answer is not the true one, be it right from what came before
+    marks = []
+    for item in ITEMS.values():
+        value = written.get(item.id, "")
+        if isinstance(item, FreeText):
+            rubric = "; ".join(item.rubric)
+            marks.append(Mark(item.id, "not graded", f"a good answer has: {rubric}"))
+            continue
+        starts = (truth, followed, rounded)
+        wanted = [_value(item.right, sheet, before) for before in starts]
+        # Where the student's own leads nowhere, the true one is what later steps start from.
+        followed[item.id] = truth[item.id] if wanted[1] is None else wanted[1]
+        rounded[item.id] = truth[item.id] if wanted[2] is None else wanted[2]
+        own_before = [name for name in item.after if name in untrue]
+        if own_before:
+            untrue.add(item.id)
+        if isinstance(value, str) and not value.strip():
+            marks.append(Mark(item.id, "empty", hint=item.hint))
+            continue
+        try:
+            entry = READERS[item.kind](value)
+        except Unreadable as error:
+            marks.append(Mark(item.id, "not understood", str(error), hint=f"Write {LAYOUTS[item.kind]}."))
+            continue
+        found = _judged(item, sheet, entry, starts, wanted, own_before)
+        marks.append(found)
+        if entry.values.shape != truth[item.id].shape:
+            continue  # no later step can start from it
+        rounded[item.id] = entry.values
+        if found.verdict == "wrong":
+            followed[item.id] = entry.values
+            untrue.add(item.id)
+        elif not found.carried:
+            followed[item.id] = truth[item.id]
+            untrue.discard(item.id)
+    return marks
+
+
+def _judged(
+    field: Field,
+    sheet: Sheet,
+    entry: Entry,
+    starts: Sequence[Answers],
+    wanted: Sequence[np.ndarray | None],
+    own_before: Sequence[str],
+) -> Mark:
+    """The mark of an entry that could be read; `own_before` names untrue answers that it starts from."""
+    if _agrees(entry, wanted[0], field.slack):
+        return Mark(field.id, "right")
+    if not own_before and any(_agrees(entry, right, field.slack) for right in wanted[1:]):
+        return Mark(field.id, "right")  # by the student's own rounding
+    # Numbers written with some eight digits may cancel to 1e-8 where the student's own came to nothing.
+    if own_before and any(_agrees(entry, right, field.slack, dust=1e-7) for right in wanted[1:]):
+        return Mark(field.id, "right", f"from your own {' and '.join(own_before)}", carried=True)
+    rights = [right for right in wanted if right is not None]
+    judged = f" (judged from your own {' and '.join(own_before)})" if own_before else ""
+    known = _named(field, sheet, entry, starts)
+    if not known and (general := _general(field, entry, rights)):
+        known = [general]
+    known = known or _named(field, sheet, entry, starts, _resembles)
+    if known:
+        says = "; or ".join(misconception.says for misconception in known[:3])
+        return Mark(field.id, "wrong", says + judged, known[0].id, bool(own_before), known[0].hint)
+    right = wanted[1] if wanted[1] is not None else rights[0]
+    return Mark(field.id, "wrong", _unnamed(field, entry, right) + judged, None, bool(own_before), field.hint)

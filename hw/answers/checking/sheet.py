@@ -1,0 +1,225 @@
+"""The numbers of a sheet: the problem set's own, or a variant of the same kind drawn from a seed."""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from math import exp, tanh
+from random import Random
+from typing import Any, NamedTuple
+
+from hw.answers import attention, attention_gradient, cnn, multi_head, unrolled_rnn
+from hw.answers.notation import Matrix
+from hw.ops.conv_arithmetic import parse_layers
+
+
+class Sheet(NamedTuple):
+    """One sheet: the problems of questions 1, 3 and 4, 7, 6 and 8.
+
+    `variant` is its seed, None the problem set's own. `cnn` has the problem set's six layers: convolution
+    "same", pooling, convolution "valid", pooling, flatten, dense.
+    """
+
+    variant: int | None
+    cnn: cnn.Problem
+    rnn: unrolled_rnn.Problem
+    heads: multi_head.Problem
+    gradient: attention_gradient.Problem
+
+    @property
+    def case(self) -> attention.Case:
+        """Q, K and V of questions 6 and 8."""
+        return self.gradient.case
+
+
+SHEET = Sheet(None, cnn.SHEET, unrolled_rnn.SHEET, multi_head.SHEET, attention_gradient.PROBLEM)
+
+
+class _Draw:
+    """Choices from a seed by `Random.random` alone, the one method that Python keeps the same for ever."""
+
+    def __init__(self, seed: int):
+        self._random = Random(seed)
+
+    def one(self, options: Sequence[Any]) -> Any:
+        return options[int(self._random.random() * len(options))]
+
+    def some(self, options: Sequence[Any], count: int) -> list[Any]:
+        """Different ones, in any order."""
+        left = list(options)
+        return [left.pop(int(self._random.random() * len(left))) for _ in range(count)]
+
+    def matrix(self, rows: int, columns: int, options: Sequence[Any]) -> tuple:
+        return tuple(tuple(self.one(options) for _ in range(columns)) for _ in range(rows))
+
+    def until(self, draw: Callable[["_Draw"], Any], sound: Callable[[Any], bool]) -> Any:
+        """The first that is sound. The conditions must never change, or a seed would give another sheet."""
+        while not sound(drawn := draw(self)):
+            pass
+        return drawn
+
+
+def variant(seed: int) -> Sheet:
+    """A fresh sheet: the same seed gives the same one, for ever and on every machine.
+
+    Sizes and numbers are drawn so that an exercise stays fit for paper, and so that common mistakes lead
+    to different results: sizes that play different parts differ, no softmax is saturated or flat, nothing
+    is symmetric.
+    """
+    draw = _Draw(seed)
+    return Sheet(
+        seed,
+        _draw_cnn(draw),
+        draw.until(_draw_rnn, _telling_rnn),
+        _draw_heads(draw),
+        _draw_attention(draw),
+    )
+
+
+def _draw_cnn(draw: _Draw) -> cnn.Problem:
+    height, width = draw.some(range(36, 130, 2), 2)
+    channels = draw.one((2, 3, 4, 5))
+    filters = draw.some((6, 8, 10, 12, 16, 20, 24), 2)
+    first, second = draw.some([k for k in (3, 5, 7) if k != channels], 2)
+    units = draw.one((10, 20, 50, 100))
+    spec = f"conv{filters[0]}k{first}same pool2 conv{filters[1]}k{second}valid pool2 flatten dense{units}"
+    return cnn.Problem((height, width, channels), tuple(parse_layers(spec)))
+
+
+def _draw_heads(draw: _Draw) -> multi_head.Problem:
+    heads = draw.one((2, 4, 5))  # with three, one head's projections count as much as three heads' one
+    d_k = draw.one([d for d in (3, 4, 5, 6, 8) if d != heads])
+    taken = (heads, d_k, heads * d_k)
+    seq = draw.one([n for n in (5, 6, 7, 9, 10, 11) if n not in taken])
+    return multi_head.problem(seq=seq, d_model=heads * d_k, heads=heads)
+
+
+_TENTHS = tuple(n / 10 for n in range(-9, 10) if n)
+
+
+def _draw_rnn(draw: _Draw) -> unrolled_rnn.Problem:
+    return unrolled_rnn.Problem(
+        wxh=draw.matrix(2, 1, _TENTHS),
+        whh=draw.matrix(2, 2, _TENTHS),
+        why=draw.matrix(1, 2, (-2.0, -1.5, -1.0, 0.5, 1.0, 1.5, 2.0)),
+        bh=draw.matrix(1, 2, _TENTHS[6:12])[0],
+        by=(0.0,),
+        x=draw.matrix(3, 1, (-1.0, -0.75, -0.5, 0.5, 0.75, 1.0)),
+        dy=((0.0,), (0.0,), (1.0,)),  # the loss sees the last output alone, so that ∂L/∂h_3 is W_hy
+    )
+
+
+def _telling_rnn(problem: unrolled_rnn.Problem) -> bool:
+    """Hidden states neither near zero nor saturated nor alike, W_hh far from its transpose."""
+    (a, b), (c, d) = problem.whh
+    if min(abs(a), abs(b), abs(c), abs(d)) < 0.2 or abs(b - c) < 0.3 or abs(a - d) < 0.2:
+        return False
+    if any(abs(w * problem.x[0][0]) == abs(b) for (w,), b in zip(problem.wxh, problem.bh, strict=True)):
+        return False
+    h = [0.0, 0.0]
+    for ((now,),) in zip(problem.x, strict=True):
+        sums = [
+            (w * now, u * h[0] + v * h[1], bias)
+            for (w,), (u, v), bias in zip(problem.wxh, problem.whh, problem.bh, strict=True)
+        ]
+        h, before = [tanh(sum(parts)) for parts in sums], h
+        if any(not 0.15 < abs(x) < 0.85 for x in h) or abs(abs(h[0]) - abs(h[1])) < 0.1:
+            return False
+        if any(abs(abs(x) - abs(y)) < 0.03 for x, y in zip(h, before, strict=True)):
+            return False
+    return abs(problem.why[0][0]) != abs(problem.why[0][1])
+
+
+# (queries, keys, d_k, d_v). K is square in all, as on the sheet: then Q·K conforms too, and is wrong.
+_SIZES = ((3, 2, 2, 2), (3, 2, 2, 3), (2, 3, 3, 2), (2, 2, 2, 3))
+_QUERIES, _KEYS = (-3, -2, -1, 1, 2, 3, 4), (-2, -1, 1, 2, 3)
+_DOUBLED = (-4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8)  # V and ∂L/∂Output go in halves
+
+
+def _draw_attention(draw: _Draw) -> attention_gradient.Problem:
+    n_q, n_k, d_k, d_v = draw.one(_SIZES)
+    q, k = draw.until(
+        lambda draw: (draw.matrix(n_q, d_k, _QUERIES), draw.matrix(n_k, d_k, _KEYS)), _telling_scores
+    )
+    v, dout = draw.until(
+        lambda draw: (draw.matrix(n_k, d_v, _DOUBLED), draw.matrix(n_q, d_v, _DOUBLED)), _telling_values
+    )
+
+    def over(matrix: tuple, divisor: int) -> Matrix:
+        return tuple(tuple(Fraction(x, divisor) for x in row) for row in matrix)
+
+    return attention_gradient.Problem(attention.Case(over(q, 1), over(k, 1), over(v, 2)), over(dout, 2))
+
+
+def _products(left: tuple, right: tuple) -> list[list[int]]:
+    """Rows of `left` with rows of `right`."""
+    return [[sum(a * b for a, b in zip(x, y, strict=True)) for y in right] for x in left]
+
+
+def _varied(matrix: tuple) -> bool:
+    """Whether no row or column repeats an entry, and the matrix is not its own transpose."""
+    lines = (*matrix, *zip(*matrix, strict=True))
+    transpose = list(map(list, zip(*matrix, strict=True)))
+    return all(len(set(line)) == len(line) for line in lines) and list(map(list, matrix)) != transpose
+
+
+def _telling_scores(matrices: tuple[tuple, tuple]) -> bool:
+    """No score is zero, no softmax saturated or flat, no two queries attend alike."""
+    q, k = matrices
+    scores = _products(q, k)
+    if not (_varied(q) and _varied(k)) or any(x == 0 for row in scores for x in row):
+        return False
+    weights = []
+    for row in scores:
+        powers = [exp(x / len(q[0]) ** 0.5) for x in row]
+        weights.append([p / sum(powers) for p in powers])
+        low, high = min(weights[-1]), max(weights[-1])
+        if low < 0.02 or high > 0.9 or high < 1.5 * low:
+            return False
+    pairs = [(a, b) for i, a in enumerate(weights) for b in weights[:i]]
+    if len(weights) == len(weights[0]) and (abs(weights[0][1] - weights[1][0]) < 0.1 or not _varied(scores)):
+        return False
+    return all(abs(a[0] - b[0]) > 0.1 for a, b in pairs)
+
+
+def _telling_values(matrices: tuple[tuple, tuple]) -> bool:
+    """Nothing repeats; no weight's gradient is zero, no row of them constant: a softmax feels no constant."""
+    v, dout = matrices
+    by_weights = _products(dout, v)
+    if any(x == 0 for row in by_weights for x in row) or any(len(set(row)) == 1 for row in by_weights):
+        return False
+    return _varied(v) and _varied(dout)
+
+
+def numbers(sheet: Sheet) -> dict[str, dict[str, Any]]:
+    """A sheet's numbers by question and by the names that the form gives them, for a program to read."""
+    (_, first), (_, pool), (_, second), (_, last), _, (_, dense) = sheet.cnn.layers
+    as_floats = lambda m: [[float(x) for x in row] for row in m]  # noqa: E731
+    rnn = sheet.rnn
+    return {
+        "1": {
+            "input": list(sheet.cnn.picture),
+            "conv1": {"filters": first.channels, "kernel": list(first.kernel), "padding": "same"},
+            "pool1": {"window": list(pool.kernel)},
+            "conv2": {"filters": second.channels, "kernel": list(second.kernel), "padding": "valid"},
+            "pool2": {"window": list(last.kernel)},
+            "dense": {"units": dense.units},
+        },
+        "3": {"W_xh": rnn.wxh, "W_hh": rnn.whh, "b_h": rnn.bh, "x": rnn.x},
+        "4": {"dL/dh3": last_gradient(sheet)},
+        "6": {name: as_floats(m) for name, m in zip("QKV", sheet.case[:3], strict=True)},
+        "7": {
+            "n": sheet.heads.n_q,
+            "d_model": sheet.heads.d_model,
+            "h": sheet.heads.heads,
+            "d_k": sheet.heads.d_k,
+            "d_v": sheet.heads.d_v,
+        },
+        "8": {"dO": as_floats(sheet.gradient.dout)},
+    }
+
+
+def last_gradient(sheet: Sheet) -> list[float]:
+    """∂L/∂h_3 = W_hyᵀ ∂L/∂y_3 of question 4, where every later derivative starts."""
+    rnn = sheet.rnn
+    return [
+        sum(w * d for w, d in zip(column, rnn.dy[-1], strict=True)) for column in zip(*rnn.why, strict=True)
+    ]

@@ -1,0 +1,73 @@
+"""Checks a student's answers to the problem set: right, wrong with the likely misconception, not understood.
+
+    python -m hw.check --template > answers.toml       the form, every field explained
+    python -m hw.check answers.toml                    a line for each answer; 0 if all are right, else 1
+    python -m hw.check answers.toml --hint             what leads on, never the answer
+    python -m hw.check --variant=7 > sheet-7.toml      a fresh sheet, numbers drawn from the seed, as a form
+    python -m hw.check --variant=7 --key               its key: the form filled in
+
+The filled form says which variant it is. Errors are carried forward: a later answer is judged from the
+student's own earlier one. Questions in words are shown with a rubric and not graded.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hw import cli
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = cli.ArgumentParser(prog="hw.check", description=__doc__)
+    parser.add_argument("file", nargs="?", type=Path, metavar="ANSWERS.toml", help="a filled form")
+    parser.add_argument("--hint", action="store_true", help="say what leads on wherever it is not right")
+    parser.add_argument("--template", action="store_true", help="print an empty form")
+    parser.add_argument(
+        "--variant", type=int, metavar="SEED", help="a fresh sheet instead of the problem set's"
+    )
+    parser.add_argument("--key", action="store_true", help="print the form filled with the right answers")
+    parser.add_json_option()
+    options = parser.parse_args(argv)
+    if options.file is None:
+        if not (options.template or options.key or options.variant is not None):
+            parser.error("give ANSWERS.toml, --template or --variant=SEED")
+        if options.hint:
+            parser.error("--hint needs ANSWERS.toml")
+        if options.template and options.key:
+            parser.error("--template is an empty form, --key a filled one: not both")
+    elif options.template or options.key:
+        parser.error(
+            f"--{'key' if options.key else 'template'} prints a form: not together with ANSWERS.toml"
+        )
+    return options
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    options = _options(argv)
+    # After the options: a mistake in them is told at once.
+    from hw.answers.checking import form
+
+    if options.file is None:
+        sheet = form.sheet_of(options.variant)
+        if options.json:
+            cli.emit_json(form.as_dict(sheet, key=options.key), options.json)
+        else:
+            sys.stdout.write(form.write(sheet, key=options.key))
+        return 0
+
+    from hw.answers.checking.marking import mark
+    from hw.report import terminal
+
+    marks = mark(*form.read(options.file, options.variant))
+    if options.json:
+        cli.emit_json([m.as_dict() | ({"hint": m.hint} if options.hint else {}) for m in marks], options.json)
+    else:
+        print(terminal.marks(marks, hints=options.hint))
+    cli.say(terminal.tally(marks))
+    return 0 if all(m.verdict in ("right", "not graded") for m in marks) else 1
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

@@ -1,0 +1,250 @@
+"""hw.check as students and teachers use it: forms, keys, verdicts, and one line for whatever does not fit."""
+
+import json
+import re
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from hw import check, cli
+from hw.answers.checking.questions import FIELDS, ITEMS
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command; returns its exit code, what it printed and what it said."""
+
+    def run(*argv):
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(check.main, [str(v) for v in argv])
+        return stopped.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def form(tmp_path):
+    """Writes text as a form."""
+
+    def form(text, name="answers.toml"):
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return form
+
+
+def test_the_template_has_every_field_and_is_empty(run, form):
+    code, out, err = run("--template")
+    assert code == 0 and err == ""
+    table = tomllib.loads(out)
+    assert table.pop("variant") == "sheet"
+    assert {f"{q}.{name}" for q, names in table.items() for name in names} == ITEMS.keys()
+    assert all(value == "" for names in table.values() for value in names.values())
+    assert max(map(len, out.splitlines())) <= 120
+    code, out, err = run(form(out))
+    assert code == 1 and err == f"0 right, {len(FIELDS)} empty, {len(ITEMS) - len(FIELDS)} not graded\n"
+    assert len(out.splitlines()) == len(ITEMS)
+
+
+@pytest.mark.parametrize("seed", [None, 0, 7, 2**31 - 1])
+def test_a_key_checks_as_all_right(run, form, seed):
+    options = [] if seed is None else [f"--variant={seed}"]
+    code, key, err = run("--key", *options)
+    assert code == 0 and err == ""
+    code, out, err = run(form(key))
+    assert code == 0 and err.startswith(f"{len(FIELDS)} right, ")
+    assert re.findall(r": a good answer has: ", out)
+    empty = run("--template", *options)[1]
+    assert empty == (run(*options)[1] if options else empty)
+    # The form that a student gets has the questions of the key, and nothing of its answers.
+    strip = lambda text: re.sub(r'^(\w+) = ".*"$', r"\1", text, flags=re.M).split("\n", 1)[1]  # noqa: E731
+    assert strip(empty) == strip(key) and empty != key
+
+
+def test_variants_differ_and_stay(run):
+    assert run("--variant=1") == run("--variant=1")
+    assert run("--variant=1")[1] != run("--variant=2")[1]
+    report = json.loads(run("--variant=1", "--key", "--json")[1])
+    assert report["variant"] == 1 and len(report["fields"]) == len(ITEMS)
+    graded = [field for field in report["fields"] if field["graded"]]
+    assert all("key" in field for field in graded)
+    assert not any("key" in field for field in json.loads(run("--variant=1", "--json")[1])["fields"])
+
+
+def test_one_line_for_each_answer(run, form):
+    path = form(
+        """
+        [1]
+        conv1 = "124 x 124 x 16"
+        conv1_params = 1200
+        flatten = "30,752"
+        [6]
+        scores = "10 7; 22 15; 34 23"
+        scaled = [["10/sqrt(2)", "7/sqrt(2)"], ["22/sqrt(2)", "15/sqrt(2)"], ["34/sqrt(2)", "23/sqrt(2)"]]
+        weights = "0.5 x; 1 2"
+        """
+    )
+    code, out, err = run(path)
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert code == 1
+    assert lines["1.conv1"].startswith('wrong: "same" padding taken for "valid"')
+    assert lines["1.conv1_params"] == "wrong: the biases are forgotten"
+    assert lines["1.flatten"] == "right"
+    assert lines["6.scores"].startswith("wrong: Q K instead of Q Kᵀ")
+    assert lines["6.scaled"] == "right: from your own 6.scores"
+    assert lines["6.weights"].startswith("not understood: 'x' is no number")
+    assert lines["6.output"] == "empty" and lines["6.why"].startswith("not graded: a good answer has: ")
+    expected = (
+        "2 right (1 from an earlier answer that is not), 3 wrong, 1 not understood, 22 empty, 11 not graded"
+    )
+    assert err == expected + "\n"
+
+
+def test_the_readmes_example(run, form):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    shown = re.search(r"<!-- check -->\n```\n(.*?)```", readme, re.S)[1].splitlines()
+    written = {
+        "1.conv1": "124 x 124 x 16",
+        "1.pool1": "62 x 62 x 16",
+        "1.conv1_params": "5·5·3·16 = 1200",
+        "6.scaled": "2 5; 5 12; 8 19",
+        "6.weights": "0.0474 0.953; 0.000911 0.999; 0.00 1.00",
+        "6.shape": "3 x 2",
+        "7.W_Q": "8",
+    }
+    out = run(form("\n".join(f'{field} = "{value}"' for field, value in written.items())))[1]
+    assert [line for line in out.splitlines() if line.split()[0] in written] == shown
+
+
+def test_json(run, form, tmp_path):
+    path = form('[6]\nscores = "10 7; 22 15; 34 23"\n')
+    code, out, _ = run(path, "--json")
+    marks = {mark["id"]: mark for mark in json.loads(out)}
+    assert code == 1 and list(marks) == list(ITEMS)
+    assert all(m.keys() == {"id", "verdict", "misconception", "message", "carried"} for m in marks.values())
+    assert marks["6.scores"]["misconception"] == "q_times_k" and marks["6.scores"]["verdict"] == "wrong"
+    assert {m["verdict"] for m in marks.values()} == {"wrong", "empty", "not graded"}
+    code, out, _ = run(path, f"--json={tmp_path / 'marks.json'}", "--hint")
+    assert out == "" and all("hint" in m for m in json.loads((tmp_path / "marks.json").read_text()))
+
+
+def test_hints_stand_below_what_is_not_right(run, form):
+    path = form('[6]\nscores = "4 10; 10 24; 16 38"\nscaled = "4 10; 10 24; 16 38"\n')
+    lines = run(path, "--hint")[1].splitlines()
+    plain = run(path)[1].splitlines()
+    assert [line for line in lines if not line.strip().startswith("hint: ")] == plain
+    assert lines[lines.index(f"{'6.scaled':14}  wrong: not divided by √d_k") + 1].strip().startswith("hint: ")
+    assert not lines[lines.index(f"{'6.scores':14}  right") + 1].strip().startswith("hint: ")
+
+
+def test_forms_of_other_editors(run, form):
+    # A byte order mark, carriage returns, a decimal whose last zero counts, a dotted key.
+    text = "\ufeff6.scores = [[4, 10], [10, 24], [16, 38]]\r\n6.shape = '3×2'\r\n3.h2 = [0.10, -0.29]\r\n"
+    lines = dict(line.split(maxsplit=1) for line in run(form(text))[1].splitlines())
+    assert lines["6.scores"] == lines["6.shape"] == "right" and lines["3.h2"].startswith("wrong")
+
+
+MISTAKES = [
+    ([], ["ANSWERS.toml", "--template", "--variant"]),
+    (["--hint"], ["ANSWERS.toml"]),
+    (["--hint", "--template"], ["--hint", "ANSWERS.toml"]),
+    (["--template", "--key"], ["--template", "--key"]),
+    (["--variant=x"], ["--variant", "x"]),
+    (["--variant=-1"], ["-1"]),
+    (["--variant=99999999999"], ["99999999999"]),
+    (["FILE", "--template"], ["--template"]),
+    (["FILE", "--key"], ["--key"]),
+    (["FILE", "--variant=3"], ["--variant=3", '"sheet"']),
+    (["FILE", "FILE"], ["FILE"]),
+    (["/nowhere/a.toml"], ["/nowhere/a.toml"]),
+    (["/"], ["cannot read /"]),
+    (["--template", "--json=/nowhere/x.json"], ["/nowhere/x.json"]),
+]
+
+
+@pytest.mark.parametrize(("argv", "named"), MISTAKES, ids=[" ".join(a) for a, _ in MISTAKES])
+def test_options_that_do_not_fit_cost_one_line(run, form, argv, named):
+    path = form('variant = "sheet"\n')
+    code, out, err = run(*(str(path) if v == "FILE" else v for v in argv))
+    (line,) = err.splitlines()
+    assert code == 2 and out == "" and line.startswith("error: ")
+    assert not [v for v in named if v.replace("FILE", str(path)) not in line], line
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[6]\nscors = '1'\n", ["'6.scors'", "did you mean 6.scores?"]),
+        ("[5]\nmodel = '1'\n", ["'5'", "1, 3, 4, 6, 7, 8"]),
+        ("name = 'Ada'\n", ["'name'"]),
+        ("6 = '1'\n", ["'6'"]),
+        ('"\\u001b[31m" = 1\n', [r"'\x1b[31m'"]),
+        ("[6]\nscores = \n", ["TOML", "line 2"]),
+        ("[6]\nscores = '1'\nscores = '2'\n", ["TOML"]),
+        ("x = " + "[" * 5000, ["TOML", "too deeply"]),
+        ("x = " + "9" * 5000, ["TOML"]),
+        (b"\xff\xfe6", ["UTF-8"]),
+        ("#" * 300_000, ["larger than"]),
+        ("variant = 'seven'\n", ["'seven'"]),
+        ("variant = -7\n", ["-7"]),
+        ("variant = 1.5\n", ["1.5"]),
+        ("variant = true\n", ["True"]),
+    ],
+)  # fmt: skip
+def test_files_that_do_not_fit_cost_one_line(run, form, text, named):
+    code, out, err = run(form(text))
+    (line,) = err.splitlines()
+    assert code == 2 and out == "" and line.startswith("error: ") and line.isprintable()
+    assert not [v for v in named if v not in line], line
+    assert len(line) < 400
+
+
+def test_a_variant_that_the_file_leaves_out(run, form):
+    key = "\n".join(line for line in run("--key", "--variant=5")[1].splitlines() if "variant =" not in line)
+    assert run(form(key), "--variant=5")[0] == 0
+    assert run(form(key))[0] == 1
+
+
+def test_hostile_entries_are_answered_at_once(run, form):
+    entries = [
+        "9^9^9^9^9",
+        "(" * 1900,
+        "1;" * 900,
+        "exp(" * 100,
+        "1e308 1e308; 1e308 1e308; 1e308 1e308",
+        "-1e300 1e300; 1 1; 1 1",
+        "\\u001b]0;owned\\u0007",
+        "\\u202e1",
+        "1" * 1900,
+    ]
+    began = time.monotonic()
+    for entry in entries:
+        text = "\n".join(
+            f"[{q}]\n" + "\n".join(f'{f.name} = "{entry}"' for f in FIELDS if f.question == q)
+            for q in "134678"
+        )
+        code, out, _ = run(form(text))
+        assert code == 1 and all(line.isprintable() for line in out.splitlines())
+        assert "right" not in out and max(map(len, out.splitlines())) < 400
+    assert time.monotonic() - began < 10
+
+
+def test_as_a_process(hw, tmp_path):
+    began = time.monotonic()
+    template = hw("check", "--template")
+    assert template.returncode == 0 and template.stderr == ""
+    assert time.monotonic() - began < 30  # 1.2 s alone
+    path = tmp_path / "answers.toml"
+    path.write_text(template.stdout.replace('shape = ""', 'shape = "3 x 2"'))
+    checked = hw("check", path)
+    assert checked.returncode == 1 and "Traceback" not in checked.stderr
+    assert re.search(r"^6\.shape +right$", checked.stdout, re.M)
+
+
+@pytest.mark.parametrize("argv", [["--template"], ["--key"], ["--variant=3"]])
+def test_nothing_but_the_form_is_printed(run, argv):
+    out = run(*argv)[1]
+    assert all(line == "" or line[0] == "#" or re.match(r"\[\d\]$|\w+ = ", line) for line in out.splitlines())
