@@ -357,6 +357,28 @@ def score(
     yield nats
 
 
+# --- What is compiled ---
+
+
+def programs(
+    variables: Any, parallel: Any, *, module: nn.Module, window: int, batch_size: int
+) -> Iterator[tuple[str, int, Any]]:
+    """Yields (name, batch, lowered program) of scoring and of sampling one stream, from shapes alone.
+
+    Args:
+      variables: shapes with their shardings.
+      parallel: `shape(tree)` gives arrays' shapes the same.
+    """
+    ids = jnp.zeros((batch_size, window), jnp.int32)
+    inputs = parallel.shape(ids)
+    yield "evaluate", batch_size, _nats.lower(module, variables, inputs, inputs, None)
+    shapes = jax.eval_shape(
+        lambda: (module.initial_carry(1), ids[0, :1], jax.random.split(jax.random.key(0), 1), ids[0, 0])
+    )
+    carry, last, rngs, start = parallel.shape(shapes)
+    yield "sample", 1, _write.lower(module, variables, carry, last, rngs, start, Draw())
+
+
 # --- Copies ---
 
 

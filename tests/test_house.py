@@ -16,10 +16,10 @@ ROWS = [
     {"hw.training.parallel", "hw.training.losses", "hw.training.metrics", "hw.training.optim"}
     | {"hw.training.step", "hw.training.checkpoint", "hw.training.log", "hw.training.tasks"},
     {"hw.training.loop"},
-    {"hw.inference"},
+    {"hw.inference", "hw.compilation", "hw.recipe"},
     {"hw.answers"},
     {"hw.report"},
-    {"hw.train", "hw.evaluate", "hw.predict", "hw.prepare", "hw.solve", "hw.verify"}
+    {"hw.train", "hw.evaluate", "hw.predict", "hw.prepare", "hw.solve", "hw.verify", "hw.compile"}
     | {"hw.sample", "hw.score", "hw.check"},
     {"experiments"},
 ]

@@ -23,11 +23,31 @@ def load(config: Any, say: Callable[[str], None] = cli.say) -> Dataset:
     Raises:
       UserError: the dataset is unknown, missing or damaged, or an option is wrong.
     """
+    _check_name(config)
     if config.name == "cifar10":
         return images.load_images(config, say)
     if config.name == "tiny_shakespeare":
         return text.load_text(config, say)
-    if config.name == "recall":
-        return recall.load_recall(config)
-    names = ", ".join(name for of_task in OF_TASK.values() for name in of_task)
-    raise UserError(f"config.data.name={config.name!r} is unknown: choose from {names}")
+    return recall.load_recall(config)
+
+
+def blank(config: Any) -> Dataset:
+    """The dataset that `config.data` describes as far as its sizes go, all of it zeros; no file is needed.
+
+    But for a text of one's own and for what is drawn, which are as they are.
+
+    Raises:
+      UserError: the dataset is unknown, or an option is wrong.
+    """
+    _check_name(config)
+    if config.name == "cifar10":
+        return images.blank_images(config)
+    if config.name == "tiny_shakespeare" and not config.path:
+        return text.blank_text(config)
+    return load(config)
+
+
+def _check_name(config: Any) -> None:
+    names = [name for of_task in OF_TASK.values() for name in of_task]
+    if config.name not in names:
+        raise UserError(f"config.data.name={config.name!r} is unknown: choose from {', '.join(names)}")

@@ -109,6 +109,18 @@ def load_images(config: Any, say: Say) -> Dataset:
     return Dataset(train, test, eval_name, classes, provenance)
 
 
+def blank_images(config: Any) -> Dataset:
+    """CIFAR-10 as far as its sizes go: black pictures, of which `config.holdout` are not trained on."""
+
+    def blank(count: int) -> Split:
+        return Split(np.zeros((count, 32, 32, 3), np.uint8), np.zeros(count, np.int32))
+
+    if not 0 <= config.holdout < COUNTS["train"]:
+        raise UserError(f"config.data.holdout={config.holdout}: must lie in [0, {COUNTS['train']})")
+    train, test = blank(COUNTS["train"] - config.holdout), blank(config.holdout or COUNTS["test"])
+    return Dataset(train, test, "holdout" if config.holdout else "test", CLASSES, {})
+
+
 def read_picture(path: Path) -> np.ndarray:
     """Reads any picture as the networks want it: uint8 [32, 32, 3].
 

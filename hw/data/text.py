@@ -6,6 +6,7 @@ import math
 import mmap
 import os
 import stat
+import string
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ VERSION = "1.0.0"  # TFDS's number for tiny_shakespeare; the only one read and w
 
 ARCHIVE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 ARCHIVE_BYTES = 1_115_394
+# Of that text: all of it is ASCII.
+NUM_CHARACTERS = ARCHIVE_BYTES
+SYMBOLS = "\n !$&',-.3:;?" + string.ascii_uppercase + string.ascii_lowercase
 ARCHIVE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 BLOCK = 1 << 20  # bytes that are decoded at once
@@ -100,6 +104,17 @@ def load_text(config: Any, say: Say) -> TextDataset:
         "vocabulary": "".join(classes),
     }
     return TextDataset(train, validation, eval_name, classes, provenance)
+
+
+def blank_text(config: Any) -> TextDataset:
+    """Tiny Shakespeare as far as its sizes go, of which `config.holdout` characters are not trained on."""
+    start, stop = _cut_rule(config)(NUM_CHARACTERS)
+    if not 0 <= config.holdout < start:
+        raise UserError(f"config.data.holdout={config.holdout}: must lie in [0, {start})")
+    train, evaluated = start - config.holdout, config.holdout or stop - start
+    ids = np.zeros(train + evaluated, np.uint8)
+    name = "holdout" if config.holdout else "validation"
+    return TextDataset(ids[:train], ids[train:], name, tuple(SYMBOLS), {})
 
 
 def read_text(path: Path) -> str:

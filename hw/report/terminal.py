@@ -71,6 +71,34 @@ def verdicts(shown: Sequence[Verdict]) -> str:
     return columns(("claim", "value", "routes", "error", "tolerance", "verdict"), rows)
 
 
+def compiled(shown: Sequence[Any]) -> str:
+    """What programs compiled ahead of time need, one a line (`hw.compilation.Report`)."""
+
+    def number(value: float | None, unit: float) -> Any:
+        return "–" if value is None else float(f"{value / unit:.4g}")
+
+    rows = []
+    for of in shown:
+        exchanged = ", ".join(f"{count} {name}" for name, count in sorted(of.collectives.items()))
+        limit = "" if of.memory_limit is None else f" of {of.memory_limit / 2**30:.4g}"
+        rows.append(
+            (
+                of.topology,
+                of.program,
+                f"{of.devices} × {of.kind}",
+                of.batch,
+                of.steps,
+                number(of.flops, 1e9),
+                number(of.bytes, 2**30),
+                f"{of.memory / 2**30:.3g}{limit}" + ("" if of.fits else ": TOO MUCH"),
+                number(of.seconds, 1e-3),
+                exchanged or "none",
+            )
+        )
+    header = ("topology", "program", "devices", "batch", "steps", "GFLOP", "GiB moved", "GiB needed")
+    return columns((*header, "ms, estimated", "exchanges"), rows)
+
+
 def _value(verdict: Verdict) -> str:
     """The agreed value on a few characters; an array's first numbers."""
     agreed = (v for n, v in verdict.values.items() if v is not None and n not in verdict.dissenters)

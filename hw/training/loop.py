@@ -166,6 +166,24 @@ def _check_numbers(config: ConfigDict) -> None:
     CHECKS[config.task](config)
 
 
+def check(config: ConfigDict, parallel: Parallel) -> None:
+    """Refuses, before any data is there, what no run should start with; the builders check their own part.
+
+    Raises:
+      UserError: names the field.
+    """
+    _check_numbers(config)
+    parallel.check_batch(config.train.batch_size, "config.train.batch_size")
+    parallel.check_batch(config.eval.batch_size, "config.eval.batch_size")
+    optim.build(config.optim, total_steps=1)
+    models.build(config.model, num_outputs=2, platform=parallel.platform)
+
+
+def steps_per_dispatch(config: ConfigDict, parallel: Parallel) -> int:
+    """How many steps are one call of the devices."""
+    return config.train.steps_per_dispatch or (1 if parallel.platform == "cpu" else _STEPS_PER_DISPATCH)
+
+
 def with_stand_in(config: ConfigDict, source: str) -> ConfigDict:
     """The recipe as it is run on data of `source`: the stand-in gets the short schedule of its own."""
     config = ConfigDict(config.to_dict())
@@ -225,13 +243,8 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
       Stopped: SIGINT or SIGTERM came; everything up to the last whole step is saved.
     """
     clock = _Clock()
-    # What is cheap to check comes first; the builders check their own part.
-    _check_numbers(config)
     parallel = Parallel(config.parallel)
-    parallel.check_batch(config.train.batch_size, "config.train.batch_size")
-    parallel.check_batch(config.eval.batch_size, "config.eval.batch_size")
-    optim.build(config.optim, total_steps=1)
-    models.build(config.model, num_outputs=2, platform=parallel.platform)
+    check(config, parallel)  # what is cheap to check comes first
     batch = f"config.train.batch_size={config.train.batch_size}"
     lock = _lock(workdir)
     try:
@@ -278,9 +291,7 @@ class _Run:
         self.rates = np.asarray(jax.vmap(rate)(np.arange(max(1, self.total))), np.float64)
         every = self.config.eval.every_epochs * self.task.num_examples / self.batch_size
         self.eval_steps = max(1, round(every)) if every else self.total
-        self.per_dispatch = self.config.train.steps_per_dispatch or (
-            1 if parallel.platform == "cpu" else _STEPS_PER_DISPATCH
-        )
+        self.per_dispatch = steps_per_dispatch(self.config, parallel)
         self.log = RunLog(workdir, self.total, self.config.log.every_seconds, self.task.unit)
 
     def run(self, **identity: str) -> dict[str, Any]:

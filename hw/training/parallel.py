@@ -14,6 +14,9 @@ from jax.sharding import PartitionSpec as P
 from hw.cli import UserError
 
 AXIS = "batch"
+# Bytes of memory of each chip, for those that cannot be asked since they are not there.
+# Source: Google Cloud's documentation of each TPU version.
+_MEMORY = {"TPU v4": 32 * 2**30, "TPU v5 lite": 16 * 2**30, "TPU v5": 95 * 2**30, "TPU v6 lite": 32 * 2**30}
 
 
 def keep_programs(folder: Path | None) -> None:
@@ -24,6 +27,15 @@ def keep_programs(folder: Path | None) -> None:
     if folder is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def memory_need(program: Any) -> int:
+    """Bytes that a compiled program needs on each device; 0 where the backend cannot tell."""
+    sizes = program.memory_analysis()
+    if sizes is None:
+        return 0
+    need = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+    return need - sizes.alias_size_in_bytes  # what is donated is not needed twice
 
 
 class Parallel:
@@ -66,19 +78,20 @@ class Parallel:
         if size < 1 or size % self.num_devices:
             raise UserError(f"{field}={size} must be a positive multiple of the {self.num_devices} devices")
 
-    def check_memory(self, program: Any, batch: str) -> None:
-        """Raises UserError if a compiled program needs more memory than a device has."""
+    @property
+    def memory_limit(self) -> float:
+        """Bytes of memory that each device has; inf where nobody knows."""
         device = self.mesh.devices.flat[0]
         if device.platform == "cpu":
-            limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        else:
-            limit = (device.memory_stats() or {}).get("bytes_limit", math.inf)
-        sizes = program.memory_analysis()
-        if sizes is None:  # not every backend can tell
-            return
-        need = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + sizes.output_size_in_bytes
-        # What the program donates it does not need twice.
-        need -= sizes.alias_size_in_bytes
+            return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        try:
+            return float((device.memory_stats() or {})["bytes_limit"])
+        except (KeyError, jax.errors.JaxRuntimeError, NotImplementedError):
+            return _MEMORY.get(device.device_kind, math.inf)  # a device that is not there
+
+    def check_memory(self, program: Any, batch: str) -> None:
+        """Raises UserError if a compiled program needs more memory than a device has."""
+        need, limit = memory_need(program), self.memory_limit
         if need > limit:
             raise UserError(
                 f"{batch} needs {need / 2**30:.1f} GiB on each device, "
@@ -98,6 +111,15 @@ class Parallel:
         if self.mode == "pmap":  # which takes, and removes, an axis of exactly the devices
             tree = jax.tree.map(lambda x: x.reshape(len(x), self.num_devices, -1), tree)
         return jax.device_put(tree, NamedSharding(self.mesh, P(None, AXIS)))
+
+    def shape_picks(self, tree: Any) -> Any:
+        """What `shard_picks` makes of arrays [steps, batch], for shapes alone; under jit."""
+        sharding = NamedSharding(self.mesh, P(None, AXIS))
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+    def shape(self, tree: Any) -> Any:
+        """What `replicate` makes of arrays, for shapes alone."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), tree)
 
     def train(self, step_fn: Callable) -> Callable:
         """Several steps as one dispatch.

@@ -166,6 +166,12 @@ def build(config: Any, dataset: Dataset, module: nn.Module) -> Task:
             "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
         }
 
+    def programs(variables: dict, parallel: Parallel) -> Iterator[tuple[str, int, Any]]:
+        size = config.eval.batch_size
+        pictures = jax.ShapeDtypeStruct((size, *dataset.eval.image.shape[1:]), np.uint8)
+        yield "evaluate", size, parallel.map(logits_of).lower(variables, {"image": pictures})
+
+    logits_of = classify(module, config.data, TTA_VIEWS[config.eval.tta])
     return Task(
         name="images",
         num_examples=len(dataset.train.label),
@@ -181,7 +187,7 @@ def build(config: Any, dataset: Dataset, module: nn.Module) -> Task:
         loss_fn=loss_fn,
         evaluate=partial(
             evaluate_images,
-            logits_of=classify(module, config.data, TTA_VIEWS[config.eval.tta]),
+            logits_of=logits_of,
             dataset=dataset,
             batch_size=config.eval.batch_size,
             temperature=config.eval.temperature,
@@ -194,4 +200,5 @@ def build(config: Any, dataset: Dataset, module: nn.Module) -> Task:
         },
         unit="images",
         per_example=1,
+        programs=programs,
     )

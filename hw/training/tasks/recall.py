@@ -1,6 +1,6 @@
 """Recalling the first symbol of a sequence after a delay: question 4 (c) as something to measure."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -25,10 +25,10 @@ def check(config: Any) -> None:
 
 
 def evaluate(
-    variables: dict, parallel: Parallel, *, module: nn.Module, dataset: RecallDataset, batch_size: int
+    variables: dict, parallel: Parallel, *, logits_of: Callable, dataset: RecallDataset, batch_size: int
 ) -> Iterator[dict | None]:
     """Yields None after every batch, then accuracy and likelihood of the evaluation sequences."""
-    fn = parallel.map(lambda variables, batch: module.apply(variables, batch["inputs"], train=False))
+    fn = parallel.map(logits_of)
     outputs = []
     for out in parallel.map_all(fn, variables, {"inputs": dataset.eval_inputs}, batch_size):
         outputs.append(out)
@@ -63,6 +63,14 @@ def build(config: Any, dataset: RecallDataset, module: nn.Module) -> Task:
             "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
         }
 
+    def programs(variables: dict, parallel: Parallel) -> Iterator[tuple[str, int, Any]]:
+        size = config.eval.batch_size
+        inputs = jax.ShapeDtypeStruct((size, *dataset.eval_inputs.shape[1:]), np.int32)
+        yield "evaluate", size, parallel.map(logits_of).lower(variables, {"inputs": inputs})
+
+    def logits_of(variables: dict, batch: dict) -> Array:
+        return module.apply(variables, batch["inputs"], train=False)
+
     return Task(
         name="recall",
         num_examples=config.train.epoch_size,
@@ -75,9 +83,10 @@ def build(config: Any, dataset: RecallDataset, module: nn.Module) -> Task:
         make_batch=make_batch,
         apply_fn=apply_fn,
         loss_fn=loss_fn,
-        evaluate=partial(evaluate, module=module, dataset=dataset, batch_size=config.eval.batch_size),
+        evaluate=partial(evaluate, logits_of=logits_of, dataset=dataset, batch_size=config.eval.batch_size),
         headline={"loss": "nll", "accuracy": "accuracy"},
         summarize=lambda report: {"test_accuracy": report["accuracy"], "test_loss": report["nll"]},
         unit="sequences",
         per_example=1,
+        programs=programs,
     )

@@ -35,6 +35,8 @@ class Task:
       summarize: `report -> fields of summary.json`.
       unit: what the speed counts, such as "images".
       per_example: how many of them an example holds.
+      programs: `(variables, parallel) -> iterator of (name, batch, lowered program)`: what is run beside
+        the training steps, from shapes alone.
       samples: `variables -> (text for samples.txt, fields for the report)`, where the task has any.
     """
 
@@ -54,6 +56,7 @@ class Task:
     summarize: Callable[[dict], dict]
     unit: str
     per_example: int
+    programs: Callable[[dict, Parallel], Iterator]
     carry: Any = ()
     samples: Callable[[dict], tuple[str, dict]] | None = None
 

@@ -211,5 +211,11 @@ def build(config: Any, dataset: TextDataset, module: nn.Module) -> Task:
         unit="characters",
         per_example=length,
         carry=module.initial_carry(batch_size) if streams else (),
+        programs=partial(
+            generation.programs,
+            module=module,
+            window=config.eval.window,
+            batch_size=config.eval.batch_size,
+        ),
         samples=partial(samples, module=module, dataset=dataset, seed=config.seed),
     )

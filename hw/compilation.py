@@ -1,0 +1,177 @@
+"""A recipe's real programs, compiled ahead of time: for the devices here, or a TPU that is not there."""
+
+import contextlib
+import dataclasses
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from hw import data
+from hw.cli import UserError
+from hw.training import loop, optim
+from hw.training.parallel import Parallel, memory_need
+from hw.training.step import TrainState
+
+# What XLA calls an exchange between devices; each may be split into a start and a done.
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_COLLECTIVE = re.compile(rf" = [^=\n]*? ({'|'.join(_COLLECTIVES)})(?:-start)?\(")
+_TPU_NAME = re.compile(r"(v\d+[a-z]*):(\d+)x(\d+)(?:x(\d+))?")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a compiled program is known to need.
+
+    Attributes:
+      topology: the name asked for.
+      program: "train" (from which step, where it changes on the way), "evaluate", "sample".
+      devices: how many.
+      kind: of the devices.
+      batch: examples of the whole batch.
+      steps: of training in a dispatch; 1 for what is no training.
+      flops: floating-point operations on each device. Here and in the next two the compiler counts the
+        body of a loop once: of many steps in a dispatch, one; of a recurrence, one time.
+      bytes: read and written on each device.
+      memory: bytes needed on each device.
+      memory_limit: bytes that each has; None where nobody knows.
+      seconds: the compiler's own estimate; None where it gives none.
+      collectives: exchanges between devices in the program, by kind.
+      compile_seconds: that the compilation took.
+    """
+
+    topology: str
+    program: str
+    devices: int
+    kind: str
+    batch: int
+    steps: int
+    flops: float | None
+    bytes: float | None
+    memory: int
+    memory_limit: float | None
+    seconds: float | None
+    collectives: dict[str, int]
+    compile_seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `hw.compile --json` prints of it."""
+        return dataclasses.asdict(self) | {"fits": self.fits}
+
+    @property
+    def fits(self) -> bool:
+        return self.memory_limit is None or self.memory <= self.memory_limit
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what libraries in C write to standard error to ourselves; our own lines are one each."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def devices(topology: str) -> list:
+    """The devices of a topology: "local" are this machine's own; "v5e:2x4" a TPU's, there or not.
+
+    Raises:
+      UserError: there is no such topology, or the compiler for it, libtpu, is missing.
+    """
+    if topology == "local":
+        return jax.devices()
+    shape = _TPU_NAME.fullmatch(topology)
+    if shape is None:
+        raise UserError(f"--topology={topology}: local, or a TPU's as in v5e:1x1, v5e:2x4, v5e:16x16")
+    from jax.experimental import topologies
+
+    # A host of v5e has four chips, but for a machine of one, which is Colab's.
+    alone = int(shape[2]) * int(shape[3]) * int(shape[4] or 1) == 1
+    bounds = {"chips_per_host_bounds": (1, 1, 1)} if alone else {}
+    # Nobody is to be asked who this machine is: it is no TPU.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    try:
+        with _quiet():
+            found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **bounds)
+    except Exception as error:  # whatever the library raises, it is one line
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "libtpu" in reason or ("tpu" in reason.lower() and "backend" in reason.lower()):
+            raise UserError("libtpu, the TPU's compiler, is missing: pip install libtpu") from error
+        raise UserError(f"--topology={topology}: {reason}") from error
+    return list(found.devices)
+
+
+def programs(config: ConfigDict, parallel: Parallel) -> Iterator[tuple[str, int, Any]]:
+    """Yields every program of a run as (what it is, its batch, the lowered program); nothing is computed.
+
+    Args:
+      config: a recipe.
+      parallel: the devices.
+
+    Raises:
+      UserError: a batch does not divide among the devices, or a number is out of its range.
+    """
+    loop.check(config, parallel)
+    dataset = data.blank(config.data)
+    task = loop.build_task(config, parallel, dataset)
+    tx, _ = optim.build(config.optim, task.total_steps)
+
+    def create(rng, start):
+        averaged = config.train.average_decay > 0
+        return TrainState.create(task.init(rng, start), tx, task.carry, averaged=averaged)
+
+    state = parallel.shape(jax.eval_shape(create, jax.random.key(0), task.start))
+    batch, count = config.train.batch_size, loop.steps_per_dispatch(config, parallel)
+    one = task.picks(0, batch)
+    picks = parallel.shape_picks({k: jax.ShapeDtypeStruct((count, batch), v.dtype) for k, v in one.items()})
+    for stage, first in enumerate(task.stages):
+        step = parallel.train(loop.one_step(config, task, tx, parallel, stage))
+        name = "train" if len(task.stages) == 1 else f"train from step {first}"
+        yield name, batch, step.lower(state, parallel.shape(task.resident), picks)
+    yield from task.programs(state.result, parallel)
+
+
+def report(topology: str, config: ConfigDict) -> Iterator[Report]:
+    """Compiles every program of a recipe for a topology, and yields what each needs.
+
+    Raises:
+      UserError: see `devices` and `programs`.
+    """
+    if config.parallel != "jit" and topology != "local":
+        raise UserError(
+            "config.parallel=pmap needs the devices themselves: --topology=local, or parallel=jit"
+        )
+    parallel = Parallel(config.parallel, devices(topology))
+    for name, batch, lowered in programs(config, parallel):
+        start = time.monotonic()
+        with _quiet():
+            compiled = lowered.compile()
+        seconds = time.monotonic() - start
+        cost = compiled.cost_analysis() or {}
+        limit = parallel.memory_limit
+        yield Report(
+            topology=topology,
+            program=name,
+            devices=parallel.num_devices,
+            kind=parallel.device_kind,
+            batch=batch,
+            steps=loop.steps_per_dispatch(config, parallel) if name.startswith("train") else 1,
+            flops=cost.get("flops"),
+            bytes=cost.get("bytes accessed"),
+            memory=memory_need(compiled),
+            memory_limit=limit if np.isfinite(limit) else None,
+            seconds=cost.get("optimal_seconds"),
+            collectives=dict(Counter(m[1] for m in _COLLECTIVE.finditer(compiled.as_text()))),
+            compile_seconds=seconds,
+        )
