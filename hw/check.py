@@ -60,7 +60,12 @@ def main(argv: Sequence[str]) -> int:
     from hw.answers.checking.marking import mark
     from hw.report import terminal
 
-    marks = mark(*form.read(options.file, options.variant))
+    try:
+        with options.file.open("rb") as file:
+            content = file.read(form.MAX_BYTES + 1)  # never all of what is no form
+    except OSError as error:
+        raise cli.UserError(f"cannot read {options.file}: {error.strerror}") from error
+    marks = mark(*form.read(content, options.file, options.variant))
     if options.json:
         cli.emit_json([m.as_dict() | ({"hint": m.hint} if options.hint else {}) for m in marks], options.json)
     else:

@@ -83,7 +83,11 @@ def _rnn(options: argparse.Namespace):
     if options.params is None:
         steps = 3 if options.steps is None else options.steps
         return [unrolled_rnn.expressions(steps), bptt.expressions(steps)], unrolled_rnn.graph(steps)
-    problem = unrolled_rnn.load_problem(options.params)
+    try:
+        content = options.params.read_bytes()
+    except OSError as error:
+        raise cli.UserError(f"cannot read {options.params}: {error.strerror}") from error
+    problem = unrolled_rnn.read_problem(content, options.params)
     if options.steps not in (None, len(problem.x)):
         raise cli.UserError(f"--steps={options.steps}, but {options.params} has {len(problem.x)} steps")
     return [unrolled_rnn.answer(problem), bptt.answer(problem)], bptt.result(problem)

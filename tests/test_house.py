@@ -95,6 +95,13 @@ def test_only_checkpoint_imports_orbax():
     assert users == {"hw.training.checkpoint"}
 
 
+def test_answers_touch_no_file():
+    for module, path in MODULES.items():
+        if module.startswith("hw.answers"):
+            for call in ("open(", "read_text(", "read_bytes(", "write_text(", "write_bytes("):
+                assert call not in path.read_text(), f"{module} touches a file"
+
+
 def test_no_cupboards_and_no_default_backend():
     for module, path in MODULES.items():
         assert module.split(".")[-1] not in CUPBOARDS

@@ -49,16 +49,18 @@ SHEET = Problem(
 _FILE_NAMES = {"Wxh": 2, "Whh": 2, "Why": 2, "bh": 1, "by": 1, "x": 2, "dy": 2}
 
 
-def load_problem(path: Path) -> Problem:
-    """Reads a JSON file with Wxh, Whh, Why, bh, by, x (T vectors) and dy (T vectors).
+def read_problem(content: bytes, path: Path) -> Problem:
+    """Reads JSON with Wxh, Whh, Why, bh, by, x (T vectors) and dy (T vectors).
+
+    Args:
+      content: of the file.
+      path: its name, for what is said of it.
 
     Raises:
-      UserError: it cannot be read, something is missing, no number, or of the wrong shape.
+      UserError: it is no JSON, or something is missing, no number, or of the wrong shape.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        values = json.loads(content.decode(), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON of finite numbers ({str(error)[:80]})") from error
     if not isinstance(values, dict):

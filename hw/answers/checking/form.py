@@ -17,7 +17,7 @@ from hw.answers.checking.sheet import SHEET, Sheet, numbers, variant
 from hw.answers.notation import text
 from hw.cli import UserError
 
-_MAX_BYTES = 200_000
+MAX_BYTES = 200_000
 MAX_VARIANT = 2**31 - 1
 _DIGITS = 10  # of the key
 _INTRODUCTION = """\
@@ -98,26 +98,22 @@ def sheet_of(seed: int | None) -> Sheet:
     return variant(seed)
 
 
-def read(path: Path, seed: int | None = None) -> tuple[Sheet, dict[str, Any]]:
+def read(data: bytes, path: Path, seed: int | None = None) -> tuple[Sheet, dict[str, Any]]:
     """Reads a filled form.
 
     Args:
-      path: the file.
+      data: what its file holds.
+      path: the file's name, for what is said of it.
       seed: the variant that it must be, where one is asked for; it may leave its own out then.
 
     Returns:
       (its sheet; what stands in its fields, by id).
 
     Raises:
-      UserError: it cannot be read, is no TOML, is of another variant, or has a field that no form has.
+      UserError: it is no TOML, is of another variant, or has a field that no form has.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    if len(data) > _MAX_BYTES:
-        raise UserError(f"{path} is larger than {_MAX_BYTES:,} bytes: that is no form")
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{path} is larger than {MAX_BYTES:,} bytes: that is no form")
     try:
         # Decimals, so that 0.10 keeps both of its digits.
         table = tomllib.loads(data.decode("utf-8-sig"), parse_float=Decimal)
