@@ -279,14 +279,15 @@ def save_params(path: Path, variables: dict[str, Any]) -> None:
 
 
 def load_params(path: Path) -> dict[str, Any]:
-    """Reads what `save_params` wrote. Nothing in the file is executed.
+    """Reads what `save_params` wrote; half precision, as in a release, as single. Nothing is executed.
 
     Raises:
       UserError: the file is not there or is not such a file.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            flat = {name: file[name] for name in file.files}
+            read = {name: file[name] for name in file.files}
+            flat = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in read.items()}
     except FileNotFoundError as error:
         raise UserError(f"no weights at {path}: train first, or name another --workdir") from error
     except Exception as error:  # a damaged archive fails in as many ways as zip and npy have parts

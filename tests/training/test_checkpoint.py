@@ -173,6 +173,15 @@ def test_params_round_trip(tmp_path):
     chex.assert_trees_all_equal(checkpoint.load_params(tmp_path / "params.npz"), variables)
 
 
+def test_half_precision_comes_back_as_single(tmp_path):
+    # By hand: 1 + 2^-11 lies half-way between two float16, and goes to the even one, 1.
+    values = {"params": {"w": np.array([0.5, 1 + 2**-11], np.float16), "n": np.array([7], np.int32)}}
+    checkpoint.save_params(tmp_path / "params.npz", values)
+    read = checkpoint.load_params(tmp_path / "params.npz")["params"]
+    assert read["w"].dtype == np.float32 and read["n"].dtype == np.int32
+    np.testing.assert_array_equal(read["w"], [0.5, 1.0])
+
+
 class _Payload:
     """Touches a file when it is unpickled."""
 

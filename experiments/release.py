@@ -1,0 +1,85 @@
+"""Releases a finished run's weights, small enough to be committed, and says how well what is released does.
+
+    python -m experiments.release --workdir=DIR --model=gru|attention|resnet
+
+Weights go to `experiments/pretrained/MODEL/params.npz` in half precision, with the run's config.json and
+summary.json; they are read back as every command reads them and evaluated anew (evaluation.json: of the
+released weights, not of the run's), and a language model writes samples.txt, each sample under the command
+that makes it.
+"""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.seeds import REPOSITORY
+from hw import cli, inference
+from hw.cli import UserError
+from hw.training import checkpoint
+
+LIMIT = 10 * 10**6  # bytes of a release
+TEMPERATURES = (0.5, 0.8, 1.0)
+PROMPT, LENGTH = "ROMEO:", 1000
+
+
+def halve(tree: Any) -> Any:
+    """Every float32 array as float16.
+
+    Raises:
+      UserError: a number is too large for it.
+    """
+
+    def one(x: Any) -> np.ndarray:
+        array = np.asarray(x)
+        if array.dtype != np.float32:
+            return array
+        if np.abs(array).max(initial=0) > np.finfo(np.float16).max:
+            raise UserError("a weight is too large for half precision")
+        return array.astype(np.float16)
+
+    return jax.tree.map(one, tree)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    parser = cli.ArgumentParser(prog="experiments.release", description=__doc__)
+    parser.add_argument("--workdir", type=Path, required=True, help="a finished run")
+    parser.add_argument("--model", choices=["resnet", "gru", "attention"], required=True)
+    options = parser.parse_args(argv)
+    if not (options.workdir / "summary.json").exists():
+        raise UserError(f"{options.workdir} holds no finished run")
+    *_, variables = checkpoint.load_run(options.workdir, cli.say)
+    folder = REPOSITORY / "experiments" / "pretrained" / options.model
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.save_params(folder / "params.npz", halve(variables))
+    if (size := (folder / "params.npz").stat().st_size) > LIMIT:
+        raise UserError(f"{folder / 'params.npz'} has {size:,} bytes: more than {LIMIT:,}")
+    for name in ("config.json", "summary.json"):
+        cli.write_atomic(folder / name, (options.workdir / name).read_bytes())
+    report = inference.evaluate(folder, data_dir="", batch_size=0)
+    cli.write_atomic(folder / "evaluation.json", cli.to_json(report, indent=2) + "\n")
+    for name in ("nats_cold256", "nats_stateful", "accuracy"):
+        if name in report:
+            print(f"{name} {report[name]:.5f}")
+    if "nats_cold256" in report:
+        parts = []
+        for temperature in TEMPERATURES:
+            words = ["python", "-m", "hw.sample", f"--model={options.model}", f"--prompt={PROMPT}"]
+            words += [f"--length={LENGTH}", f"--temperature={temperature}", "--seed=0"]
+            done = subprocess.run(
+                [sys.executable, *words[1:]], cwd=REPOSITORY, capture_output=True, text=True, check=True
+            )
+            parts.append(f"$ {shlex.join(words)}\n{done.stdout}")
+        cli.write_atomic(folder / "samples.txt", "\n".join(parts))
+    print(f"{folder}: {size:,} bytes of weights")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])
