@@ -21,11 +21,12 @@ from ml_collections import ConfigDict
 from experiments.seeds import RESULTS
 from hw import cli, data, models
 from hw.models.gru_lm import GRUCell
-from hw.training import checkpoint, log
+from hw.report import drawings, page
+from hw.training import checkpoint
 
 STUDY = RESULTS / "neurons"
 BLOCK = 1000  # characters read at a time
-COLUMNS, ROWS = 64, 9  # of a passage in the figure
+PASSAGES, SHOWN = 4, 300  # units drawn, and characters of the text that each is drawn on
 
 
 def features(text: str) -> dict[str, np.ndarray]:
@@ -106,33 +107,23 @@ def find(text: str, units_tn: np.ndarray) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _draw(text: str, units_tn: np.ndarray, found: dict[str, dict[str, Any]], width: int, path: Path) -> None:
-    """A passage for each of the clearest features, every character on a ground coloured by its unit."""
-    clearest = sorted(found, key=lambda name: -abs(found[name]["correlation_held_out"]))[:4]
-    passage = text[: COLUMNS * ROWS * 2]
-    places, row, column = [], 0, 0
-    for char in passage:
-        places.append((row, column))
-        row, column = (row + 1, 0) if char == "\n" or column == COLUMNS - 1 else (row, column + 1)
-    figure, axes = log.new_figure(11, 1.75 * ROWS / 4 * 2, len(clearest))
-    for axis, name in zip(axes, clearest, strict=True):
+def passages(
+    text: str, units_tn: np.ndarray, found: dict[str, dict[str, Any]], width: int
+) -> list[dict[str, Any]]:
+    """The beginning of the text with the activations of the units of the clearest features, for drawing."""
+    clearest = sorted(found, key=lambda name: -abs(found[name]["correlation_held_out"]))[:PASSAGES]
+    shown = []
+    for name in clearest:
         of = found[name]
-        values = units_tn[: len(passage), of["unit"]]
-        grid = np.full((ROWS, COLUMNS), np.nan)
-        for (r, c), value in zip(places, values, strict=True):
-            if r < ROWS:
-                grid[r, c] = value
-        axis.imshow(grid, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
-        for (r, c), char in zip(places, passage, strict=True):
-            if r < ROWS and char != " ":
-                shown = "↵" if char == "\n" else char
-                axis.text(c, r, shown, ha="center", va="center", fontsize=4.2, family="monospace")
-        axis.set_axis_off()
         layer, unit = divmod(of["unit"], width)
-        axis.set_title(
-            f"{name}: layer {layer + 1}, unit {unit} (r = {of['correlation_held_out']:+.2f})", fontsize=7
+        shown.append(
+            {
+                "title": f"{name}: layer {layer + 1}, unit {unit} (r = {of['correlation_held_out']:+.2f})",
+                "text": text[:SHOWN],
+                "values": [round(float(v), 2) for v in units_tn[:SHOWN, of["unit"]]],
+            }
         )
-    log.save_svg(figure, path)
+    return shown
 
 
 def main(argv: Sequence[str]) -> int:
@@ -166,9 +157,11 @@ def main(argv: Sequence[str]) -> int:
             name: {"layer": of["unit"] // width + 1, **of, "unit": of["unit"] % width}
             for name, of in found.items()
         },
+        "passages": passages(text[half:], units[half:], found, width),
     }
     cli.write_atomic(STUDY / "data.json", cli.to_json(report, indent=2) + "\n")
-    _draw(text[half:], units[half:], found, width, STUDY / "figure.svg")
+    drawn = drawings.unit_on_text("units", report["passages"])
+    cli.write_atomic(STUDY / "figure.svg", page.standalone(drawn))
     print(f"{'feature':<26}{'layer':>6}{'unit':>6}{'r, chosen on':>14}{'r, held out':>13}")
     for name, of in report["features"].items():
         print(

@@ -228,3 +228,56 @@ def multi_head(name: str, ledger: Mapping[str, Sequence[int]], heads: int) -> st
         f"({size['head']} each) are joined to {size['concat']} and mixed by W^O to {size['output']}."
     )
     return svg(name, "Multi-head attention", description, (width, top + 255), parts)
+
+
+# A character's cell, and how many fit a line.
+_CELL, _LINE, _COLUMNS = 8.2, 19.0, 64
+
+
+def unit_on_text(name: str, passages: Sequence[Mapping[str, Any]]) -> str:
+    """What hidden units do while they read: each character on a bar of its unit's activation.
+
+    A bar stands up from the line for a positive activation and hangs down from above for a negative one, so
+    that its sign is told by its place as well as by its colour.
+
+    Args:
+      name: of the drawing.
+      passages: `title`, `text`, and `values` in [-1, 1], one a character.
+    """
+    parts, y = [], 6.0
+    for passage in passages:
+        y += 22
+        parts.append(_text((6, y), passage["title"], "strong", "start"))
+        y += 8
+        row, column = 0, 0
+        line: list[str] = []
+
+        def end_line(row: int, line: list[str], top: float) -> None:
+            at = top + _LINE * row + 14
+            shown = escape("".join(line)).replace(" ", "\u00a0")
+            place = f'x="6" y="{at:g}" textLength="{_CELL * len(line):g}" lengthAdjust="spacing"'
+            parts.append(f'<text class="typed" {place}>{shown}</text>')
+
+        for symbol, value in zip(passage["text"], passage["values"], strict=True):
+            height = min(abs(value), 1.0) * (_LINE - 2)
+            top = y + _LINE * row + (1 if value < 0 else _LINE - 1 - height)
+            kind = "low" if value < 0 else "high"
+            parts.append(
+                f'<rect class="unit {kind}" x="{6 + _CELL * column:.1f}" y="{top:.1f}" width="{_CELL:g}" '
+                f'height="{height:.1f}"/>'
+            )
+            line.append("↵" if symbol == "\n" else symbol)
+            if symbol == "\n" or column == _COLUMNS - 1:
+                end_line(row, line, y)
+                row, column, line = row + 1, 0, []
+            else:
+                column += 1
+        if line:
+            end_line(row, line, y)
+            row += 1
+        y += _LINE * row
+    description = (
+        "Passages of text, each character on a bar: up from the line where the unit's activation is "
+        "positive, down from above where it is negative."
+    )
+    return svg(name, "Hidden units at work", description, (6 + _CELL * _COLUMNS + 6, y + 8), parts)

@@ -237,8 +237,21 @@ def _language_model(answer: Answer) -> list[Figure | Missing]:
         axes.set(xlabel="|correlation| on text that had no say in the choice", xlim=(0, 1))
         axes.invert_yaxis()
 
+    passages = study.data["passages"]
+    read = tuple((of["title"], " ".join(of["text"].split())) for of in passages)
+    drawn = Figure(
+        "units",
+        "What four of them do while they read",
+        "Each character of the validation text on its unit's activation: a bar up from the line is positive, "
+        "one down from above is negative.",
+        drawings.unit_on_text("units", passages),
+        Table("The passages", ("unit", "text"), read),
+        study.name,
+        study.sha256,
+    )
     return [
         *figures,
+        drawn,
         _plotted(
             "neurons",
             title,

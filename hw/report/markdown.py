@@ -114,7 +114,7 @@ def markdown(document: Document, folder: str) -> tuple[str, dict[str, str]]:
     header = ("claim", "what", "value", "routes", "largest difference", "allowed", "verdict")
     parts.append(f"## All claims\n\n{_rows(header, rows)}")
     drawn = {
-        f"{shown.name}.svg": page.standalone(shown)
+        f"{shown.name}.svg": page.standalone(shown.svg)
         for section in document.sections
         for shown in section.figures
         if isinstance(shown, Figure)

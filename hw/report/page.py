@@ -97,11 +97,12 @@ def drawn(figure: Figure) -> Markup:
     return Markup(figure.svg)
 
 
-def standalone(figure: Figure) -> str:
-    """A figure as a file of its own: the page's colours, which it refers to by name, go with it."""
-    start = figure.svg.index(">") + 1
-    style = f"<style>{asset('page.css')}</style>".replace(":root", "svg")
-    return f"{figure.svg[:start]}{style}{figure.svg[start:]}\n"
+def standalone(svg: str) -> str:
+    """A figure's SVG as a file of its own: the page's colours, which it refers to by name, go with it."""
+    start = svg.index(">") + 1
+    letters = "svg { font: 13px system-ui, sans-serif; }"
+    style = f"<style>{asset('page.css')}{letters}</style>".replace(":root", "svg")
+    return f"{svg[:start]}{style}{svg[start:]}\n"
 
 
 def code(thing: Callable) -> Markup:

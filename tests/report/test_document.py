@@ -347,6 +347,24 @@ def test_the_student_is_named_where_one_hands_it_in(whole):
     assert "Handed in by Ada" in page.page(shown) and "Handed in by" not in page.page(whole)
 
 
+def test_a_unit_is_drawn_up_and_down_on_each_character():
+    from hw.report import drawings
+
+    passage = {"title": "a < b", "text": "A &\nb", "values": [1.0, -0.5, 0.0, -1.0, 0.5]}
+    drawn = drawings.unit_on_text("u", [passage])
+    bars = re.findall(r'class="unit (\w+)" x="([\d.]+)" y="([\d.]+)" width="8.2" height="([\d.]+)"', drawn)
+    # By hand: the title's line ends at 6 + 22 + 8 = 36; a line is 19 high, its bars at most 17. Up stands on
+    # 36 + 18 = 54; down hangs from 37; the newline is the fourth character, the fifth begins the next line.
+    assert [(kind, float(x), float(y), float(h)) for kind, x, y, h in bars] == [
+        ("high", 6.0, 37.0, 17.0),
+        ("low", 14.2, 37.0, 8.5),
+        ("high", 22.4, 54.0, 0.0),
+        ("low", 30.6, 37.0, 17.0),
+        ("high", 6.0, 64.5, 8.5),
+    ]
+    assert ">A\u00a0&amp;↵<" in drawn and "a &lt; b" in drawn
+
+
 def test_a_heat_map_has_its_numbers_in_its_cells():
     from hw.report import plots
 
