@@ -2,7 +2,7 @@
 
     python -m hw.train --config=configs/gru.py[:VARIANT]
 
-Score, time and hardware of `:quick`: the README's table, with its logs. No run of the others is committed.
+Score, time and hardware: the README's table, each number with its log.
 
 The recipe in words. Sixty-four readers go through the text side by side, 128 characters a step, and hand
 their hidden state on (truncated backpropagation through time), but for one in five, which begins anew. Two

@@ -1,8 +1,11 @@
 """hw.sample and hw.score as a user meets them: what they print, what they refuse, what they escape."""
 
+import hashlib
 import html.parser
 import json
 import math
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 
 from hw import cli, generation, inference, sample, score
+from hw.cli import UserError
 from hw.data.text import encode
 from hw.models.gru_lm import gru_lm
 from hw.training import checkpoint
@@ -364,3 +368,48 @@ def test_per_character_page(model, tmp_path, capsys):
         assert style.split() == [f"b{min(int(bits), 8)}"] + ["u"] * (bits >= 5)
         assert title.startswith(f"{bits:.2f} bits, probability {math.exp(-row['nats']):.2g}")
     assert {" u" in style for (style, *_), _ in others} == {True, False}
+
+
+# --- the released model ---
+
+
+def test_the_released_model_speaks():
+    said = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-m", "hw.sample", "--prompt=ROMEO:", "--length=80"],
+            capture_output=True,
+            text=True,
+            cwd=checkpoint.released("gru").parents[2],
+        )
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert said[0] == said[1] and said[0].startswith("ROMEO:") and len(said[0]) == 6 + 80 + 1
+    assert len(set(said[0])) > 10, "it repeats itself"
+
+
+def test_releases_are_small_and_say_how_well_they_do():
+    for folder in checkpoint.released("gru").parent.iterdir():
+        assert (folder / "params.npz").stat().st_size < 10_000_000
+        summary = json.loads((folder / "summary.json").read_text())
+        config = (folder / "config.json").read_bytes()
+        assert hashlib.sha256(config).hexdigest() == summary["config_sha256"]
+        if summary["task"] == "text":
+            # Of the weights as they are released, in half precision: next to nothing is lost.
+            report = json.loads((folder / "evaluation.json").read_text())
+            assert report["nats_cold256"] == pytest.approx(summary["val_nats_cold256"], abs=1e-3)
+            samples = (folder / "samples.txt").read_text()
+            for temperature in (0.5, 0.8, 1.0):
+                assert f"--temperature={temperature} --seed=0\nROMEO:" in samples
+
+
+@pytest.mark.slow
+def test_the_released_model_does_as_well_as_it_says():
+    folder = checkpoint.released("gru")
+    try:
+        found = inference.evaluate(folder, data_dir="", batch_size=0)
+    except UserError as missing:
+        pytest.skip(str(missing))
+    said = json.loads((folder / "evaluation.json").read_text())
+    for name in ("nats_cold256", "nats_stateful"):
+        assert found[name] == pytest.approx(said[name], abs=1e-4)

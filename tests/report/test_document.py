@@ -15,7 +15,7 @@ import jinja2.nodes
 import numpy as np
 import pytest
 
-from hw.answers import attention
+from hw.answers import attention, notation
 from hw.answers.claims import Claim, check
 from hw.cli import UserError
 from hw.report import __main__ as command
@@ -345,6 +345,22 @@ def test_many_heads_are_drawn_in_part():
 def test_the_student_is_named_where_one_hands_it_in(whole):
     shown = replace(whole, student="Ada")
     assert "Handed in by Ada" in page.page(shown) and "Handed in by" not in page.page(whole)
+
+
+def test_the_committed_report_is_of_the_committed_logs(whole):
+    text = (logs.RESULTS / "report.html").read_text()
+    for section in whole.sections:
+        assert page.prose(section.answer.answer) in text, f"question {section.number}: build the report anew"
+        shas = [sha for run in section.runs for sha in run.sha256.values()]
+        shas += [f.sha256 for f in section.figures if isinstance(f, figures.Figure) and f.sha256]
+        for sha in shas:
+            assert sha in text, f"question {section.number}: a log has changed; build the report anew"
+    for verdict in whole.verdicts:
+        assert f">{verdict.claim.id}<" in text
+    drawn = (logs.RESULTS / "report-figures" / "weights.svg").read_text()
+    for row in attention.by_jax(attention.SHEET, "weights"):
+        for weight in row:
+            assert f">{notation.text(weight, 4)}<" in drawn
 
 
 def test_a_unit_is_drawn_up_and_down_on_each_character():
