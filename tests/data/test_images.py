@@ -554,7 +554,7 @@ def test_real_cifar10_cold_and_warm():
 
     start = time.monotonic()
     warm = data.load(config(dir=REAL, source="tfds", holdout=5000), silent)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 5
     assert warm.provenance["fingerprint"] == cold.provenance["fingerprint"]
     np.testing.assert_array_equal(warm.eval.image, cold.train.image[::10])
     assert len(warm.train) == 45_000
