@@ -160,7 +160,7 @@ class HWNet(nn.Module):
 
         stage(x) = z + gelu(norm(conv(z))),   z = gelu(norm(pool(conv(x))))
 
-    What each of these buys is what experiments/ablation.py measures; the last five attributes are there for it.
+    What each of these buys, experiments/ablation.py measures; the last five attributes are there for it.
 
     Attributes:
       widths: channels of each stage.
