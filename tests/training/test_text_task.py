@@ -31,6 +31,7 @@ def _dataset(size=1000, num_eval=130, seed=0):
 def _config(name="gru", **changes):
     config = importlib.import_module(f"configs.{name}").get_config()
     small = {"train.batch_size": 8, "train.length": 16, "eval.batch_size": 2, "eval.window": 32}
+    small |= {"train.forget": 0.0}
     if name == "gru":
         small |= {"model.gru_lm.embedding": 8, "model.gru_lm.width": 8, "model.gru_lm.dropout": 0.0}
     config.update_from_flattened_dict(small | changes)
