@@ -135,7 +135,8 @@ def heat_map(
         matrix = np.array(values, float)
         axes.pcolormesh(matrix, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1)
         for (i, j), value in np.ndenumerate(matrix):
-            ink = "white" if value > 0.55 else "black"
+            # Not pure black, which SVG leaves unsaid, so that a dark page would show it in its own ink.
+            ink = "white" if value > 0.55 else "#111111"
             axes.text(j + 0.5, i + 0.5, shown[i][j], ha="center", va="center", color=ink, fontsize=9)
         axes.invert_yaxis()
         axes.grid(False)
