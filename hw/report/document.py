@@ -124,7 +124,9 @@ def _own_runs(workdirs: Iterable[Path]) -> dict[int, list[Run]]:
 
 
 def _recipe(run: Run) -> Mapping[str, Any]:
-    return {name: value for name, value in run.config.items() if name != "seed"}
+    """What must be alike in runs that are seeds of one recipe: all but the seed and what touches no number."""
+    config = {k: v for k, v in run.config.items() if k not in ("seed", "parallel", "checkpoint", "log")}
+    return config | {"data": {k: v for k, v in run.config["data"].items() if k != "dir"}}
 
 
 def _trained(number: int, own: Sequence[Run]) -> Section:

@@ -304,6 +304,17 @@ def test_two_recipes_are_not_mixed(tmp_path):
         document.build(only=[5], workdirs=[first, second])
 
 
+def test_seeds_of_one_recipe_are_shown_together(tmp_path):
+    first, second = _copy_run(tmp_path / "a"), _copy_run(tmp_path / "b")
+    # Another folder for the data, or another way over the devices, is no other recipe.
+    _edit(second / "config.json", lambda c: c.update(parallel="pmap", seed=7))
+    _edit(second / "config.json", lambda c: c["data"].update(dir="/elsewhere"))
+    _edit(second / "summary.json", lambda s: s.update(seed=7))
+    (section,) = document.build(only=[5], workdirs=[first, second]).sections
+    assert [run.summary["seed"] for run in section.runs] == [0, 7]
+    assert "mean of 2 seeds" in section.answer.answer
+
+
 def test_pdf_without_a_browser_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="apt install chromium"):
