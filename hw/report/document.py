@@ -124,7 +124,7 @@ def _own_runs(workdirs: Iterable[Path]) -> dict[int, list[Run]]:
 
 
 def _recipe(run: Run) -> Mapping[str, Any]:
-    """What must be alike in runs that are seeds of one recipe: all but the seed and what touches no number."""
+    """What must be alike in seeds of one recipe: all but the seed and what touches no number."""
     config = {k: v for k, v in run.config.items() if k not in ("seed", "parallel", "checkpoint", "log")}
     return config | {"data": {k: v for k, v in run.config["data"].items() if k != "dir"}}
 
