@@ -11,6 +11,7 @@ import numpy as np
 from hw.answers import notation
 from hw.answers.claims import Answer, Table
 from hw.report import drawings, logs, plots
+from hw.training.log import smooth
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def _last_table(answer: Answer) -> Table:
 
 def _band(name: str, title: str, curves: dict[str, Any], label: str) -> Figure:
     """A metric of every seed against the epoch: the mean within the band of all, smoothed."""
-    seeds = np.array([_smooth(values) for values in curves["seeds"]])
+    window = max(1, len(curves["epoch"]) // 50)
+    seeds = np.array([smooth(np.array(values, float), window) for values in curves["seeds"]])
     epoch = plots.thin(curves["epoch"])
     low, mean, high = (plots.thin(f(seeds, axis=0).tolist()) for f in (np.min, np.mean, np.max))
     several = len(seeds) > 1
@@ -70,15 +72,6 @@ def _band(name: str, title: str, curves: dict[str, Any], label: str) -> Figure:
     table = Table(title, ("epoch", "lowest seed", "mean", "highest seed"), rows)
     description = f"{label} against the epoch, {named}, each a running mean."
     return _plotted(name, title, description, draw, table)
-
-
-def _smooth(values: Sequence[float]) -> np.ndarray:
-    """Running mean over the last fiftieth of the run."""
-    window = max(1, len(values) // 50)
-    sums = np.cumsum(np.insert(np.array(values, float), 0, 0.0))
-    high = np.arange(1, len(values) + 1)
-    low = np.maximum(high - window, 0)
-    return (sums[high] - sums[low]) / (high - low)
 
 
 def _residual_net(answer: Answer) -> list[Figure]:
