@@ -60,7 +60,7 @@ def plot(
             buffer,
             format="svg",
             bbox_inches="tight",
-            pad_inches=0.08,
+            pad_inches=0.16,
             metadata={"Date": None, "Creator": None},
         )
     drawn = buffer.getvalue()
