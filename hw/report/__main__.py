@@ -68,7 +68,8 @@ def main(argv: Sequence[str]) -> int:
         elif section.note:
             cli.say(f"question {section.number}: {section.note}")
     held = f"{len(verdicts) - len(failed)} of {len(verdicts)} claims hold"
-    cli.say(f"{options.out}: {len(made.sections)} questions, {held}")
+    count = len(made.sections)
+    cli.say(f"{options.out}: {count} question{'s' * (count > 1)}, {held}")
     return 1 if failed else 0
 
 
