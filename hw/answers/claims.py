@@ -81,6 +81,12 @@ class Verdict:
     def holds(self) -> bool:
         return not self.dissenters
 
+    @property
+    def agreed(self) -> np.ndarray | None:
+        """The value that the routes agree on; None where no two do."""
+        found = (v for n, v in self.values.items() if v is not None and n not in self.dissenters)
+        return next(found, None)
+
     def as_dict(self) -> dict[str, Any]:
         """What `hw.verify --json` prints of it."""
         return {

@@ -1,6 +1,5 @@
 """What a report holds, whatever its format: the questions, their figures, and every claim's verdict."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,9 +186,3 @@ def build(*, only: Sequence[int] = QUESTIONS, workdirs: Sequence[Path] = (), stu
         else:
             sections.append(_section(_WORKED[number].answer()))
     return Document(sections, student)
-
-
-def agreed(verdict: Verdict) -> Any:
-    """The value that the routes agree on; nan where none do."""
-    found = (v for n, v in verdict.values.items() if v is not None and n not in verdict.dissenters)
-    return next(found, math.nan)

@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from hw.answers import notation
 from hw.answers.claims import Verdict
-from hw.report.document import Document, agreed
+from hw.report.document import Document
 from hw.report.figures import Figure
 from hw.report.play import SCRIPTS, STYLE, asset, play_json
 
@@ -29,7 +29,9 @@ _LONG = 40  # characters from which a cell may be broken into lines
 
 def claim(verdict: Verdict) -> Markup:
     """The agreed value in significant digits; of a large array its first numbers and its size."""
-    value = np.asarray(agreed(verdict))
+    value = verdict.agreed
+    if value is None:
+        return escape("–")
     flat = value.ravel()
     digits = 10 if flat.size == 1 else 4
     shown = " ".join(notation.text(x, digits) for x in flat[:_SHOWN])

@@ -101,8 +101,7 @@ def compiled(shown: Sequence[Any]) -> str:
 
 def _value(verdict: Verdict) -> str:
     """The agreed value on a few characters; an array's first numbers."""
-    agreed = (v for n, v in verdict.values.items() if v is not None and n not in verdict.dissenters)
-    value = next(agreed, None)
+    value = verdict.agreed
     if value is None:
         return "–"
     flat = value.ravel()

@@ -86,7 +86,7 @@ class Parallel:
             return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
         try:
             return float((device.memory_stats() or {})["bytes_limit"])
-        except (KeyError, jax.errors.JaxRuntimeError, NotImplementedError):
+        except (KeyError, RuntimeError):
             return _MEMORY.get(device.device_kind, math.inf)  # a device that is not there
 
     def check_memory(self, program: Any, batch: str) -> None:
