@@ -18,7 +18,6 @@ from hw import data
 from hw.cli import UserError
 from hw.training import loop, optim
 from hw.training.parallel import Parallel, memory_need
-from hw.training.step import TrainState
 
 # What XLA calls an exchange between devices; each may be split into a start and a done.
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -127,10 +126,7 @@ def programs(config: ConfigDict, parallel: Parallel) -> Iterator[tuple[str, int,
     task = loop.build_task(config, parallel, dataset)
     tx, _ = optim.build(config.optim, task.total_steps)
 
-    def create(rng, start):
-        averaged = config.train.average_decay > 0
-        return TrainState.create(task.init(rng, start), tx, task.carry, averaged=averaged)
-
+    create = loop.first_state(config, task, tx)
     state = parallel.shape(jax.eval_shape(create, jax.random.key(0), task.start))
     batch, count = config.train.batch_size, loop.steps_per_dispatch(config, parallel)
     one = task.picks(0, batch)
@@ -148,10 +144,8 @@ def report(topology: str, config: ConfigDict) -> Iterator[Report]:
     Raises:
       UserError: see `devices` and `programs`.
     """
-    if config.parallel != "jit" and topology != "local":
-        raise UserError(
-            "config.parallel=pmap needs the devices themselves: --topology=local, or parallel=jit"
-        )
+    if config.parallel != "jit":
+        raise UserError("config.parallel=pmap needs the devices themselves: compile with parallel=jit")
     parallel = Parallel(config.parallel, devices(topology))
     for name, batch, lowered in programs(config, parallel):
         start = time.monotonic()

@@ -106,6 +106,7 @@ def test_what_does_not_fit_is_said(capsys, monkeypatch):
             ["--config=configs/gru.py:quick", "--topology=v5e:2x2", "--config.parallel=pmap"],
             "needs the devices",
         ),
+        (["--config=configs/gru.py:quick", "--config.parallel=pmap"], "needs the devices"),
         (["--config=configs/gru.py:nope"], "unknown variant"),
         (["--config=configs/gru.py", "--config.nope=1"], "no such field"),
         (["--config=configs/gru.py", "--nope"], "stray argument '--nope'"),

@@ -206,6 +206,12 @@ def build_task(config: ConfigDict, parallel: Parallel, dataset: Any) -> Task:
     return TASKS[config.task](config, dataset, module)
 
 
+def first_state(config: ConfigDict, task: Task, tx: optax.GradientTransformation) -> Callable:
+    """`(rng, start) -> state`: step 0 of a run."""
+    averaged = config.train.average_decay > 0
+    return lambda rng, start: TrainState.create(task.init(rng, start), tx, task.carry, averaged=averaged)
+
+
 def one_step(
     config: ConfigDict, task: Task, tx: optax.GradientTransformation, parallel: Parallel, stage: int = 0
 ) -> Callable:
@@ -319,10 +325,7 @@ class _Run:
         """The newest sound checkpoint, or step 0, which is saved at once."""
         rng = jax.random.fold_in(jax.random.key(self.config.seed), 0)
 
-        def create(rng, start):
-            averaged = self.config.train.average_decay > 0
-            return TrainState.create(self.task.init(rng, start), self.tx, self.task.carry, averaged=averaged)
-
+        create = first_state(self.config, self.task, self.tx)
         checkpoint.clean(self.checkpoints)
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.parallel.replicated),
