@@ -187,7 +187,7 @@ def _bptt(answer: Answer) -> list[Figure | Missing]:
                 "memory-task",
                 title,
                 "The share of sequences whose first symbol was named after so many steps: mean and range of "
-                "the seeds. Guessing is right one time in eight.",
+                "the seeds. The level to which the curves fall is guessing.",
                 plots.lines(
                     series,
                     ("delay, steps", "accuracy"),
@@ -234,9 +234,9 @@ def _language_model(answer: Answer) -> list[Figure | Missing]:
     read = tuple((of["title"], " ".join(of["text"].split())) for of in passages)
     drawn = Figure(
         "units",
-        "What four of them do while they read",
-        "Each character of the validation text on its unit's activation: a bar up from the line is positive, "
-        "one down from above is negative.",
+        "Some of them while they read",
+        "The released model, each character of the validation text on its unit's activation: a bar up from "
+        "the line is positive, one down from above is negative.",
         drawings.unit_on_text("units", passages),
         Table("The passages", ("unit", "text"), read),
         study.name,
@@ -248,7 +248,8 @@ def _language_model(answer: Answer) -> list[Figure | Missing]:
         _plotted(
             "neurons",
             title,
-            "For each feature of the text, how closely the unit that follows it best follows it.",
+            "For each feature of the text, how closely that unit of the released model follows it which "
+            "follows it best.",
             draw,
             Table(title, ("feature", "unit", "correlation, held out"), rows),
             study=study,
