@@ -3,7 +3,7 @@
     python -m experiments.float32_attention_gradient
 
 Question 8, measured. Two keys whose scores differ by a gap: the larger the gap, the nearer one weight to 1.
-dz = a ∘ (da − Σ a da) as textbooks have it, against da taken relative to the largest weight's first
+dz = a ∘ (da − Σ a da) as textbooks have it, against the same with Σ a da taken from da first
 (`hw.ops.attention.softmax_backward`), both in float32, against 60 digits, over ten seeds of da. The gaps of
 question 6's three rows are marked. Results in `experiments/results/float32_attention_gradient/`.
 """
@@ -24,7 +24,7 @@ from hw.training import log
 STUDY = RESULTS / "float32_attention_gradient"
 GAPS = np.arange(0.0, 40.5, 0.5)
 SEEDS = 10
-FORMS = {"textbook": "a ∘ (da − Σ a da)", "relative": "da relative to the largest weight's"}
+FORMS = {"textbook": "a ∘ (da − Σ a da)", "twice": "Σ a da taken from da first"}
 
 
 def exact(z: np.ndarray, da: np.ndarray) -> list[mpmath.mpf]:
@@ -44,7 +44,7 @@ def errors(gap: float, seed: int) -> dict[str, float]:
     da_ts = jnp.asarray(da)[None]
     found = {
         "textbook": a * (da_ts - jnp.sum(a * da_ts, axis=-1, keepdims=True)),
-        "relative": ops.softmax_backward(a, da_ts),
+        "twice": ops.softmax_backward(a, da_ts),
     }
     true = exact(z, da)
     size = max(abs(x) for x in true)

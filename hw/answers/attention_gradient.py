@@ -266,14 +266,14 @@ def _float32_step(problem: Problem) -> Step:
     return Step(
         "A warning: the textbook form in float32",
         "On a saturated row, da at the large weight and the row sum agree in almost all digits, and "
-        "their difference, which is the gradient, keeps few. Taking da at the row's largest weight away "
-        "from all of da first changes nothing in exact arithmetic (the weights sum to 1) and saves the "
-        "digits.",
+        "their difference, which is the gradient, keeps few. Taking the row sum away from da twice changes "
+        "nothing in exact arithmetic (the weights sum to 1, so that the second sum is zero) and saves the "
+        "digits: the second time only small numbers are subtracted.",
         [
             (
-                "dz_i = a_i (δ_i − Σ_j a_j δ_j), δ = da − da[largest weight]",
-                r"dz_i = a_i \Bigl( \delta_i - \sum_j a_j \delta_j \Bigr), \quad \delta_j = da_j - da_{j^*}, "
-                r"\quad j^* = \operatorname{argmax}_j a_j",
+                "dz_i = a_i (δ_i − Σ_j a_j δ_j), δ = da − Σ_j a_j da_j",
+                r"dz_i = a_i \Bigl( \delta_i - \sum_j a_j \delta_j \Bigr), "
+                r"\quad \delta_i = da_i - \sum_j a_j da_j",
             )
         ],
         Table("Error of dZ in float32, relative to its row", ("", "textbook form", "this form"), tuple(rows)),

@@ -1,7 +1,7 @@
 """A character-level language model of causal self-attention: pre-norm blocks that look a window back.
 
     x^0 = drop(norm(E[inputs]))
-    y = x^l + drop(W_O attend(norm(x^l))),   x^{l+1} = y + drop(W_D gelu(W_U norm(y)))
+    y = x^l + drop(W_O attend(norm(x^l))),   x^{l+1} = y + drop(W_D relu(W_U norm(y))²)
     logits = W norm(x^L)
 
 `norm` divides by the root mean square over the width and (but for the first) multiplies by a learned scale;
@@ -9,7 +9,7 @@
 
 Glossary:
   b  batch      t  new characters      n  cached ones, context − 1      s  keys, t or n + t of them
-  m  width      h  heads               d  size of a head, m / h         j  query, key, value
+  m  width      h  heads               d  size of a head, m / h
 
 A query sees itself and the `context` − 1 characters before it, in every block: the window slides, so that
 with L blocks a logit depends on the last L (context − 1) + 1 characters, and what has to be kept of a text
@@ -25,7 +25,8 @@ Parameters, with V symbols, L blocks and mlp_ratio r:  2 V m + L ((4 + 2 r) m² 
 
 Sources: Vaswani et al. 2017, "Attention Is All You Need", section 3; Radford et al. 2019, "Language Models
 are Unsupervised Multitask Learners", section 2.3 (pre-norm, start of the residual branches); Zhang & Sennrich
-2019, "Root Mean Square Layer Normalization", equation 4; Su et al. 2021, "RoFormer", equation 34.
+2019, "Root Mean Square Layer Normalization", equation 4; Su et al. 2021, "RoFormer", equation 34; So et al.
+2021, "Primer", section 4.1 (the squared rectifier).
 """
 
 from typing import Any
@@ -48,9 +49,9 @@ EPSILON = 1e-6  # of the norms
 
 
 def rotate(x_bshd: Array, position_s: Array) -> Array:
-    """Turns the pair (x_2i, x_2i+1) of the vector at position p by the angle p · base^(−2i/d).
+    """Turns the pair (x_i, x_{i+d/2}) of the vector at position p by the angle p · base^(−2i/d).
 
-        x'_2i = x_2i cos − x_2i+1 sin,   x'_2i+1 = x_2i+1 cos + x_2i sin
+        x'_i = x_i cos − x_{i+d/2} sin,   x'_{i+d/2} = x_{i+d/2} cos + x_i sin
 
     Args:
       x_bshd: queries or keys of even size, [b, s, h, d].
@@ -59,16 +60,15 @@ def rotate(x_bshd: Array, position_s: Array) -> Array:
     Returns:
       [b, s, h, d], in the type of the positions.
 
-    Source: Su et al. 2021, equation 34 (its i counts from 1).
+    Source: Su et al. 2021, equation 34 (its i counts from 1), where neighbours are pairs. Which two
+    components are one means nothing, for they come from a learned product; halves are read without strides.
     """
     size = x_bshd.shape[-1]
     frequency = ROTARY_BASE ** (-jnp.arange(0, size, 2, dtype=position_s.dtype) / size)
     angle = position_s[:, None, None] * frequency  # [s, 1, d / 2]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    pairs = x_bshd.astype(position_s.dtype).reshape(*x_bshd.shape[:-1], size // 2, 2)
-    first, second = pairs[..., 0], pairs[..., 1]
-    turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.reshape(x_bshd.shape)
+    first, second = jnp.split(x_bshd.astype(position_s.dtype), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
 def window_mask(t: int, context: int, length_b: Array | None) -> Array:
@@ -94,7 +94,7 @@ def window_mask(t: int, context: int, length_b: Array | None) -> Array:
 
 
 class Block(nn.Module):
-    """y = x + drop(W_O attend(norm(x))), out = y + drop(W_D gelu(W_U norm(y))).
+    """y = x + drop(W_O attend(norm(x))), out = y + drop(W_D relu(W_U norm(y))²).
 
     Every matrix starts with variance 1 / (its inputs), so that from a normalised input the components of
     queries and keys have variance 1, which the 1/√d of their scores supposes; the two that end a residual
@@ -106,6 +106,7 @@ class Block(nn.Module):
 
     heads: int
     depth: int
+    context: int
     dropout: float
     mlp_ratio: int
     dtype: Any
@@ -136,10 +137,9 @@ class Block(nn.Module):
             return nn.RMSNorm(epsilon=EPSILON, dtype=self.dtype, name=name)
 
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        # One product for queries, keys and values of all heads: [b, t, m] -> [b, t, 3, h, d].
-        qkv_btjhd = dense(3 * m, into, "qkv")(norm("norm_attention")(x_btm))
-        qkv_btjhd = qkv_btjhd.reshape(b, t, 3, self.heads, m // self.heads)
-        q_bthd, k_bshd, v_bshd = (qkv_btjhd[:, :, j] for j in range(3))
+        # One product for queries, keys and values of all heads.
+        qkv = jnp.split(dense(3 * m, into, "qkv")(norm("norm_attention")(x_btm)), 3, axis=-1)
+        q_bthd, k_bshd, v_bshd = (x.reshape(b, t, self.heads, m // self.heads) for x in qkv)
         if cached is not None:
             k_bshd, v_bshd = (
                 jnp.concatenate([old.astype(new.dtype), new], axis=1)
@@ -150,11 +150,12 @@ class Block(nn.Module):
         position_s = jnp.arange(k_bshd.shape[1], dtype=wide)
         q_bhtd = rotate(q_bthd, position_s[len(position_s) - t :]).swapaxes(1, 2)
         k_bhsd = rotate(k_bshd, position_s).swapaxes(1, 2)
-        head_bhtd = ops.attention(q_bhtd, k_bhsd, v_bshd.astype(wide).swapaxes(1, 2), mask)
+        v_bhsd = v_bshd.astype(wide).swapaxes(1, 2)
+        head_bhtd = ops.windowed_attention(q_bhtd, k_bhsd, v_bhsd, mask, self.context)
         concat_btm = head_bhtd.swapaxes(1, 2).reshape(b, t, m)
         x_btm = x_btm + drop(dense(m, out_of, "out")(concat_btm))
 
-        up = nn.gelu(dense(self.mlp_ratio * m, into, "up")(norm("norm_mlp")(x_btm)))
+        up = jnp.square(nn.relu(dense(self.mlp_ratio * m, into, "up")(norm("norm_mlp")(x_btm))))
         return x_btm + drop(dense(m, out_of, "down")(up)), (k_bshd, v_bshd)
 
 
@@ -249,7 +250,13 @@ class AttentionLM(nn.Module):
         for layer in range(self.depth):
             cached = None if carry is None else (carry["k"][:, layer], carry["v"][:, layer])
             block = Block(
-                self.heads, self.depth, self.dropout, self.mlp_ratio, self.dtype, name=f"block_{layer}"
+                self.heads,
+                self.depth,
+                self.context,
+                self.dropout,
+                self.mlp_ratio,
+                self.dtype,
+                name=f"block_{layer}",
             )
             x, (k_bshd, v_bshd) = block(x, cached, mask, train=train)
             keys.append(k_bshd)

@@ -342,7 +342,7 @@ def _attention_gradient(answer: Answer) -> list[Figure | Missing]:
     gaps, errors = study.data["gaps"], study.data["errors"]
     means = {
         "textbook form": [float(np.mean(v)) for v in errors["textbook"]],
-        "relative to the largest": [float(np.mean(v)) for v in errors["relative"]],
+        "row sum taken away twice": [float(np.mean(v)) for v in errors["twice"]],
     }
     title = "Error of dZ in float32 against the gap between two scores"
     picked = range(0, len(gaps), max(1, len(gaps) // 10))

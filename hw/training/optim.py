@@ -1,4 +1,4 @@
-"""From a recipe to an optax transformation: SGD-Nesterov, AdamW, or an orthogonalised update."""
+"""From a recipe to an optax transformation: SGD-Nesterov, AdamW, an orthogonalised update beside either."""
 
 import math
 from typing import Any
@@ -48,6 +48,19 @@ def scale_by_orthogonal_momentum(momentum: float, steps: int) -> optax.GradientT
         )
 
     return optax.chain(optax.trace(decay=momentum, nesterov=True), optax.stateless(orthogonal))
+
+
+def scale_by_shape() -> optax.GradientTransformation:
+    """Multiplies an orthogonalised [in, out] by √max(1, out / in): outputs then move alike at any shape.
+
+    Source: Jordan et al. 2024, "Muon", section "Empirical considerations" and the published code.
+    """
+
+    def scale(updates, params=None):
+        del params
+        return jax.tree.map(lambda u: u * max(1.0, u.shape[-1] / u.shape[-2]) ** 0.5, updates)
+
+    return optax.stateless(scale)
 
 
 def unit_filters() -> optax.GradientTransformation:
@@ -111,9 +124,10 @@ def _check(config: Any) -> None:
 def build(config: Any, total_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Builds the optimiser that `config.optim` describes, and its learning rate as a function of step.
 
-    Three groups of parameters have a learning rate each: the filter banks (4 axes), the head, and
-    the rest (biases and norms). "muon" orthogonalises the filters' update by `filters` and moves
-    the others by SGD with Nesterov momentum; "sgd" and "adamw" treat all groups alike.
+    "sgd" and "adamw" treat all parameters alike. "muon" has three groups with a learning rate each: the
+    filter banks (4 axes), whose update it orthogonalises by `filters`, and, by SGD with Nesterov momentum,
+    the head and the rest (biases and norms). "muon_adamw" orthogonalises the update of the matrices in a
+    model's blocks, by `filters` too, and moves embedding, head and norms by AdamW.
 
     Args:
       config: `config.optim`; every field is read.
@@ -146,13 +160,17 @@ def build(config: Any, total_steps: int) -> tuple[optax.GradientTransformation, 
 
         return traverse_util.path_aware_map(group, params)
 
+    adamw = optax.adamw(
+        scaled(config.learning_rate),
+        config.momentum,
+        config.b2,
+        weight_decay=config.weight_decay,
+        mask=decayed,
+    )
     if config.name == "sgd":
         tx, rate = sgd(config.learning_rate), config.learning_rate
     elif config.name == "adamw":
-        rate = config.learning_rate
-        tx = optax.adamw(
-            scaled(rate), config.momentum, config.b2, weight_decay=config.weight_decay, mask=decayed
-        )
+        tx, rate = adamw, config.learning_rate
     elif config.name == "muon":
         rate = config.filters.learning_rate
         filters = optax.chain(
@@ -168,8 +186,24 @@ def build(config: Any, total_steps: int) -> tuple[optax.GradientTransformation, 
             },
             groups,
         )
+    elif config.name == "muon_adamw":
+        rate = config.filters.learning_rate
+        matrices = optax.chain(
+            scale_by_orthogonal_momentum(config.filters.momentum, config.filters.newton_schulz_steps),
+            scale_by_shape(),
+            optax.add_decayed_weights(config.weight_decay),
+            optax.scale_by_learning_rate(scaled(rate)),
+        )
+
+        def blocks(params):
+            def group(path, param):
+                return "matrices" if "block" in path[0] and param.ndim == 2 else "rest"
+
+            return traverse_util.path_aware_map(group, params)
+
+        tx = optax.multi_transform({"matrices": matrices, "rest": adamw}, blocks)
     else:
-        raise UserError(f"config.optim.name={config.name!r}: choose sgd, adamw or muon")
+        raise UserError(f"config.optim.name={config.name!r}: choose sgd, adamw, muon or muon_adamw")
     if config.clip_norm:
         tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
     return tx, scaled(rate)

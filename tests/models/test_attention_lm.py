@@ -131,11 +131,9 @@ def _slow(net, variables, text):
         for i in range(size // 2):
             angle = position * 10_000 ** (-2 * i / size)
             matrix = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
-            out[2 * i : 2 * i + 2] = np.array(matrix) @ x[2 * i : 2 * i + 2]
+            pair = [i, i + size // 2]
+            out[pair] = np.array(matrix) @ x[pair]
         return out
-
-    def gelu(x):
-        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
     x = norm(params["embed"]["embedding"][np.asarray(text)])
     for layer in range(net.depth):
@@ -153,7 +151,7 @@ def _slow(net, variables, text):
                 for weight, j in zip(exp, seen, strict=True):
                     concat[i, at] += weight / sum(exp) * (read[j] @ w_v[:, at])
         x = x + concat @ block["out"]["kernel"]
-        middle = gelu(norm(x, block["norm_mlp"]["scale"]) @ block["up"]["kernel"])
+        middle = np.maximum(norm(x, block["norm_mlp"]["scale"]) @ block["up"]["kernel"], 0) ** 2
         x = x + middle @ block["down"]["kernel"]
     x = norm(x, params["norm"]["scale"])
     return x @ (params["embed"]["embedding"].T if net.tied else params["head"]["kernel"])

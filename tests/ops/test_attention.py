@@ -186,6 +186,23 @@ def test_equals_autodiff_in_float64(leading, t, s, d, e, mask):
             np.testing.assert_allclose(mine, true, rtol=1e-8, atol=1e-13)
 
 
+@pytest.mark.parametrize(("t", "s", "window"), [(150, 150, 150), (150, 150, 40), (130, 200, 71), (1, 9, 5)])
+def test_in_windows_is_the_same_attention_without_what_nobody_sees(t, s, window):
+    r = np.random.default_rng(0)
+    behind = np.arange(t)[:, None] + (s - t) - np.arange(s)
+    mask = jnp.asarray((behind >= 0) & (behind < window) & (np.arange(s) > 2))  # and three that are empty
+    with jax.enable_x64(True):
+        q, k, v, do = (jnp.asarray(r.normal(size=(2, n, 3))) for n in (t, s, s, t))
+        ours, vjp = jax.vjp(lambda *x: ops.windowed_attention(*x, mask, window), q, k, v)
+        whole, whole_vjp = jax.vjp(lambda *x: ops.attention(*x, mask), q, k, v)
+        np.testing.assert_allclose(ours, whole, rtol=0, atol=1e-13)
+        for mine, true in zip(vjp(do), whole_vjp(do), strict=True):
+            assert row_error(mine, true) < 1e-11
+        # A key outside every window is not even read.
+        unread = k.at[:, : max(0, s - t + 1 - window)].set(np.nan)
+        np.testing.assert_array_equal(ops.windowed_attention(q, unread, v, mask, window), ours)
+
+
 def test_a_query_that_sees_nothing_gives_and_gets_nothing():
     r = np.random.default_rng(0)
     q, k, v = (jnp.asarray(r.normal(size=(3, 2)), jnp.float32) for _ in range(3))

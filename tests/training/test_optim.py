@@ -79,6 +79,35 @@ def test_muon_moves_filters_by_an_even_step_and_holds_their_length(config):
     assert float(rate(0)) == pytest.approx(config.filters.learning_rate)
 
 
+def test_muon_adamw_orthogonalises_blocks_and_leaves_the_rest_to_adamw(config):
+    config.name, config.schedule, config.weight_decay = "muon_adamw", "constant", 0.1
+    config.learning_rate, config.momentum, config.b2 = 0.01, 0.9, 0.99
+    r = np.random.default_rng(0)
+    params = {
+        "embed": {"embedding": jnp.array(r.normal(size=(5, 8)), jnp.float32)},
+        "block_0": {
+            "up": {"kernel": jnp.array(r.normal(size=(8, 32)), jnp.float32)},
+            "norm": {"scale": jnp.ones(8)},
+        },
+        "head": {"kernel": jnp.array(r.normal(size=(8, 5)), jnp.float32)},
+    }
+    grads = jax.tree.map(lambda p: jnp.array(r.normal(size=p.shape), jnp.float32), params)
+    tx, rate = optim.build(config, 10)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    alone = optax.adamw(
+        0.01, 0.9, 0.99, weight_decay=0.1, mask=lambda t: jax.tree.map(lambda p: p.ndim > 1, t)
+    )
+    expected, _ = alone.update(grads, alone.init(params), params)
+    kernel = updates["block_0"]["up"].pop("kernel")
+    expected["block_0"]["up"].pop("kernel")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, expected)
+    # √(32 / 8) = 2 times orthogonal, and the decay, all times the rate.
+    step = -np.asarray(kernel) / float(rate(0)) - 0.1 * np.asarray(params["block_0"]["up"]["kernel"])
+    singular = np.linalg.svd(step / 2, compute_uv=False)
+    assert singular.min() > 0.3 and singular.max() < 1.4
+    assert float(rate(0)) == pytest.approx(config.filters.learning_rate)
+
+
 @pytest.mark.parametrize(
     ("name", "warmup", "at", "factor"),
     [

@@ -321,7 +321,7 @@ globalThis.hw = (() => {
   /** The gradients of L from dout = ∂L/∂output, with the forward pass's weights.
    *
    * dz_i = a_i (δ_i − Σ_j a_j δ_j), δ = da − da at the row's largest weight: a saturated row keeps its
-   * digits, as in hw.ops.attention.softmax_backward. */
+   * digits (hw.ops.attention.softmax_backward takes another constant away, to the same end). */
   function attentionBackward(q, k, v, weights, dout, { scaled = true } = {}) {
     checkAttention(q, k, v, "none", dout);
     const root = scaled ? Math.sqrt(q[0].length) : 1;
