@@ -52,6 +52,8 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict()
     config.model.name = "hwnet"  # "resnet20", "resnet18"
     config.model.dtype = "auto"  # float32 on CPU, bfloat16 on GPU and TPU
+    # Whose statistics a batch is normalised by: of the whole batch, or (under pmap) of each device's share.
+    config.model.batch_norm = "synchronised"  # "per-device"
     config.model.hwnet = ml_collections.ConfigDict()
     config.model.hwnet.widths = (64, 128, 256)
     config.model.hwnet.depth = 1  # residual convolutions a stage

@@ -4,6 +4,10 @@
 
 The same command again continues after any interruption, or says that the run is finished. A config file is
 a Python program and is executed: run only those that you trust.
+
+One run on several hosts: start it on each, with the same --config, --coordinator=HOST:PORT (of process 0),
+--num_processes=N and its own --process_id; under SLURM's srun and on a TPU pod these are found. Process 0
+alone writes, and its --workdir alone is read.
 """
 
 import sys
@@ -13,11 +17,23 @@ from pathlib import Path
 from absl import flags
 
 from hw import cli, recipe
+from hw.training import hosts
 
 
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "workdir", "", "where to write (default: runs/NAME[-VARIANT]-sSEED)", flag_values=values
+    )
+    several = "of a run of several processes: "
+    for name, default, help in (
+        ("num_processes", -1, several + "how many"),
+        ("process_id", -1, several + "which this one is, from 0"),
+        ("connect_timeout", 300, several + "seconds to wait for all of them"),
+        ("heartbeat_timeout", 100, several + "seconds of silence after which one is taken for dead"),
+    ):
+        flags.DEFINE_integer(name, default, help, flag_values=values)
+    flags.DEFINE_string(
+        "coordinator", "", several + "HOST:PORT of process 0, or auto for what JAX finds", flag_values=values
     )
 
 
@@ -26,9 +42,12 @@ def main(argv: Sequence[str]) -> int:
     parsed = recipe.parse("hw.train", argv, help=__doc__ or "", define=_define)
     if parsed is None:
         return 0
+    (config, name, variant), values = parsed
+    several = hosts.find(hosts.Hosts(*(values[field].value for field in hosts.Hosts._fields)))
+    if several and (code := hosts.join(several)) is not None:
+        return code
     from hw.training import loop  # after the flags: a mistake in them is told at once
 
-    (config, name, variant), values = parsed
     default = f"runs/{name}{'-' + variant if variant else ''}-s{config.seed}"
     loop.train(config, Path(values.workdir or default), name=name, variant=variant)
     return 0

@@ -13,7 +13,13 @@ ROWS = [
     {"hw.ops", "hw.data"},
     {"hw.models"},
     {"hw.generation"},
-    {"hw.training.parallel", "hw.training.losses", "hw.training.metrics", "hw.training.optim"}
+    {
+        "hw.training.hosts",
+        "hw.training.parallel",
+        "hw.training.losses",
+        "hw.training.metrics",
+        "hw.training.optim",
+    }
     | {"hw.training.step", "hw.training.checkpoint", "hw.training.log", "hw.training.tasks"},
     {"hw.training.loop"},
     {"hw.inference", "hw.compilation", "hw.recipe"},

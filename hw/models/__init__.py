@@ -37,8 +37,9 @@ def build(
     """Builds the module that `config.model` describes.
 
     Args:
-      config: `name`; `dtype` ("auto" computes in float32 on CPU and in bfloat16 elsewhere); and,
-        under the model's own name, the arguments that only this model has.
+      config: `name`; `dtype` ("auto" computes in float32 on CPU and in bfloat16 elsewhere); `batch_norm`,
+        where a model has any: "synchronised", or "per-device", by the statistics of each device's share;
+        and, under the model's own name, the arguments that only this model has.
       num_outputs: classes, or symbols of the vocabulary.
       platform: the platform of the devices that will run it: "cpu", "gpu" or "tpu".
       num_devices: how many devices share a batch. A convolution that walks over slices of the
@@ -56,10 +57,13 @@ def build(
         dtype = "float32" if platform == "cpu" else "bfloat16"
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.model.dtype={dtype!r}: choose auto, float32 or bfloat16")
+    statistics = config.get("batch_norm", "synchronised")
+    if statistics not in ("synchronised", "per-device"):
+        raise UserError(f"config.model.batch_norm={statistics!r}: choose synchronised or per-device")
     return MODELS[name](
         **config.get(name, {}),
         num_classes=num_outputs,
         dtype=jnp.dtype(dtype),
-        axis_name=axis_name,
+        axis_name=axis_name if statistics == "synchronised" else None,
         chunked=num_devices == 1,
     )

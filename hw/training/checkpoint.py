@@ -6,6 +6,7 @@ when it is whole and on the disk, so that a folder named by a step is a complete
 process ended; whatever has happened to it since then, the manifest tells.
 """
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -14,7 +15,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,21 @@ def clean(directory: Path) -> None:
             shutil.rmtree(leftover)
 
 
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Lets orbax believe that there is one process.
+
+    Of several the first alone saves and loads, arrays of its own. orbax has an option for that
+    (`active_processes`), but also with it (0.12) waits for all of them to compare the path.
+    """
+    count = jax.process_count
+    jax.process_count = lambda *args: 1
+    try:
+        yield
+    finally:
+        jax.process_count = count
+
+
 def _tell_but_of_closed_loops(unraisable: Any) -> None:
     if "Event loop is closed" not in str(unraisable.exc_value):
         sys.__unraisablehook__(unraisable)
@@ -122,7 +138,8 @@ def save(directory: Path, state: Any, progress: dict[str, Any], keep: int) -> in
             need = sum(x.nbytes for x in jax.tree.leaves(state)) + _SPACE_BESIDE_ARRAYS
             if shutil.disk_usage(partial).free < need:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            ocp.save((partial / "state").absolute(), state)  # orbax takes no relative path
+            with _alone():
+                ocp.save((partial / "state").absolute(), state)  # orbax takes no relative path
             (partial / "progress.json").write_text(cli.to_json(progress))
             (partial / _MANIFEST).write_text(_manifest(step, _hashes(partial)))
             _sync(partial, *partial.rglob("*"))
@@ -189,7 +206,8 @@ def restore_newest(
             say(f"WARNING: CHECKPOINT {step} IS DAMAGED ({damage}); set aside as {aside}")
             continue
         progress = json.loads((folder / "progress.json").read_text())
-        return ocp.load((folder / "state").absolute(), like), progress
+        with _alone():
+            return ocp.load((folder / "state").absolute(), like), progress
     damaged = sorted(p.name for p in directory.glob("damaged-*"))
     if damaged:
         raise UserError(

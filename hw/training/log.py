@@ -26,6 +26,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]  # whole lines end in a newline
 
 
+class Silence:
+    """The log of a process that keeps none: whatever a `RunLog` is asked to do, it does not."""
+
+    def __getattr__(self, name: str):
+        return lambda *args, **kwargs: None
+
+
 class RunLog:
     """The log of one workdir. It appends, for a run may continue in another process."""
 

@@ -22,8 +22,8 @@ from ml_collections import ConfigDict
 from hw import cli, data, models
 from hw.cli import Stopped, UserError
 from hw.data.cache import cache_dir
-from hw.training import checkpoint, optim
-from hw.training.log import RunLog, draw_curves, write_report
+from hw.training import checkpoint, hosts, optim
+from hw.training.log import RunLog, Silence, draw_curves, write_report
 from hw.training.parallel import Parallel, keep_programs
 from hw.training.step import TrainState, train_step
 from hw.training.tasks import CHECKS, TASKS
@@ -35,10 +35,14 @@ _STEPS_PER_DISPATCH = 50  # on GPU and TPU: a step takes milliseconds there, a d
 
 
 class _Signals:
-    """Notes SIGINT and SIGTERM, so that the loop can save at the next whole step; a second one kills."""
+    """Notes SIGINT and SIGTERM, so that the loop can save at the next whole step; a second one kills.
+
+    Attributes:
+      received: the signal; 0 before.
+    """
 
     def __init__(self):
-        self.received: int | None = None
+        self.received = 0
 
     def __enter__(self):
         self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -175,6 +179,8 @@ def check(config: ConfigDict, parallel: Parallel) -> None:
     _check_numbers(config)
     parallel.check_batch(config.train.batch_size, "config.train.batch_size")
     parallel.check_batch(config.eval.batch_size, "config.eval.batch_size")
+    if config.model.get("batch_norm") == "per-device" and parallel.mode != "pmap":
+        raise UserError("config.model.batch_norm=per-device needs config.parallel=pmap: jit's batch is one")
     optim.build(config.optim, total_steps=1)
     models.build(config.model, num_outputs=2, platform=parallel.platform)
 
@@ -242,7 +248,7 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
       name, variant: which recipe it is, for the summary.
 
     Returns:
-      The summary, also in summary.json.
+      The summary, also in summary.json; nothing in a process that is not the first of several.
 
     Raises:
       UserError: any mistake the user can mend, before work begins wherever it can be found then.
@@ -252,17 +258,29 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
     parallel = Parallel(config.parallel)
     check(config, parallel)  # what is cheap to check comes first
     batch = f"config.train.batch_size={config.train.batch_size}"
-    lock = _lock(workdir)
-    try:
-        config_text = cli.to_json(config.to_dict(), indent=2) + "\n"
+    config_text = cli.to_json(config.to_dict(), indent=2) + "\n"
+    locks: list[int] = []
+
+    def begin() -> dict | None:
+        """Makes the workdir ours; returns the summary of a run that is finished."""
+        locks.append(_lock(workdir))
         _check_config(workdir, config_text)
-        if (workdir / "summary.json").exists():
-            cli.say(f"{workdir} is finished: see summary.json there")
-            return json.loads((workdir / "summary.json").read_text())
+        if not (workdir / "summary.json").exists():
+            return None
+        cli.say(f"{workdir} is finished: see summary.json there")
+        return json.loads((workdir / "summary.json").read_text())
+
+    try:
+        finished = parallel.on_first(begin)
+        parallel.check_same(config_text, "configurations")
+        if finished is not None:
+            return finished
         run = _Run(config, workdir, parallel, clock)
         batch = run.batch
         return run.run(name=name, variant=variant, config_sha256=cli.sha256(config_text))
     except jax.errors.JaxRuntimeError as error:
+        if parallel.lost(error):
+            hosts.leave()
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise UserError(f"out of memory at {batch}: choose a smaller one") from error
@@ -272,7 +290,8 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
             "run the same command again"
         ) from error
     finally:
-        os.close(lock)
+        for lock in locks:
+            os.close(lock)
 
 
 class _Run:
@@ -284,6 +303,7 @@ class _Run:
         keep_programs(cache_dir(cli.say))
         self.dataset = data.load(config.data)
         self.provenance = self.dataset.provenance
+        parallel.check_same(self.provenance["fingerprint"], "data")
         self.config = with_stand_in(config, self.provenance["source"])
         field = "embedded" if self.provenance["source"] == "embedded" else "train"
         self.batch = f"config.{field}.batch_size={self.config.train.batch_size}"
@@ -298,7 +318,9 @@ class _Run:
         every = self.config.eval.every_epochs * self.task.num_examples / self.batch_size
         self.eval_steps = max(1, round(every)) if every else self.total
         self.per_dispatch = steps_per_dispatch(self.config, parallel)
-        self.log = RunLog(workdir, self.total, self.config.log.every_seconds, self.task.unit)
+        # Of several processes the first alone has a log, as it alone has a workdir.
+        log = (workdir, self.total, self.config.log.every_seconds, self.task.unit)
+        self.log = RunLog(*log) if parallel.is_first else Silence()
 
     def run(self, **identity: str) -> dict[str, Any]:
         try:
@@ -326,22 +348,31 @@ class _Run:
         rng = jax.random.fold_in(jax.random.key(self.config.seed), 0)
 
         create = first_state(self.config, self.task, self.tx)
-        checkpoint.clean(self.checkpoints)
         like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.parallel.replicated),
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.parallel.own),
             jax.eval_shape(create, rng, self.task.start),
         )
-        restored = checkpoint.restore_newest(self.checkpoints, like, self.log.say)
-        if restored is None:
-            if (self.workdir / "metrics.jsonl").exists():
-                raise UserError(
-                    f"{self.workdir} has metrics but no checkpoint, so its state is lost: remove the "
-                    "workdir to start again, or choose another --workdir"
-                )
-            state = self.parallel.replicate(jax.jit(create)(rng, self.task.start))
+        states = []
+
+        def restore() -> dict | None:
+            """Restores the newest sound state, if any; returns what was saved beside it."""
+            checkpoint.clean(self.checkpoints)
+            restored = checkpoint.restore_newest(self.checkpoints, like, self.log.say)
+            if restored is None:
+                if (self.workdir / "metrics.jsonl").exists():
+                    raise UserError(
+                        f"{self.workdir} has metrics but no checkpoint, so its state is lost: remove the "
+                        "workdir to start again, or choose another --workdir"
+                    )
+                return None
+            states.append(restored[0])
+            return restored[1]
+
+        progress = self.parallel.on_first(restore)
+        if progress is None:
+            state = self.parallel.from_first(jax.jit(create)(rng, self.task.start), like)
             self._save(state)
         else:
-            state, progress = restored
             before = progress["dataset"]
             if before["fingerprint"] != self.provenance["fingerprint"]:
                 raise UserError(
@@ -350,17 +381,25 @@ class _Run:
                     f"{self.provenance['fingerprint'][:12]}): give the same, or another --workdir"
                 )
             self.clock.spent.update(progress["seconds"])
+            state = self.parallel.from_first(states[0] if states else None, like)
             self.log.say(f"continuing at step {int(state.step)}")
-        kept = self.log.begin(int(state.step))
-        self.evaluated = {line["step"] for line in kept if line["split"] == "eval"}
+        step = int(state.step)
+        kept = self.parallel.on_first(
+            lambda: [line["step"] for line in self.log.begin(step) if line["split"] == "eval"]
+        )
+        self.evaluated = set(kept)
         self.num_params = sum(x.size for x in jax.tree.leaves(state.params))
         return state
 
     def _save(self, state: TrainState) -> None:
-        with self.clock.part("save"):
+        def save() -> int:
             self.log.sync()  # a checkpoint must not be newer than its metrics
             progress = {"seconds": self.clock.now(), "dataset": self.provenance}
-            step = checkpoint.save(self.checkpoints, state, progress, self.config.checkpoint.keep)
+            whole = self.parallel.local(state)
+            return checkpoint.save(self.checkpoints, whole, progress, self.config.checkpoint.keep)
+
+        with self.clock.part("save"):
+            step = self.parallel.on_first(save)
         self.last_save = time.monotonic()
         self.log.note(f"saved step {step}")
 
@@ -403,20 +442,22 @@ class _Run:
                     state, metrics = programs[key](state, resident, picks)
                 step += count
                 pending.append((step, metrics))
-                due = time.monotonic() - self.last_save >= self.config.checkpoint.every_seconds
-                if step == boundary or due or self.signals.received:
+                late = time.monotonic() - self.last_save >= self.config.checkpoint.every_seconds
+                # All processes at the same step; it is the first one's clock that counts.
+                due, signum = self.parallel.largest(late and self.parallel.is_first, self.signals.received)
+                if step == boundary or due or signum:
                     while pending:
                         self._log_steps(*pending.popleft())
                     self._save(state)
-                    if self.signals.received:
-                        self._stop()
+                    if signum:
+                        self._stop(signum)
                 elif len(pending) > 1:
                     self._log_steps(*pending.popleft())
 
-    def _stop(self) -> None:
+    def _stop(self, signum: int) -> None:
         """Ends the process for a signal; what there is has been saved."""
-        self.log.say(f"stopped by {signal.Signals(self.signals.received).name}, saved")
-        raise Stopped(self.signals.received)
+        self.log.say(f"stopped by {signal.Signals(signum).name}, saved")
+        raise Stopped(signum)
 
     def _log_steps(self, last: int, metrics: dict[str, jax.Array]) -> None:
         """Logs one dispatch that ended with step `last`; refuses to go on from numbers gone bad."""
@@ -452,8 +493,8 @@ class _Run:
         """The task's report, its headline logged."""
         with self.clock.part("eval"):
             for report in self.task.evaluate(state.result, self.parallel):
-                if report is None and self.signals.received:
-                    self._stop()
+                if report is None and (signum := self.parallel.largest(self.signals.received)[0]):
+                    self._stop(signum)
         line = {name: report[field] for name, field in self.task.headline.items()}
         self.log.metrics(
             {
@@ -471,6 +512,9 @@ class _Run:
     def _finish(self, state: TrainState, *, name: str, variant: str, config_sha256: str) -> dict:
         """Evaluates the last state and writes what remains of the workdir, the summary last."""
         report = self._evaluate(state, self.total)
+        if not self.parallel.is_first:
+            return {}
+        state = self.parallel.local(state)
         checkpoint.save_params(self.workdir / "params.npz", state.result)
         if self.task.samples:
             with self.clock.part("eval"):

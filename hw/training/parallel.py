@@ -1,5 +1,6 @@
-"""One step on all devices: jit over a mesh, or pmap. Nothing else knows how many devices there are."""
+"""One step on all devices of all hosts: jit over a mesh, or pmap. Nothing else knows how many there are."""
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -8,12 +9,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
+from hw import cli
 from hw.cli import UserError
 
 AXIS = "batch"
+# What errors of an exchange between processes name: CPUs' and GPUs' libraries, and the service of JAX.
+_EXCHANGE = ("Gloo", "NCCL", "coordination service")
 # Bytes of memory of each chip, for those that cannot be asked since they are not there.
 # Source: Google Cloud's documentation of each TPU version.
 _MEMORY = {"TPU v4": 32 * 2**30, "TPU v5 lite": 16 * 2**30, "TPU v5": 95 * 2**30, "TPU v6 lite": 32 * 2**30}
@@ -43,7 +48,10 @@ class Parallel:
 
     "jit" (default): the batch's indices are sharded over the mesh, data and state are replicated,
     and XLA inserts the reductions, so that the program means what it means on one device.
-    "pmap": each device runs the step on its share and averages over `axis_name`.
+    "pmap": each device runs the step on its share and averages over `axis_name`; one process only.
+
+    Where the run has several processes (`hw.training.hosts`) each of them calls the same methods in the
+    same order, with the same values: the global batch and its order do not depend on who holds which share.
 
     Attributes:
       mode: "jit" or "pmap".
@@ -54,11 +62,83 @@ class Parallel:
     def __init__(self, mode: str = "jit", devices: list | None = None):
         if mode not in ("jit", "pmap"):
             raise UserError(f"config.parallel={mode!r}: choose jit or pmap")
+        if mode == "pmap" and jax.process_count() > 1:
+            raise UserError("config.parallel=pmap is for one process: use jit with several")
         devices = jax.devices() if devices is None else devices
         self.mode = mode
         self.mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
         self.axis_name = AXIS if mode == "pmap" else None
         self.replicated = NamedSharding(self.mesh, P())
+        self._several = jax.process_count() > 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that reads and writes the workdir."""
+        return jax.process_index() == 0
+
+    @property
+    def own(self) -> Sharding:
+        """Of arrays that this process has by itself: `replicated`, where there is no other."""
+        return SingleDeviceSharding(jax.local_devices()[0]) if self._several else self.replicated
+
+    def lost(self, error: Exception) -> bool:
+        """Whether what failed was an exchange with another process, which has then died."""
+        return self._several and any(word in str(error) for word in _EXCHANGE)
+
+    def local(self, tree: Any) -> Any:
+        """This process's copy of replicated arrays, for what it computes by itself."""
+        return jax.tree.map(lambda x: x.addressable_data(0), tree) if self._several else tree
+
+    def on_first(self, fn: Callable[[], Any]) -> Any:
+        """What `fn` returns in the first process, which alone calls it: strict JSON.
+
+        Raises:
+          UserError: in every process, what stopped `fn` in the first.
+        """
+        if not self._several:
+            return fn()
+        error, message = None, ""
+        if self.is_first:
+            try:
+                message = cli.to_json({"value": fn()})
+            except (UserError, OSError) as caught:
+                error, message = caught, cli.to_json({"error": str(caught)})
+        raw = message.encode()
+        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(raw))))
+        buffer = np.zeros(size, np.uint8)
+        if self.is_first:
+            buffer[:] = np.frombuffer(raw, np.uint8)
+        found = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(buffer))))
+        if error is not None:
+            raise error
+        if "error" in found:
+            raise UserError(f"process 0: {found['error']}")
+        return found["value"]
+
+    def from_first(self, tree: Any, like: Any) -> Any:
+        """The first process's `tree`, replicated, bit for bit.
+
+        Args:
+          tree: arrays of `own`; in other processes whatever they have.
+          like: their shapes and types.
+        """
+        if not self._several:
+            return self.replicate(tree)
+
+        shapes, structure = jax.tree.flatten(like)
+        leaves = jax.tree.leaves(tree) if self.is_first else [np.zeros(x.shape, x.dtype) for x in shapes]
+        received = []
+        for shape, leaf in zip(shapes, leaves, strict=True):
+            # As bytes: what is broadcast is added to zeros, and a float's -0 would not survive it.
+            raw = multihost_utils.broadcast_one_to_all(np.ravel(np.asarray(leaf)).view(np.uint8))
+            received.append(np.asarray(raw).view(shape.dtype).reshape(shape.shape))
+        return self.replicate(jax.tree.unflatten(structure, received))
+
+    def largest(self, *values: int) -> tuple[int, ...]:
+        """Of each value the largest that any process has: so they come to the same decision."""
+        if not self._several:
+            return values
+        return tuple(map(int, np.max(multihost_utils.process_allgather(np.array(values)), axis=0)))
 
     @property
     def num_devices(self) -> int:
@@ -81,7 +161,9 @@ class Parallel:
     @property
     def memory_limit(self) -> float:
         """Bytes of memory that each device has; inf where nobody knows."""
-        device = self.mesh.devices.flat[0]
+        devices = self.mesh.devices.flat
+        # Another host's cannot be asked.
+        device = next((d for d in devices if d.process_index == jax.process_index()), devices[0])
         if device.platform == "cpu":
             return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
         try:
@@ -98,19 +180,35 @@ class Parallel:
                 f"which has {limit / 2**30:.1f}: choose a smaller one"
             )
 
+    def _put(self, tree: Any, sharding: NamedSharding) -> Any:
+        """Puts arrays that every process has whole on the devices; each process serves its own."""
+        if not self._several:
+            return jax.device_put(tree, sharding)
+
+        def put(x: Any) -> jax.Array:
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+        return jax.tree.map(put, tree)
+
+    def check_same(self, value: str, what: str) -> None:
+        """Raises UserError in every process unless all of them have the same `value`."""
+        if self.largest(self.on_first(lambda: value) != value)[0]:
+            raise UserError(f"the processes of this run have different {what}: give all of them the same")
+
     def replicate(self, tree: Any) -> Any:
         """Puts a copy of every array on every device."""
-        return jax.device_put(tree, self.replicated)
+        return self._put(tree, self.replicated)
 
     def shard(self, tree: Any) -> Any:
         """Puts host arrays [batch, …] on the devices, each its share."""
-        return jax.device_put(tree, NamedSharding(self.mesh, P(AXIS)))
+        return self._put(tree, NamedSharding(self.mesh, P(AXIS)))
 
     def shard_picks(self, tree: Any) -> Any:
         """Puts host arrays [steps, batch] on the devices, each its share of every step."""
         if self.mode == "pmap":  # which takes, and removes, an axis of exactly the devices
             tree = jax.tree.map(lambda x: x.reshape(len(x), self.num_devices, -1), tree)
-        return jax.device_put(tree, NamedSharding(self.mesh, P(None, AXIS)))
+        return self._put(tree, NamedSharding(self.mesh, P(None, AXIS)))
 
     def shape_picks(self, tree: Any) -> Any:
         """What `shard_picks` makes of arrays [steps, batch], for shapes alone; under jit."""

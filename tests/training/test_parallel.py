@@ -1,4 +1,9 @@
-"""One step on one device, on eight by jit and on eight by pmap: the same numbers, truly shared out."""
+"""Steps on one device, on eight by jit, by pmap and in two processes: the same numbers, truly shared out."""
+
+import os
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -7,72 +12,168 @@ import pytest
 
 from hw import data
 from hw.cli import UserError
-from hw.training import loop, optim
+from hw.training import checkpoint, loop, optim
 from hw.training.parallel import Parallel
-from hw.training.step import TrainState
+from tests.conftest import REPOSITORY
+from tests.training.twenty_steps import RECIPES, flat, off_the_start, recipe, take
 
-WAYS = {"one": ("jit", 1), "jit": ("jit", 8), "pmap": ("pmap", 8), "alone": ("pmap", 8)}
+WAYS = {"one": ("jit", 1), "jit": ("jit", 8), "pmap": ("pmap", 8)}
+MODELS = tuple(RECIPES)
 
 
 @pytest.fixture(scope="module")
-def runs():
-    """Three steps of the tiny recipe in each way: {way: (state, metrics, resident picks)}."""
-    import runpy
+def two_processes(tmp_path_factory):
+    """Starts two processes of four devices; returns what waits for them: {name: array}."""
+    out = tmp_path_factory.mktemp("two") / "out.npz"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    command = [sys.executable, "-m", "tests.training.twenty_steps", out, f"--coordinator={address}"]
+    processes = [
+        subprocess.Popen(
+            [*command, "--num_processes=2", f"--process_id={k}"],
+            cwd=REPOSITORY,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for k in range(2)
+    ]
 
-    from tests.conftest import REPOSITORY, TINY
+    def wait() -> dict[str, np.ndarray]:
+        for process in processes:
+            said, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, said
+        with np.load(out) as file:
+            return dict(file)
 
-    config = runpy.run_path(str(REPOSITORY / "configs" / "resnet.py"))["get_config"]()
-    config.update_from_flattened_dict(TINY)
-    config.optim.name = "sgd"  # an orthogonalised update would hide the gradient's size
-    config.optim.learning_rate = 0.1
-    dataset = data.load(config.data, say=lambda line: None)
-    results = {}
-    for way, (mode, count) in WAYS.items():
-        parallel = Parallel(mode, jax.devices()[:count])
-        if way == "alone":  # a step without its reduction: each device goes by its own share
-            parallel.axis_name = None
-        task = loop.build_task(config, parallel, dataset)
-        tx, _ = optim.build(config.optim, 10)
-        state = TrainState.create(task.init(jax.random.key(0), jnp.asarray(task.start)), tx)
-        program = parallel.train(loop.one_step(config, task, tx, parallel))
-        picks = {k: v.reshape(3, 32) for k, v in task.picks(0, 96).items()}
-        shared = parallel.shard_picks(picks)
-        resident = parallel.replicate(task.resident)
-        state, metrics = program(parallel.replicate(state), resident, shared)
-        results[way] = (jax.device_get(state), jax.device_get(metrics), shared, state)
-    return results
-
-
-def _compare(run, reference):
-    (one, metrics_one, *_), (many, metrics_many, *_) = reference, run
-    np.testing.assert_allclose(metrics_many["loss"], metrics_one["loss"], rtol=2e-4)
-    np.testing.assert_allclose(metrics_many["grad_norm"], metrics_one["grad_norm"], rtol=2e-3)
-    assert int(many.step) == int(one.step) == 3
-
-    def close(a, b):
-        assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(b) + 1e-6
-
-    jax.tree.map(close, many.params, one.params)
-    jax.tree.map(close, many.model_state, one.model_state)
+    yield wait
+    for process in processes:
+        process.kill()
 
 
+@pytest.fixture(scope="module")
+def runs(two_processes):
+    """Twenty steps of each model in each way: {model: {way: found}}; meanwhile the two processes work."""
+    return {
+        model: {way: take(model, Parallel(mode, jax.devices()[:n])) for way, (mode, n) in WAYS.items()}
+        for model in MODELS
+    }
+
+
+@pytest.fixture(scope="module")
+def arrays(runs, two_processes):
+    """The same as {way: {name: array}}."""
+    found = {
+        way: {
+            name: array
+            for model in MODELS
+            for part in ("grads", "params", "model_state", "losses")
+            for name, array in flat(runs[model][way][part], f"{model}/{part}").items()
+        }
+        for way in WAYS
+    }
+    return found | {"processes": two_processes()}
+
+
+def _compare(many, one, model):
+    """Gradients of the first step within 1e-5, all after twenty within 1e-3, relative to an array's norm."""
+    names = [name for name in one if name.startswith(f"{model}/")]
+    assert sum("/grads" in name for name in names) >= 5
+    for name in names:
+        tolerance = 1e-5 if "/grads" in name else 1e-3
+        norm = np.linalg.norm(one[name])
+        # A gradient of nothing, or parameters that did not move, would prove nothing.
+        assert norm > 1e-4, name
+        assert np.linalg.norm(many[name] - one[name]) <= tolerance * norm, name
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("way", ["jit", "pmap", "processes"])
+def test_same_numbers_as_one_device(arrays, way, model):
+    assert set(arrays[way]) == set(arrays["one"])
+    _compare(arrays[way], arrays["one"], model)
+
+
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("way", ["jit", "pmap"])
-def test_same_numbers_as_one_device(runs, way):
-    _compare(runs[way], runs["one"])
-
-
-@pytest.mark.parametrize("way", ["jit", "pmap"])
-def test_each_device_has_its_own_share(runs, way):
-    picks, state = runs[way][2], runs[way][3]
-    shares = [np.asarray(s.data).ravel() for s in picks["index"].addressable_shards]
+def test_each_device_has_its_own_share(runs, way, model):
+    picks = runs[model][way]["picks"]["index" if model == "resnet" else "start"]
+    shares = [np.asarray(s.data).ravel() for s in picks.addressable_shards]
     assert len(shares) == 8 and len({tuple(s) for s in shares}) == 8
-    assert sum(s.size for s in shares) == 96
-    assert all(len(x.devices()) == 8 for x in jax.tree.leaves(state))
+    assert sum(s.size for s in shares) == 32
 
 
-def test_without_the_reduction_the_comparison_fails(runs):
-    with pytest.raises(AssertionError):
-        _compare(runs["alone"], runs["one"])
+@pytest.mark.parametrize("model", MODELS)
+def test_without_the_reduction_the_comparison_fails(arrays, model):
+    alone = take(model, Parallel("pmap", jax.devices()[:8]), reduced=False, steps=1)
+    wrong = arrays["one"] | flat(alone["grads"], f"{model}/grads")
+    with pytest.raises(AssertionError, match=f"{model}/grads"):
+        _compare(wrong, arrays["one"], model)
+
+
+def test_batch_norm_per_device_is_the_mean_of_eight_steps_of_a_share_each(arrays):
+    change = {"model.batch_norm": "per-device"}
+    found = take("resnet", Parallel("pmap", jax.devices()[:8]), steps=1, **change)
+    config = recipe("resnet")
+    parallel = Parallel("jit", jax.devices()[:1])
+    task = loop.build_task(config, parallel, data.load(config.data, say=lambda line: None))
+    picks = {k: v.reshape(8, 4) for k, v in task.picks(0, 32).items()}
+    variables = jax.jit(task.init)(jax.random.key(0), task.start)
+    params = off_the_start(variables.pop("params"))
+    resident = jax.device_put(task.resident)
+
+    @jax.jit
+    def gradient(params, share):
+        def objective(params):
+            batch = task.make_batch(resident, share, 0)
+            outputs, *_ = task.apply_fn({"params": params, **variables}, batch, (), jax.random.key(0))
+            return jnp.mean(task.loss_fn(outputs, batch)["loss"])
+
+        return jax.grad(objective)(params)
+
+    each = [gradient(params, {k: v[i] for k, v in picks.items()}) for i in range(8)]
+    mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *each)
+    for name, true in flat(mean, "resnet/grads").items():
+        got = flat(found["grads"], "resnet/grads")[name]
+        assert np.linalg.norm(got - true) <= 1e-5 * np.linalg.norm(true), name
+        # And it is another thing than the synchronised form.
+        assert np.linalg.norm(arrays["one"][name] - true) > 1e-3 * np.linalg.norm(true), name
+
+
+def test_batch_norm_per_device_needs_pmap():
+    config = recipe("resnet", **{"model.batch_norm": "per-device"})
+    with pytest.raises(UserError, match=r"needs config\.parallel=pmap"):
+        loop.check(config, Parallel("jit", jax.devices()[:4]))
+    config.model.batch_norm = "mine"
+    with pytest.raises(UserError, match="batch_norm='mine'"):
+        loop.check(config, Parallel("pmap", jax.devices()[:4]))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_state_goes_from_eight_devices_to_four_to_one_to_eight(model, tmp_path):
+    config = recipe(model)
+    dataset = data.load(config.data, say=lambda line: None)
+    digests, orders = [], []
+    for place, count in enumerate((8, 4, 1, 8)):
+        parallel = Parallel("jit", jax.devices()[:count])
+        task = loop.build_task(config, parallel, dataset)
+        tx, _ = optim.build(config.optim, 20)
+        create = loop.first_state(config, task, tx)
+        if place == 0:
+            state = parallel.replicate(jax.jit(create)(jax.random.key(0), task.start))
+        else:
+            shapes = jax.eval_shape(create, jax.random.key(0), task.start)
+            state, _ = checkpoint.restore_newest(tmp_path / str(place - 1), parallel.shape(shapes), print)
+        assert all(len(x.devices()) == count for x in jax.tree.leaves(state))
+        digests.append(checkpoint.fingerprint(state))
+        picks = parallel.shard_picks({k: v.reshape(2, 32) for k, v in task.picks(5 * 32, 64).items()})
+        orders.append({k: np.asarray(v).tolist() for k, v in picks.items()})
+        checkpoint.save(tmp_path / str(place), state, {}, keep=1)
+    assert len(set(digests)) == 1
+    assert all(order == orders[0] for order in orders)
 
 
 def test_map_all_pads_and_cuts():

@@ -88,7 +88,7 @@ def evaluate(
     Every character of the evaluation text but the first is a target exactly once. Raises UserError where
     it has no two characters.
     """
-    del parallel  # the variables are on its devices already
+    variables = parallel.local(variables)  # each process reads the whole text
     report = {"split": dataset.eval_name, "num_examples": len(dataset.eval) - 1}
     for protocol in generation.PROTOCOLS:
         for nats in generation.score(

@@ -1,0 +1,206 @@
+"""One run of two processes on loopback: stopped, bereaved, continued on one device; and what never begins."""
+
+import json
+import os
+import random
+import signal
+import socket
+import time
+
+import pytest
+
+from hw.cli import UserError
+from hw.training import checkpoint, hosts, log
+from hw.training.hosts import Hosts
+
+# Of the real data, which are not used here; but eight devices refuse what does not divide.
+DIVIDES = "--config.train.batch_size=64"
+FOUR = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+
+
+def _address() -> str:
+    """Of a port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture
+def pair(start):
+    """Starts both processes of a run, with options of each one's own."""
+
+    def pair(workdir, *extra, second=()):
+        given = [
+            DIVIDES,
+            "--num_processes=2",
+            f"--coordinator={_address()}",
+            "--heartbeat_timeout=10",
+            *extra,
+        ]
+        one = start(workdir, *given, "--process_id=0", env=FOUR)
+        # Another workdir, which nobody is to make: process 0 alone writes.
+        elsewhere = workdir.parent / "elsewhere"
+        return one, start(elsewhere, *given, *second, "--process_id=1", env=FOUR)
+
+    return pair
+
+
+def _trained(workdir) -> list[dict]:
+    return [v for v in log.read_metrics(workdir / "metrics.jsonl") if v["split"] == "train"]
+
+
+def test_a_run_of_two_processes_through_everything(pair, start, uninterrupted, sound, tmp_path):
+    workdir = tmp_path / "run"
+
+    # A signal to the second alone: both stop at the same step, which is saved.
+    one, two = pair(workdir)
+    one.wait_until(lambda: len(_trained(workdir)) >= 5)
+    two.send(signal.SIGTERM)
+    assert (one.end(), two.end()) == (143, 143), one.stderr + two.stderr
+    assert one.stderr.splitlines()[-1] == "stopped by SIGTERM, saved"
+    assert "on 8 × cpu" in one.stderr
+    first = sound(workdir)[-1]
+    assert len(_trained(workdir)) == first
+    assert not (tmp_path / "elsewhere").exists(), "the second process wrote"
+    # It is the run that one device would have made: the same pictures in the same order.
+    alone = _trained(uninterrupted.workdir)
+    for mine, theirs in zip(_trained(workdir)[:4], alone, strict=False):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+        assert mine["learning_rate"] == theirs["learning_rate"]
+
+    # The second dies at once: the first ends with one line, and what was saved is there.
+    one, two = pair(workdir)
+    one.wait_until(lambda: len(_trained(workdir)) >= first + 5)
+    two.send(signal.SIGKILL)
+    died = time.monotonic()
+    assert one.end() == 2, one.stderr
+    assert time.monotonic() - died < 40
+    assert len(one.errors) == 1 and "of this run" in one.errors[0] and "start all" in one.errors[0], (
+        one.stderr
+    )
+    assert two.end() == -signal.SIGKILL
+    second = sound(workdir)[-1]
+    assert second >= first + 4
+
+    # SLURM says who is who; then one process of one device goes on to the end.
+    step = {"SLURM_JOB_ID": str(random.randrange(4096)), "SLURM_STEP_NODELIST": "127.0.0.1"}
+    step |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", **FOUR}
+    one, two = (
+        start(workdir, DIVIDES, env=step | {"SLURM_PROCID": str(k), "SLURM_LOCALID": str(k)})
+        for k in range(2)
+    )
+    one.wait_until(lambda: checkpoint.steps(workdir / "checkpoints")[-1] >= second + 5)
+    one.send(signal.SIGINT)
+    assert (one.end(), two.end()) == (130, 130), one.stderr + two.stderr
+    assert f"continuing at step {second}\n" in one.stderr
+    process = start(workdir, DIVIDES)
+    assert process.end() == 0, process.stderr
+    assert [v["step"] for v in _trained(workdir)] == list(range(1, 81))
+    rates = [v["learning_rate"] for v in _trained(workdir)]
+    assert rates == [v["learning_rate"] for v in alone]
+    assert json.loads((workdir / "summary.json").read_text())["device"]["count"] == 1
+
+    # And what is finished is finished for all.
+    one, two = pair(workdir)
+    assert (one.end(), two.end()) == (0, 0), one.stderr + two.stderr
+    assert "is finished" in one.stderr and two.stderr == ""
+
+
+def test_what_stops_one_stops_the_other(pair, tmp_path):
+    other = "--config.optim.learning_rate=0.2"
+    one, two = pair(tmp_path / "run", second=[other])
+    assert (one.end(), two.end()) == (2, 2)
+    for process in (one, two):
+        assert len(process.errors) == 1 and "different configurations" in process.errors[0], process.stderr
+
+    (tmp_path / "file").write_text("")
+    one, two = pair(tmp_path / "file")
+    assert (one.end(), two.end()) == (2, 2)
+    assert one.errors[0].startswith("error: cannot write in")
+    assert two.errors[0].startswith("error: process 0: cannot write in")
+
+
+@pytest.mark.parametrize("process_id", [0, 1])
+def test_whoever_does_not_answer_is_not_waited_for(start, tmp_path, process_id):
+    began = time.monotonic()
+    process = start(
+        tmp_path / "run",
+        f"--coordinator={_address()}",
+        "--num_processes=2",
+        f"--process_id={process_id}",
+        "--connect_timeout=2",
+    )
+    assert process.end() == 2, process.stderr
+    assert time.monotonic() - began < 30
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("error: a process of this run did not answer")
+    assert process.stdout == "" and not (tmp_path / "run").exists()
+
+
+def test_the_worker_dies_with_the_one_that_waits_for_it(start, tmp_path):
+    process = start(
+        tmp_path / "run",
+        f"--coordinator={_address()}",
+        "--num_processes=2",
+        "--process_id=0",
+        "--connect_timeout=60",
+    )
+
+    def workers() -> list[str]:
+        path = f"/proc/{process.popen.pid}/task/{process.popen.pid}/children"
+        return open(path).read().split()
+
+    if not os.path.exists("/proc"):
+        pytest.skip("no /proc to find the worker in")
+    (worker,) = process.wait_until(workers)
+    time.sleep(1)
+    process.send(signal.SIGKILL)
+    process.end()
+    deadline = time.monotonic() + 10
+    while os.path.exists(f"/proc/{worker}"):
+        assert time.monotonic() < deadline, "the worker lives on"
+        time.sleep(0.05)
+
+
+GOOD = Hosts("node:1234", 2, 1, 300, 100)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"coordinator": ""}, "need --coordinator=HOST:PORT"),
+        ({"coordinator": "node"}, "--coordinator=node: give HOST:PORT"),
+        ({"coordinator": ":80"}, "give HOST:PORT"),
+        ({"coordinator": "node:99999"}, "give HOST:PORT"),
+        ({"coordinator": "auto"}, "leave them out"),
+        ({"process_id": -1}, "needs --num_processes and --process_id"),
+        ({"num_processes": 0}, "--num_processes=0 must be at least 1"),
+        ({"process_id": 2}, "--process_id=2 must lie in 0 … 1"),
+        ({"connect_timeout": 0}, "--connect_timeout=0 must be"),
+        ({"heartbeat_timeout": -5}, "--heartbeat_timeout=-5 must be"),
+    ],
+)
+def test_mistakes_cost_one_line(changes, expected):
+    with pytest.raises(UserError, match=expected):
+        hosts.find(GOOD._replace(**changes))
+
+
+@pytest.mark.parametrize(
+    ("environment", "coordinator"),
+    [
+        ({}, None),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"SLURM_NTASKS": "8"}, None),  # of an allocation in which srun has not started us
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "auto"),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "t0,t1"}, "auto"),
+    ],
+)
+def test_where_there_are_several_is_found(monkeypatch, environment, coordinator):
+    for name in ("SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = hosts.find(GOOD._replace(coordinator="", num_processes=-1, process_id=-1))
+    assert (found and found.coordinator) == coordinator
+    assert hosts.find(GOOD) == GOOD

@@ -1,0 +1,130 @@
+"""Twenty steps of each model on given devices: for test_parallel, and as one of several processes for it.
+
+python -m tests.training.twenty_steps OUT.npz --coordinator=HOST:PORT --num_processes=N --process_id=I
+"""
+
+import importlib
+import sys
+
+import jax
+import numpy as np
+import optax
+
+from hw import data
+from hw.training import loop, optim
+from hw.training.parallel import Parallel
+from hw.training.step import TrainState
+from tests.conftest import TINY
+
+STEPS, BATCH = 20, 32
+# Nothing is dropped: under pmap each device would draw a mask of its own.
+RECIPES = {
+    "resnet": TINY | {"optim.name": "sgd", "optim.learning_rate": 0.1, "augment.cutout": 8},
+    "gru": {
+        "data.source": "embedded",
+        "model.gru_lm.embedding": 8,
+        "model.gru_lm.width": 16,
+        "model.gru_lm.dropout": 0.0,
+        "train.batch_size": BATCH,
+        "train.length": 16,
+    },
+    "attention": {
+        "data.source": "embedded",
+        "model.attention_lm.width": 16,
+        "model.attention_lm.heads": 2,
+        "model.attention_lm.depth": 2,
+        "model.attention_lm.context": 12,
+        "model.attention_lm.dropout": 0.0,
+        "train.batch_size": BATCH,
+        "train.length": 16,
+    },
+}
+
+
+def recipe(name: str, **changes):
+    """The recipe `name`, cut down."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.update_from_flattened_dict(RECIPES[name] | changes)
+    return config
+
+
+def _remember() -> optax.GradientTransformation:
+    """Changes nothing, and keeps the gradient in the optimiser's state."""
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(np.zeros_like, params), lambda grads, state, params=None: (grads, grads)
+    )
+
+
+def off_the_start(tree):
+    """Adds noise: at the start some parameters are zero, and so are the gradients of others."""
+    r = np.random.default_rng(0)
+    return jax.tree.map(lambda x: np.asarray(x + 0.05 * r.normal(size=x.shape), x.dtype), tree)
+
+
+def take(name: str, parallel: Parallel, *, reduced: bool = True, steps: int = STEPS, **changes) -> dict:
+    """Takes the steps.
+
+    Args:
+      name: of RECIPES.
+      parallel: the devices.
+      reduced: False leaves the reduction out: each device goes by its own share.
+      steps: how many.
+      **changes: of the recipe's fields.
+
+    Returns:
+      "grads", of the first step; "params" and "model_state" after the last; "losses" [steps]; and the first
+      step's "picks", on their devices. Trees of the host's arrays, but for the picks.
+    """
+    config = recipe(name, **changes)
+    dataset = data.load(config.data, say=lambda line: None)
+    task = loop.build_task(config, parallel, dataset)
+    if not reduced:  # the step knows of no other device; the model still does
+        parallel.axis_name = None
+    tx, _ = optim.build(config.optim, steps)
+    tx = optax.chain(_remember(), tx)
+    variables = jax.jit(task.init)(jax.random.key(0), task.start)
+    variables = variables | {"params": off_the_start(variables["params"])}
+    state = parallel.replicate(TrainState.create(variables, tx, task.carry))
+    resident = parallel.replicate(task.resident)
+    program = parallel.train(loop.one_step(config, task, tx, parallel))
+    found: dict = {"losses": []}
+    for step in range(steps):
+        host = task.picks(step * BATCH, BATCH)
+        picks = parallel.shard_picks({k: v.reshape(1, BATCH) for k, v in host.items()})
+        state, metrics = program(state, resident, picks)
+        found["losses"].append(float(metrics["loss"][0]))
+        if step == 0:
+            found["grads"] = jax.device_get(parallel.local(state.opt_state[0]))
+            found["picks"] = picks
+    found["params"] = jax.device_get(parallel.local(state.params))
+    found["model_state"] = jax.device_get(parallel.local(state.model_state))
+    return found
+
+
+def flat(tree, prefix: str) -> dict[str, np.ndarray]:
+    """Leaves of a tree by name."""
+    return {
+        prefix + jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def main(argv: list[str]) -> None:
+    """Takes the steps of all models as one process of several; the first writes what came of them."""
+    out, *options = argv
+    given = dict(option.removeprefix("--").split("=") for option in options)
+    jax.distributed.initialize(given["coordinator"], int(given["num_processes"]), int(given["process_id"]))
+    arrays = {}
+    for name in RECIPES:
+        parallel = Parallel("jit")
+        found = take(name, parallel)
+        shares = [np.asarray(s.data) for x in jax.tree.leaves(found["picks"]) for s in x.addressable_shards]
+        assert len({x.tobytes() for x in shares}) >= jax.local_device_count(), "devices share a share"
+        for part in ("grads", "params", "model_state", "losses"):
+            arrays |= flat(found[part], f"{name}/{part}")
+    if parallel.is_first:
+        np.savez(out, **arrays)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
