@@ -19,6 +19,7 @@ from experiments import (
     neurons,
     recurrence,
     sampling,
+    scaling,
     seeds,
     throughput,
     vanishing_gradient,
@@ -310,3 +311,19 @@ def test_activations_are_the_states_that_a_long_pass_goes_through(monkeypatch):
     for t in (0, 6, 14):
         _, carry = module.apply(variables, ids[None, : t + 1], None, train=False)
         np.testing.assert_allclose(found[t], carry[0].ravel(), rtol=1e-5, atol=1e-6)
+
+
+def test_scaling_measures_in_processes_and_makes_its_page():
+    found = {way: scaling.measure("gru", way, rounds=1) for way in ("1", "2 processes × 4")}
+    assert all(value > 0 for value in found.values())
+    with pytest.raises(UserError, match="no marks"):
+        scaling.with_table("a page", "measured", {})
+
+
+@pytest.mark.parametrize("name", ["measured", "compiled"])
+def test_the_page_on_scaling_is_made_from_its_logs(name):
+    page = scaling.PAGE.read_text()
+    found = json.loads((scaling.STUDY / f"{name}.json").read_text())
+    assert scaling.with_table(page, name, found) == page
+    wrong = json.loads(json.dumps(found).replace("1", "2"))
+    assert scaling.with_table(page, name, wrong) != page

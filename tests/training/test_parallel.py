@@ -191,6 +191,12 @@ def test_batches_that_do_not_divide(size):
         Parallel(devices=jax.devices()[:8]).check_batch(size, "the_field")
 
 
+def test_pmap_is_of_one_process(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="pmap is for one process"):
+        Parallel("pmap")
+
+
 def test_unknown_mode():
     with pytest.raises(UserError, match="xmap"):
         Parallel("xmap")

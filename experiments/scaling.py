@@ -1,0 +1,209 @@
+"""One step on more devices: measured as far as this machine goes, compiled as far as TPUs go.
+
+    python -m experiments.scaling measured [--rounds=5]
+    python -m experiments.scaling compiled [--topology=v5e:4x4 …]
+
+`measured`: the milliseconds of a training step of each model, the same global batch on 1, 2, 4 and 8
+simulated devices by jit, on 8 by pmap, and in two processes of four. All share this machine's cores, so this
+is no speed-up: it is what the sharing out costs. `compiled`: the GPU recipes at one global batch on v5e
+topologies of 1 to 256 chips (libtpu must be installed, no TPU): what the compiler says of a step on a chip.
+Results in `experiments/results/scaling/`, and the tables of `experiments/scaling.md` from them.
+"""
+
+import argparse
+import json
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import configs.attention
+import configs.gru
+import configs.resnet
+from experiments.seeds import REPOSITORY, RESULTS
+from hw import cli, compilation, data
+from hw.cli import UserError
+from hw.training import loop, optim
+from hw.training.parallel import Parallel
+
+STUDY = RESULTS / "scaling"
+PAGE = REPOSITORY / "experiments" / "scaling.md"
+RECIPES = {"resnet": configs.resnet, "gru": configs.gru, "attention": configs.attention}
+# name -> (config.parallel, processes, devices of each)
+WAYS = {
+    "1": ("jit", 1, 1),
+    "2": ("jit", 1, 2),
+    "4": ("jit", 1, 4),
+    "8": ("jit", 1, 8),
+    "8, pmap": ("pmap", 1, 8),
+    "2 processes × 4": ("jit", 2, 4),
+}
+TOPOLOGIES = ("v5e:1x1", "v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:8x8", "v5e:16x16")
+BATCHES = {"resnet": 400, "gru": 64, "attention": 16}  # measured; each divides by eight
+COMPILED_BATCH = 2048
+
+
+def take(name: str, parallel: Parallel, rounds: int, **changes: Any) -> float:
+    """Median milliseconds of a training step of the recipe `name` on the stand-in, compiled and warmed up."""
+    config = RECIPES[name].get_config()
+    config.update_from_flattened_dict({"data.source": "embedded", **changes})
+    config.train.batch_size = size = changes.get("train.batch_size", BATCHES[name])
+    task = loop.build_task(config, parallel, data.load(config.data, say=lambda line: None))
+    tx, _ = optim.build(config.optim, task.total_steps)
+    state = parallel.replicate(jax.jit(loop.first_state(config, task, tx))(jax.random.key(0), task.start))
+    resident = parallel.replicate(task.resident)
+    program = parallel.train(loop.one_step(config, task, tx, parallel, len(task.stages) - 1))
+    times = []
+    for step in range(rounds + 2):
+        host = task.picks(step * size, size)
+        picks = parallel.shard_picks({k: v.reshape(1, size) for k, v in host.items()})
+        start = time.perf_counter()
+        state, metrics = program(state, resident, picks)
+        jax.block_until_ready((state, metrics))
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times[2:])
+
+
+def work(options: Any) -> None:
+    """One process of one measurement; the first prints the milliseconds."""
+    if options.processes > 1:
+        jax.distributed.initialize(options.coordinator, options.processes, options.process_id)
+    parallel = Parallel(options.mode)
+    found = take(options.work, parallel, options.rounds)
+    if parallel.is_first:
+        print(json.dumps({"milliseconds": found, "devices": parallel.num_devices}))
+
+
+def measure(name: str, way: str, rounds: int) -> float:
+    """Milliseconds of a step of `name` in `way`, in processes of its own."""
+    mode, processes, devices = WAYS[way]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "experiments.scaling", "measured", f"--work={name}", f"--mode={mode}"]
+    command += [f"--rounds={rounds}", f"--processes={processes}", f"--coordinator={address}"]
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    started = [
+        subprocess.Popen(
+            [*command, f"--process-id={k}"],
+            cwd=REPOSITORY,
+            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for k in range(processes)
+    ]
+    said = [process.communicate()[0] for process in started]
+    if any(process.returncode for process in started):
+        raise UserError(f"{name} on {way} failed: see above")
+    found = json.loads(said[0].splitlines()[-1])
+    if found["devices"] != processes * devices:
+        raise UserError(f"{way} had {found['devices']} devices")
+    return found["milliseconds"]
+
+
+def compiled(name: str, topology: str) -> dict[str, Any]:
+    """What the compiler says of a training step of the GPU recipe `name` on `topology`."""
+    config = RECIPES[name].get_config("gpu")
+    config.train.batch_size = config.eval.batch_size = COMPILED_BATCH
+    config.train.steps_per_dispatch = 1
+    return next(compilation.report(topology, config)).as_dict()
+
+
+def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def measured_table(found: dict[str, Any]) -> str:
+    """Milliseconds of a step, and in brackets against one device."""
+    rows = []
+    for way in WAYS:
+        cells = []
+        for name in RECIPES:
+            value = found["milliseconds"][name][way]
+            cells.append(f"{value:.0f} ({value / found['milliseconds'][name]['1']:.2f})")
+        rows.append([way, *cells])
+    return _rows(["devices", *(f"{name}, batch {found['batches'][name]}" for name in RECIPES)], rows)
+
+
+def compiled_table(found: dict[str, Any]) -> str:
+    """A row for each topology and model."""
+    rows = []
+    for of in found["programs"]:
+        exchanged = ", ".join(f"{count} {kind}" for kind, count in sorted(of["collectives"].items()))
+        estimate = "–" if of["seconds"] is None else f"{1e3 * of['seconds']:.3g}"
+        rows.append(
+            [
+                of["recipe"],
+                of["topology"],
+                str(of["devices"]),
+                str(of["batch"] // of["devices"]),
+                f"{of['flops'] / 1e9:.4g}",
+                f"{of['memory'] / 2**20:.0f}",
+                estimate,
+                exchanged or "none",
+            ]
+        )
+    header = ["recipe", "topology", "chips", "examples a chip", "GFLOP a chip", "MiB a chip"]
+    return _rows([*header, "ms a step, the compiler's guess", "exchanges"], rows)
+
+
+TABLES = {"measured": measured_table, "compiled": compiled_table}
+
+
+def with_table(page: str, name: str, found: dict[str, Any]) -> str:
+    """The page with the table between the marks of `name` made anew."""
+    mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not mark.search(page):
+        raise UserError(f"{PAGE} has no marks for the table {name!r}")
+    return mark.sub(lambda m: f"{m[1]}{TABLES[name](found)}\n{m[2]}", page)
+
+
+def _keep(name: str, found: dict[str, Any]) -> None:
+    STUDY.mkdir(parents=True, exist_ok=True)
+    cli.write_atomic(STUDY / f"{name}.json", cli.to_json(found, indent=1) + "\n")
+    cli.write_atomic(Path(PAGE), with_table(PAGE.read_text(), name, found))
+    print(TABLES[name](found))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the study; returns its exit code."""
+    parser = cli.ArgumentParser(prog="experiments.scaling", description=__doc__)
+    parser.add_argument("what", choices=tuple(TABLES))
+    parser.add_argument("--rounds", type=int, default=5, help="steps to take the median of")
+    parser.add_argument("--topology", action="append", help="where to compile for (default: 1 to 256 chips)")
+    for option in ("--work", "--mode", "--coordinator"):  # of a process that this command starts
+        parser.add_argument(option, default="", help=argparse.SUPPRESS)
+    for option in ("--processes", "--process-id"):
+        parser.add_argument(option, type=int, default=1, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    if options.work:
+        work(options)
+        return 0
+    versions = {"jax": jax.__version__, "cpu_count": os.cpu_count()}
+    if options.what == "measured":
+        times = {name: {way: measure(name, way, options.rounds) for way in WAYS} for name in RECIPES}
+        _keep("measured", {"milliseconds": times, "batches": BATCHES, "rounds": options.rounds, **versions})
+        return 0
+    programs = []
+    for name in RECIPES:
+        for topology in options.topology or TOPOLOGIES:
+            cli.say(f"{name} for {topology}")
+            programs.append({"recipe": f"configs/{name}.py:gpu", **compiled(name, topology)})
+    _keep("compiled", {"programs": programs, **versions})
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])
