@@ -170,6 +170,7 @@ def _connect(hosts: Hosts, noise: int) -> None:
             **given,
             initialization_timeout=hosts.connect_timeout,
             heartbeat_timeout_seconds=hosts.heartbeat_timeout,
+            shutdown_timeout_seconds=hosts.heartbeat_timeout,
         )
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -111,6 +111,11 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _matters(name: str) -> bool:
+    """Whether a field of the config must stay what it is for as long as a run goes on."""
+    return not any(name == m or name.startswith(m + ".") for m in _MAY_CHANGE)
+
+
 def _check_config(workdir: Path, text: str) -> None:
     """Saves the run's config, or raises UserError where a saved one differs in what matters."""
     path = workdir / "config.json"
@@ -125,8 +130,7 @@ def _check_config(workdir: Path, text: str) -> None:
     differing = [
         f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
         for name in sorted(old.keys() | new.keys())
-        if (name in old) != (name in new)
-        or (old[name] != new[name] and not any(name == m or name.startswith(m + ".") for m in _MAY_CHANGE))
+        if (name in old) != (name in new) or (old[name] != new[name] and _matters(name))
     ]
     if differing:
         raise UserError(
@@ -248,7 +252,7 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
       name, variant: which recipe it is, for the summary.
 
     Returns:
-      The summary, also in summary.json; nothing in a process that is not the first of several.
+      The summary, also in summary.json.
 
     Raises:
       UserError: any mistake the user can mend, before work begins wherever it can be found then.
@@ -272,7 +276,8 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
 
     try:
         finished = parallel.on_first(begin)
-        parallel.check_same(config_text, "configurations")
+        mattering = {k: v for k, v in _flat(json.loads(config_text)).items() if _matters(k)}
+        parallel.check_same(cli.to_json(mattering), "configurations")
         if finished is not None:
             return finished
         run = _Run(config, workdir, parallel, clock)
@@ -301,7 +306,7 @@ class _Run:
         self.workdir, self.parallel, self.clock = workdir, parallel, clock
         self.checkpoints = workdir / "checkpoints"
         keep_programs(cache_dir(cli.say))
-        self.dataset = data.load(config.data)
+        self.dataset = parallel.on_all(lambda: data.load(config.data))
         self.provenance = self.dataset.provenance
         parallel.check_same(self.provenance["fingerprint"], "data")
         self.config = with_stand_in(config, self.provenance["source"])
@@ -512,9 +517,11 @@ class _Run:
     def _finish(self, state: TrainState, *, name: str, variant: str, config_sha256: str) -> dict:
         """Evaluates the last state and writes what remains of the workdir, the summary last."""
         report = self._evaluate(state, self.total)
-        if not self.parallel.is_first:
-            return {}
-        state = self.parallel.local(state)
+        whole = self.parallel.local(state)
+        return self.parallel.on_first(lambda: self._write(whole, report, name, variant, config_sha256))
+
+    def _write(self, state: TrainState, report: dict, name: str, variant: str, config_sha256: str) -> dict:
+        """Writes what `report` and the last state leave; returns the summary."""
         checkpoint.save_params(self.workdir / "params.npz", state.result)
         if self.task.samples:
             with self.clock.part("eval"):

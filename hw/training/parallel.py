@@ -115,6 +115,24 @@ class Parallel:
             raise UserError(f"process 0: {found['error']}")
         return found["value"]
 
+    def on_all(self, fn: Callable[[], Any]) -> Any:
+        """What `fn` returns in each process; where it fails in one, none goes on.
+
+        Raises:
+          UserError: what stopped `fn` here, or that something did elsewhere.
+        """
+        value, error = None, None
+        try:
+            value = fn()
+        except UserError as caught:
+            error = caught
+        failed = self.largest(error is not None)[0]
+        if error is not None:
+            raise error
+        if failed:
+            raise UserError("another process of this run could not begin: it says why")
+        return value
+
     def from_first(self, tree: Any, like: Any) -> Any:
         """The first process's `tree`, replicated, bit for bit.
 

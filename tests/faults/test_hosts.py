@@ -120,6 +120,17 @@ def test_what_stops_one_stops_the_other(pair, tmp_path):
     assert two.errors[0].startswith("error: process 0: cannot write in")
 
 
+def test_data_that_one_has_not_stop_the_other(pair, tmp_path):
+    prepared = os.environ.get("TFDS_DATA_DIR", "")
+    if not os.path.isdir(os.path.join(prepared, "cifar10")):
+        pytest.skip("no prepared CIFAR-10: TFDS_DATA_DIR")
+    given = ["--config.data.source=tfds", "--config.eval.batch_size=32", f"--config.data.dir={prepared}"]
+    one, two = pair(tmp_path / "run", *given, second=[f"--config.data.dir={tmp_path}"])
+    assert (one.end(), two.end()) == (2, 2)
+    for process, expected in ((one, "another process of this run could not begin"), (two, str(tmp_path))):
+        assert len(process.errors) == 1 and expected in process.errors[0], process.stderr
+
+
 @pytest.mark.parametrize("process_id", [0, 1])
 def test_whoever_does_not_answer_is_not_waited_for(start, tmp_path, process_id):
     began = time.monotonic()
