@@ -110,6 +110,11 @@ def filter_logits(logits: Array, draw: Draw) -> Array:
 # --- Sampling ---
 
 
+def _folded(module: nn.Module, variables: Any) -> Any:
+    """The variables with what the model wants to have computed once for many steps, if anything."""
+    return module.fold(variables) if hasattr(module, "fold") else variables
+
+
 @partial(jax.jit, static_argnames="module")
 def _read(module: nn.Module, variables: Any, inputs: Array, carry: Any) -> Any:
     """The carry after `inputs`."""
@@ -244,7 +249,7 @@ def stream(
         raise ValueError("a prompt has at least one symbol")
     draw = Draw(temperature, top_k, top_p)
     prompt = np.asarray(prompt, np.int32)
-    variables = jax.device_put(variables)
+    variables = jax.device_put(_folded(module, variables))
     # On the variables' devices from the first call on, or the second would be another program.
     place = partial(jax.device_put, device=jax.tree.leaves(variables)[0].sharding)
     # The prompt is read once, in a batch of one; its last symbol is the first input of the first step.
@@ -376,6 +381,7 @@ def programs(
         lambda: (module.initial_carry(1), ids[0, :1], jax.random.split(jax.random.key(0), 1), ids[0, 0])
     )
     carry, last, rngs, start = parallel.shape(shapes)
+    variables = parallel.shape(jax.eval_shape(partial(_folded, module), variables))
     yield "sample", 1, _write.lower(module, variables, carry, last, rngs, start, Draw())
 
 

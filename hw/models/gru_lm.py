@@ -61,8 +61,11 @@ class GRUCell(nn.Module):
     def __call__(self, h_bn: Array, x_bi: Array) -> tuple[Array, Array]:
         """One step: (h_t, h_t) from h_{t-1} and x_t, as `nn.scan` wants it."""
         # With few rows it is the weights that must not be copied: one product, its result taken apart.
-        a_bn = ops.Gates(*jnp.split(x_bi @ self.w + self.b, 3, axis=-1))
-        h_bn, _ = ops.step(self.u, self.c, h_bn, a_bn)
+        return self.advance(h_bn, x_bi @ self.w + self.b)
+
+    def advance(self, h_bn: Array, a_bg: Array) -> tuple[Array, Array]:
+        """The same from what x_t brings to the gates, x_t W + b [b, 3n]."""
+        h_bn, _ = ops.step(self.u, self.c, h_bn, ops.Gates(*jnp.split(a_bg, 3, axis=-1)))
         return h_bn, h_bn
 
     def sequence(self, h_bn: Array, x_bti: Array) -> tuple[Array, Array]:
@@ -122,6 +125,21 @@ class GRULM(nn.Module):
         """Hidden states before any symbol: zeros, [batch, depth, width]."""
         return jnp.zeros((batch_size, self.depth, self.width))
 
+    def fold(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """The variables with what the first layer's product makes of each symbol, E W + b: [V, 3n].
+
+        For a text written symbol by symbol: the first layer then looks up what it would multiply. Where what
+        it reads is not the symbol's vector alone (`norm_layers`), or "scan" steps it, they stay as they are.
+        """
+        if (self.embedding and self.norm_layers) or self.recurrence == "scan":
+            return variables
+        params = variables["params"]
+        table = params["gru_0"]["w"]
+        if self.embedding:
+            vectors = params["embed"]["embedding"].astype(self.dtype)
+            table = vectors.astype(table.dtype) @ table
+        return {**variables, "folded": {"table_vg": table + params["gru_0"]["b"]}}
+
     @nn.compact
     def __call__(self, inputs: Array, carry: Array | None, *, train: bool) -> tuple[Array, Array]:
         """Logits for the symbol after each input.
@@ -152,6 +170,10 @@ class GRULM(nn.Module):
             if self.recurrence == "scan":
                 cell = nn.scan(GRUCell, **over_time, in_axes=1, out_axes=1)(**shape, name=f"gru_{layer}")
                 last, out = cell(carry[:, layer], read)
+            elif layer == 0 and inputs.shape[1] == 1 and self.has_variable("folded", "table_vg"):
+                brought = self.get_variable("folded", "table_vg")[inputs[:, 0]]
+                last, out = GRUCell(**shape, name=f"gru_{layer}").advance(carry[:, layer], brought)
+                out = out[:, None]
             else:
                 last, out = GRUCell(**shape, name=f"gru_{layer}").sequence(carry[:, layer], read)
             hidden.append(last)

@@ -83,6 +83,34 @@ def test_scan_and_fused_are_one(changes, dtype, tolerance):
             assert np.linalg.norm(y) > 0
 
 
+@pytest.mark.parametrize("changes", [{}, {"embedding": 5}, {"embedding": 0}, {"residual": False}])
+def test_the_first_layer_looks_up_what_it_would_multiply(changes):
+    with jax.enable_x64(True):
+        net, inputs = _net(**changes), _inputs(t=1)
+        variables = _shaken(_variables(net), jnp.float64)
+        carry = jnp.asarray(np.random.default_rng(2).normal(size=(3, 2, 6)))
+        folded = net.fold(variables)
+        plain, after = net.apply(variables, inputs, carry, train=False)
+        found, found_after = net.apply(folded, inputs, carry, train=False)
+        np.testing.assert_allclose(found, plain, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(found_after, after, rtol=0, atol=1e-13)
+        # It does look up: another table gives another text.
+        folded["folded"]["table_vg"] = folded["folded"]["table_vg"] + 1.0
+        assert np.max(np.abs(net.apply(folded, inputs, carry, train=False)[0] - plain)) > 1e-3
+        # And a whole text it reads as ever.
+        text = _inputs(t=5)
+        np.testing.assert_array_equal(
+            *(net.apply(v, text, carry, train=False)[0] for v in (folded, variables))
+        )
+
+
+@pytest.mark.parametrize("changes", [{"norm_layers": True}, {"recurrence": "scan"}])
+def test_where_nothing_can_be_looked_up_nothing_is(changes):
+    net = _net(**changes)
+    variables = _variables(net)
+    assert net.fold(variables) is variables
+
+
 def test_the_carry_is_what_a_long_pass_remembers():
     net = _net()
     variables, inputs = _shaken(_variables(net), jnp.float32), _inputs(2, 9)
