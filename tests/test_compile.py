@@ -36,6 +36,8 @@ def test_eight_devices_share_the_work_and_exchange_gradients():
     train = found["train"]
     assert train.devices == len(jax.devices()) == 8 and train.batch == 64 and train.steps == 1
     assert train.collectives.get("all-reduce", 0) >= 1, "no gradient is exchanged"
+    # The carry is whole on every device between steps; nothing else is to be gathered.
+    assert train.collectives.get("all-gather", 0) <= 1, "the recurrence is computed whole on every device"
     (lowered,) = (
         lowered
         for name, _, lowered in compilation.programs(_small(), Parallel(devices=jax.devices()[:1]))

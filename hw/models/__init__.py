@@ -43,7 +43,8 @@ def build(
       num_outputs: classes, or symbols of the vocabulary.
       platform: the platform of the devices that will run it: "cpu", "gpu" or "tpu".
       num_devices: how many devices share a batch. A convolution that walks over slices of the
-        batch must not be given a sharded one, so several devices get the plain operation.
+        batch must not be given a sharded one, so several devices get the plain operation; nor may a
+        recurrence join times and a sharded batch to one axis.
       axis_name: the mapped axis over which batch statistics are averaged (pmap only: under jit the
         batch is one global array and its statistics are global already).
 

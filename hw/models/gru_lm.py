@@ -45,11 +45,13 @@ class GRUCell(nn.Module):
       features: n.
       inputs: i.
       update_bias: where the update gate's bias starts; above 0 the unit begins by remembering.
+      flat: see `hw.ops.gru.gru`.
     """
 
     features: int
     inputs: int
     update_bias: float = 0.0
+    flat: bool = True
 
     def setup(self):
         size = self.features
@@ -74,7 +76,7 @@ class GRUCell(nn.Module):
             h_bn, _ = self(h_bn, x_bti[:, 0])
             return h_bn, h_bn[:, None]
         params = ops.GRUParams(self.w, self.u, self.b, self.c)
-        h_tbn = ops.gru(params, x_bti.swapaxes(0, 1), h_bn)
+        h_tbn = ops.gru(params, x_bti.swapaxes(0, 1), h_bn, flat=self.flat)
         return h_tbn[-1], h_tbn.swapaxes(0, 1)
 
 
@@ -104,6 +106,7 @@ class GRULM(nn.Module):
       norm_layers: and of what each layer reads.
       update_bias: see `GRUCell`.
       recurrence: "fused" or "scan".
+      flat: see `hw.ops.gru.gru`.
       dtype: of embedding and head.
       axis_name: the mapped axis of the batch (pmap); nothing here is averaged over it.
     """
@@ -118,6 +121,7 @@ class GRULM(nn.Module):
     norm_layers: bool = False
     update_bias: float = 0.0
     recurrence: str = "fused"
+    flat: bool = True
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -167,6 +171,7 @@ class GRULM(nn.Module):
             if layer or self.embedding:  # of a unit vector nothing is normalised or dropped
                 read = drop(norm(dtype=whole)(read) if self.norm_layers else read)
             shape = {"features": self.width, "inputs": x.shape[-1], "update_bias": self.update_bias}
+            shape["flat"] = self.flat
             if self.recurrence == "scan":
                 cell = nn.scan(GRUCell, **over_time, in_axes=1, out_axes=1)(**shape, name=f"gru_{layer}")
                 last, out = cell(carry[:, layer], read)
@@ -184,9 +189,8 @@ class GRULM(nn.Module):
 
 
 def gru_lm(*, num_classes: int, chunked: bool = True, **arguments: Any) -> nn.Module:
-    """`GRULM` with its values checked; `chunked` concerns convolutions only."""
-    del chunked
-    net = GRULM(vocab_size=num_classes, **arguments)
+    """`GRULM` with its values checked; what may not be `chunked` is shared out, and not to be made `flat`."""
+    net = GRULM(vocab_size=num_classes, flat=chunked, **arguments)
     where = "config.model.gru_lm"
     for name, least in (("embedding", 0), ("width", 1), ("depth", 1)):
         if getattr(net, name) < least:

@@ -18,6 +18,7 @@ Sources: K. Cho et al. 2014, "Learning phrase representations using RNN encoder�
 modeling". The backward pass is derived below, where it is computed.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -108,12 +109,29 @@ def _forward(u_ng: Array, c_n: Array, a_tbn: Gates, h0_bn: Array) -> tuple[Array
     return lax.scan(advance, h0_bn, a_tbn)[1]
 
 
+# With several leading axes a product and its gradients copy operands on a CPU: with `flat` they are joined.
+# But where the batch is shared out among devices, times and batch joined are shared out in no way that XLA
+# can name, and it gives all of them to every device.
+
+
 def _flat(x: Array) -> Array:
-    """[..., n] -> [x, n]: with several leading axes a product and its gradients copy operands on a CPU."""
+    """[..., n] -> [x, n]."""
     return x.reshape(-1, x.shape[-1])
 
 
-def bptt(u_ng: Array, h0_bn: Array, h_tbn: Array, kept: _Kept, dh_tbn: Array) -> GRUGradient:
+def _product(x_tbi: Array, w_in: Array, flat: bool) -> Array:
+    """x W, [T, b, n]."""
+    return (_flat(x_tbi) @ w_in).reshape(*x_tbi.shape[:-1], -1) if flat else x_tbi @ w_in
+
+
+def _sum_of_outer(x_tbi: Array, d_tbn: Array, flat: bool) -> Array:
+    """Σ xᵀ d over times and batch, [i, n]."""
+    return _flat(x_tbi).T @ _flat(d_tbn) if flat else jnp.einsum("tbi,tbn->in", x_tbi, d_tbn)
+
+
+def bptt(
+    u_ng: Array, h0_bn: Array, h_tbn: Array, kept: _Kept, dh_tbn: Array, *, flat: bool = True
+) -> GRUGradient:
     """Backpropagation through time: every gradient of L from what each h_t gets from outside.
 
     From t = T down to 1, with `step_backward` at each step and nothing coming from T + 1:
@@ -131,6 +149,7 @@ def bptt(u_ng: Array, h0_bn: Array, h_tbn: Array, kept: _Kept, dh_tbn: Array) ->
       u_ng, h0_bn: as in `recurrence`.
       h_tbn, kept: of its forward pass; each of the latter [T, b, n].
       dh_tbn: ∂L/∂h_t from outside the recurrence, [T, b, n].
+      flat: as in `gru`.
     """
     before_tbn = jnp.concatenate([h0_bn[None], h_tbn[:-1]])
     u_gn = u_ng.T
@@ -144,17 +163,18 @@ def bptt(u_ng: Array, h0_bn: Array, h_tbn: Array, kept: _Kept, dh_tbn: Array) ->
     dh0_bn, (da_tbn, dm_tbn) = lax.scan(
         retreat, jnp.zeros_like(h0_bn), (kept, before_tbn, dh_tbn), reverse=True
     )
-    du = [_flat(before_tbn).T @ _flat(d_tbn) for d_tbn in (da_tbn.r, da_tbn.z, dm_tbn)]
+    du = [_sum_of_outer(before_tbn, d_tbn, flat) for d_tbn in (da_tbn.r, da_tbn.z, dm_tbn)]
     return GRUGradient(jnp.concatenate(du, axis=-1), dm_tbn.sum((0, 1)), da_tbn, dh0_bn)
 
 
-@jax.custom_vjp
-def recurrence(u_ng: Array, c_n: Array, a_tbn: Gates, h0_bn: Array) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def recurrence(flat: bool, u_ng: Array, c_n: Array, a_tbn: Gates, h0_bn: Array) -> Array:
     """The hidden states h_tbn [T, b, n] from h_0 = h0_bn and what the inputs bring, a_t = x_t W + b.
 
     Reverse mode only (jax.grad, jax.vjp), by `bptt`.
 
     Args:
+      flat: as in `gru`.
       u_ng, c_n: as in GRUParams.
       a_tbn: for each gate, [T, b, n].
       h0_bn: the state before the first input.
@@ -162,25 +182,26 @@ def recurrence(u_ng: Array, c_n: Array, a_tbn: Gates, h0_bn: Array) -> Array:
     return _forward(u_ng, c_n, a_tbn, h0_bn)[0]
 
 
-def _recurrence_fwd(u_ng, c_n, a_tbn, h0_bn):
+def _recurrence_fwd(flat, u_ng, c_n, a_tbn, h0_bn):
+    del flat
     h_tbn, kept = _forward(u_ng, c_n, a_tbn, h0_bn)
     return h_tbn, (u_ng, h0_bn, h_tbn, kept)
 
 
-def _recurrence_bwd(residuals, dh_tbn):
-    return tuple(bptt(*residuals, dh_tbn))
+def _recurrence_bwd(flat, residuals, dh_tbn):
+    return tuple(bptt(*residuals, dh_tbn, flat=flat))
 
 
 recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
 
 
-def inputs_part(params: GRUParams, x_xi: Array) -> Gates:
-    """What inputs [..., i] bring to each gate, x W + b: [..., n] each."""
+def inputs_part(params: GRUParams, x_tbi: Array, *, flat: bool = True) -> Gates:
+    """What inputs bring to each gate, x W + b: [T, b, n] each."""
     parts = zip(jnp.split(params.w_ig, 3, axis=-1), jnp.split(params.b_g, 3), strict=True)
-    return Gates(*((_flat(x_xi) @ w + b).reshape(*x_xi.shape[:-1], -1) for w, b in parts))
+    return Gates(*(_product(x_tbi, w, flat) + b for w, b in parts))
 
 
-def gru(params: GRUParams, x_tbi: Array, h0_bn: Array) -> Array:
+def gru(params: GRUParams, x_tbi: Array, h0_bn: Array, *, flat: bool = True) -> Array:
     """A layer's hidden states, h_tbn [T, b, n].
 
     What the inputs bring does not wait for the recurrence: it is one product a gate for all times, as is its
@@ -190,5 +211,7 @@ def gru(params: GRUParams, x_tbi: Array, h0_bn: Array) -> Array:
       params: of one dtype with the inputs.
       x_tbi: inputs, [T, b, i].
       h0_bn: the state before the first input.
+      flat: whether times and batch may be joined to one axis: faster, but not for a batch that is shared
+        out among devices.
     """
-    return recurrence(params.u_ng, params.c_n, inputs_part(params, x_tbi), h0_bn)
+    return recurrence(flat, params.u_ng, params.c_n, inputs_part(params, x_tbi, flat=flat), h0_bn)

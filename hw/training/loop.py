@@ -230,7 +230,7 @@ def one_step(
 
     def step(state, resident, picks):
         return train_step(
-            state,
+            state.replace(carry=parallel.spread(state.carry)),
             task.make_batch(resident, picks, stage),
             jax.random.fold_in(rng, state.step),
             apply_fn=task.apply_fn,

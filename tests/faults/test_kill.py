@@ -48,7 +48,9 @@ def _kill(process, workdir, mode: str, rng: random.Random, startup: float, pace:
         return max(_writing(workdir).values(), default=-1) >= goal
 
     if mode == "moment":
-        time.sleep(rng.uniform(0, startup + 4 * pace))
+        moment = time.monotonic() + rng.uniform(0, startup + 4 * pace)
+        # Where the machine has become faster than the pace says, not after ever more steps.
+        process.wait_until(lambda: time.monotonic() >= moment or _newest(workdir) >= newest + 4)
     else:
         process.wait_until(lambda: _newest(workdir) > newest or saving())
         startup = time.monotonic() - process.began

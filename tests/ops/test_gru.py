@@ -86,6 +86,18 @@ def test_equals_autodiff(shape):
     assert max(_errors((h, grads), (expected_h, expected))) < 1e-5
 
 
+def test_times_and_batch_joined_or_not_are_the_same():
+    with jax.enable_x64(True):
+        params, x, h0, dh = _case((6, 2, 3, 4))
+        joined, apart = (
+            jax.vjp(lambda *v, flat=flat: gru.gru(*v, flat=flat), params, x, h0) for flat in (True, False)
+        )
+        np.testing.assert_allclose(apart[0], joined[0], rtol=0, atol=1e-14)
+        for mine, true in zip(*(jax.tree.leaves(vjp(dh)) for _, vjp in (apart, joined)), strict=True):
+            assert np.max(np.abs(true)) > 0.01
+            np.testing.assert_allclose(mine, true, rtol=0, atol=1e-13)
+
+
 def test_equals_flax():
     with jax.enable_x64(True):
         params, x, h0, _ = _case((6, 2, 3, 4))
