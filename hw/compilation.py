@@ -22,6 +22,7 @@ from hw.training.parallel import Parallel, memory_need
 # What XLA calls an exchange between devices; each may be split into a start and a done.
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _COLLECTIVE = re.compile(rf" = [^=\n]*? ({'|'.join(_COLLECTIVES)})(?:-start)?\(")
+_COMMENT = re.compile(r"/\*.*?\*/")  # XLA numbers the parts of long tuples by them
 _TPU_NAME = re.compile(r"(v\d+[a-z]*):(\d+)x(\d+)(?:x(\d+))?")
 
 
@@ -67,6 +68,11 @@ class Report:
     @property
     def fits(self) -> bool:
         return self.memory_limit is None or self.memory <= self.memory_limit
+
+
+def collectives(program: str) -> dict[str, int]:
+    """How often each kind of exchange between devices stands in a compiled program's text."""
+    return dict(Counter(m[1] for m in _COLLECTIVE.finditer(_COMMENT.sub("", program))))
 
 
 @contextlib.contextmanager
@@ -154,6 +160,7 @@ def report(topology: str, config: ConfigDict) -> Iterator[Report]:
         seconds = time.monotonic() - start
         cost = compiled.cost_analysis() or {}
         limit = parallel.memory_limit
+        estimate = cost.get("optimal_seconds", -1.0)
         yield Report(
             topology=topology,
             program=name,
@@ -165,7 +172,7 @@ def report(topology: str, config: ConfigDict) -> Iterator[Report]:
             bytes=cost.get("bytes accessed"),
             memory=memory_need(compiled),
             memory_limit=limit if np.isfinite(limit) else None,
-            seconds=cost.get("optimal_seconds"),
-            collectives=dict(Counter(m[1] for m in _COLLECTIVE.finditer(compiled.as_text()))),
+            seconds=estimate if estimate > 0 else None,  # negative where a loop's length is not known to it
+            collectives=collectives(compiled.as_text()),
             compile_seconds=seconds,
         )

@@ -49,6 +49,17 @@ def test_eight_devices_share_the_work_and_exchange_gradients():
     assert train.fits and 0 < train.memory < train.memory_limit
 
 
+def test_exchanges_are_counted_in_whatever_form():
+    program = """
+  %a = f32[8]{0} all-reduce(%x), to_apply=%sum
+  %b = (f32[8]{0}, f32[2]{0}, f32[3]{0}, f32[4]{0}, f32[5]{0}, /*index=5*/f32[6]{0}) all-reduce(%x, %y)
+  %c = (f32[8]{0}, f32[64]{0}) all-gather-start(%x), dimensions={0}
+  %d = f32[64]{0} all-gather-done(%c)
+  %e = f32[64]{0} add(%d, %all-reduce.7)
+"""
+    assert compilation.collectives(program) == {"all-reduce": 2, "all-gather": 1}
+
+
 def test_pictures_have_a_program_for_every_stage_and_one_to_evaluate():
     config = _config(
         "resnet", **{"model.hwnet.widths": (8, 8, 8), "train.batch_size": 40, "eval.batch_size": 40}

@@ -373,14 +373,15 @@ def test_per_character_page(model, tmp_path, capsys):
 # --- the released model ---
 
 
-def test_the_released_model_speaks():
+@pytest.mark.parametrize("model", ["gru", "attention"])
+def test_the_released_models_speak(model):
     said = []
     for _ in range(2):
         done = subprocess.run(
-            [sys.executable, "-m", "hw.sample", "--prompt=ROMEO:", "--length=80"],
+            [sys.executable, "-m", "hw.sample", f"--model={model}", "--prompt=ROMEO:", "--length=80"],
             capture_output=True,
             text=True,
-            cwd=checkpoint.released("gru").parents[2],
+            cwd=checkpoint.released(model).parents[2],
         )
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
