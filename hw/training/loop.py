@@ -230,7 +230,7 @@ def one_step(
 
     def step(state, resident, picks):
         return train_step(
-            state.replace(carry=parallel.spread(state.carry)),
+            state,
             task.make_batch(resident, picks, stage),
             jax.random.fold_in(rng, state.step),
             apply_fn=task.apply_fn,

@@ -237,16 +237,6 @@ class Parallel:
         """What `replicate` makes of arrays, for shapes alone."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), tree)
 
-    def spread(self, tree: Any) -> Any:
-        """Within a step: arrays [batch, …] of the state shared out as the batch is.
-
-        Without it XLA may keep a recurrence whole on every device, and exchange at each of its times.
-        """
-        if self.mode == "pmap":  # whose step takes its share itself
-            return tree
-        sharding = NamedSharding(self.mesh, P(AXIS))
-        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), tree)
-
     def train(self, step_fn: Callable) -> Callable:
         """Several steps as one dispatch.
 
