@@ -52,11 +52,11 @@ COMPILED_BATCH = 2048
 KEPT = ("topology", "devices", "kind", "batch", "flops", "bytes", "memory", "memory_limit", "fits")
 
 
-def take(name: str, parallel: Parallel, rounds: int, **changes: Any) -> float:
+def take(name: str, parallel: Parallel, rounds: int) -> float:
     """Median milliseconds of a training step of the recipe `name` on the stand-in, compiled and warmed up."""
     config = RECIPES[name].get_config()
-    config.update_from_flattened_dict({"data.source": "embedded", **changes})
-    config.train.batch_size = size = changes.get("train.batch_size", BATCHES[name])
+    config.data.source = "embedded"
+    config.train.batch_size = size = BATCHES[name]
     task = loop.build_task(config, parallel, data.load(config.data, say=lambda line: None))
     tx, _ = optim.build(config.optim, task.total_steps)
     state = parallel.replicate(jax.jit(loop.first_state(config, task, tx))(jax.random.key(0), task.start))

@@ -19,6 +19,7 @@ from hw.cli import UserError
 # What JAX's runtime writes before it aborts a process for another one's silence or death.
 _LOST = re.compile(rb"JAX distributed service detected fatal errors.*", re.DOTALL)
 _REASON = re.compile(rb"[A-Z_]+: ([^\n]*)")
+_FORWARDED = (signal.SIGINT, signal.SIGTERM)
 # The exit code of a worker that has met another one's death itself.
 _LEFT_ALONE = 3
 
@@ -130,9 +131,6 @@ def join(hosts: Hosts) -> int | None:
 def leave() -> None:
     """Ends a worker that has met another's death: at once, for JAX's own leave-taking waits for all."""
     os._exit(_LEFT_ALONE)
-
-
-_FORWARDED = (signal.SIGINT, signal.SIGTERM)
 
 
 def _end_with_the_other(alive: int) -> None:

@@ -133,6 +133,11 @@ class Parallel:
             raise UserError("another process of this run could not begin: it says why")
         return value
 
+    def check_same(self, value: str, what: str) -> None:
+        """Raises UserError in every process unless all of them have the same `value`."""
+        if self.largest(self.on_first(lambda: value) != value)[0]:
+            raise UserError(f"the processes of this run have different {what}: give all of them the same")
+
     def from_first(self, tree: Any, like: Any) -> Any:
         """The first process's `tree`, replicated, bit for bit.
 
@@ -208,11 +213,6 @@ class Parallel:
             return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
         return jax.tree.map(put, tree)
-
-    def check_same(self, value: str, what: str) -> None:
-        """Raises UserError in every process unless all of them have the same `value`."""
-        if self.largest(self.on_first(lambda: value) != value)[0]:
-            raise UserError(f"the processes of this run have different {what}: give all of them the same")
 
     def replicate(self, tree: Any) -> Any:
         """Puts a copy of every array on every device."""
