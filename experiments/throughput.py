@@ -33,6 +33,7 @@ from hw.data.images import Dataset, Split
 from hw.models.resnet import HWNet
 from hw.ops import convolution
 from hw.ops.conv_arithmetic import parse_layers, trace
+from hw.ops.normalization import batch_norm_gelu
 from hw.training import losses, optim
 from hw.training.loop import build_task, one_step
 from hw.training.parallel import Parallel
@@ -251,6 +252,27 @@ def whole_step(config: Any, batch: Mapping) -> tuple[Callable[[], Any], Any]:
     return call, task
 
 
+def _flax_pool(x: Array) -> Array:
+    return nn.max_pool(x, (2, 2), (2, 2))
+
+
+def _conv_then_pool(x: Array, kernel: Array, padding: Any) -> Array:
+    return _flax_pool(convolution.conv2d(x, kernel, padding=padding, chunked=False))
+
+
+def _norm_gelu(x: Array) -> Array:
+    channels = x.shape[-1:]
+    return batch_norm_gelu(x, jnp.ones(channels), jnp.zeros(channels), 1e-5)[0]
+
+
+def _flax_norm_gelu(x: Array) -> Array:
+    norm = nn.BatchNorm(use_running_average=False, use_scale=False)
+    channels = x.shape[-1:]
+    stats = {"mean": jnp.zeros(channels), "var": jnp.ones(channels)}
+    variables = {"params": {"bias": jnp.zeros(channels)}, "batch_stats": stats}
+    return nn.gelu(norm.apply(variables, x, mutable=["batch_stats"])[0])
+
+
 def parts(config: Any, variables: Mapping, task: Any, size: int) -> dict[str, tuple[Callable[[], Any], int]]:
     """The parts of the step, each compiled alone, and how often a step does them (0: another's way)."""
     rng, found = jax.random.key(0), {}
@@ -272,6 +294,26 @@ def parts(config: Any, variables: Mapping, task: Any, size: int) -> dict[str, tu
     pads = ((1, 1), (1, 1))
     for number, (name, side, c, o, _) in enumerate(layers(config.model.hwnet.widths)):
         x, kernel, dy = normal(size, side, side, c), normal(3, 3, c, o), normal(size, side, side, o)
+        if number % 2 == 0:  # pooled, in one with it or by linen's layer, which share no part of the way back
+            pooled = normal(size, side // 2, side // 2, o)
+            for kind, conv in (("ours", convolution.conv2d_max_pool2), ("xla", _conv_then_pool)):
+
+                def both(x, kernel, dy, conv=conv, number=number):
+                    y, vjp = jax.vjp(partial(conv, padding=pads), x, kernel)
+                    dx, dkernel = vjp(dy)
+                    return y, dkernel, dx if number else None  # nothing before the first asks for it
+
+                program = compiled(both, x, kernel, pooled)
+                found[f"{kind}: conv {name} and pool, both ways"] = program, kind == "ours"
+            for kind, pool in (("ours", convolution.max_pool2), ("flax", _flax_pool)):
+                program = compiled(lambda x, dy, pool=pool: jax.vjp(pool, x)[1](dy), dy, pooled)
+                found[f"{kind}: pool {side}² × {o} alone, both ways"] = program, 0
+            # Twice a stage: after its pooling and in its residual branch.
+            for kind, way in (("ours", _norm_gelu), ("flax", _flax_norm_gelu)):
+                program = compiled(lambda x, way=way: jax.vjp(way, x)[1](x), pooled)
+                name = f"{kind}: norm and gelu {side // 2}² × {o}, both ways"
+                found[name] = program, 2 * (kind == "ours")
+            continue
         for kind, own in (("ours", True), ("xla", False)):
             conv = partial(convolution.conv2d, padding=pads, chunked=own)
 
@@ -283,25 +325,7 @@ def parts(config: Any, variables: Mapping, task: Any, size: int) -> dict[str, tu
 
             found[f"{kind}: conv {name}, forward"] = compiled(conv, x, kernel), own
             found[f"{kind}: conv {name}, weights' gradient"] = compiled(dkernel, x, kernel, dy), own
-            if number:  # nothing before the first asks for a gradient
-                found[f"{kind}: conv {name}, input's gradient"] = compiled(dx, x, kernel, dy), own
-        if number % 2 == 0:
-            half = side // 2
-            pooled = normal(size, half, half, o)
-            for kind, pool in (
-                ("ours", convolution.max_pool2),
-                ("flax", partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2))),
-            ):
-                both = compiled(lambda x, dy, pool=pool: jax.vjp(pool, x)[1](dy), dy, pooled)
-                found[f"{kind}: pool {side}² × {o}, both ways"] = both, int(kind == "ours")
-            norm = nn.BatchNorm(use_running_average=False, use_scale=False)
-            stats = norm.init(rng, pooled)
-
-            def norm_gelu(x, norm=norm, stats=stats):
-                return nn.gelu(norm.apply(stats, x, mutable=["batch_stats"])[0])
-
-            both = compiled(lambda x, f=norm_gelu: jax.vjp(f, x)[1](x), pooled)
-            found[f"norm and gelu {half}² × {o}, both ways"] = both, 2
+            found[f"{kind}: conv {name}, input's gradient"] = compiled(dx, x, kernel, dy), own
     tx, _ = optim.build(config.optim, 100)
     params = variables["params"]
     found["optimiser"] = compiled(tx.update, params, tx.init(params), params), 1
@@ -335,12 +359,14 @@ def shapes(sizes: Sequence[tuple[int, int, int, int]], rounds: int) -> list[dict
             rounds,
         )
         flops = 2 * 9 * b * side**2 * c * o
+        forward_pays = convolution.forward_pays(x.shape, kernel.shape)
+        dkernel_pays = convolution.dkernel_pays((side, side), kernel.shape)
         rows.append(
             {"batch": b, "side": side, "channels_in": c, "channels_out": o}
             | {f"{name}_gflops": flops / statistics.median(v) / 1e9 for name, v in seconds.items()}
             | {
-                "forward_chosen": "patches" if convolution.forward_pays(x.shape, kernel.shape) else "xla",
-                "dkernel_chosen": "patches" if convolution.dkernel_pays(dy.shape, kernel.shape) else "xla",
+                "forward_chosen": "patches" if forward_pays else "xla",
+                "dkernel_chosen": "patches" if dkernel_pays else "xla",
             }
         )
     return rows

@@ -25,7 +25,7 @@ _FIELDS = {
 }
 # What a layer is called in a drawing: in hwnet, and in the field's own nets.
 _WORDS = {
-    True: {"BatchNorm": "normalisation, GELU", "Dense": "largest of each channel, linear head"},
+    True: {"BatchNormGelu": "normalisation, GELU", "Dense": "largest of each channel, linear head"},
     False: {
         "BatchNorm": "normalisation, ReLU",
         "BasicBlock": "residual block",
@@ -53,6 +53,7 @@ def layers(run: Run) -> list[dict[str, Any]]:
     skip connection that starts before this one passes over.
     """
     called: list[dict[str, Any]] = []
+    seen: list[list[int]] = []  # what each is given
     net = run.config["model"].get("hwnet", {}) if run.config["model"]["name"] == "hwnet" else {}
     convolutions = count()
 
@@ -60,12 +61,15 @@ def layers(run: Run) -> list[dict[str, Any]]:
         output = call(*arguments, **keywords)
         module = context.module
         if context.method_name == "__call__" and len(module.path) == 1:
+            seen.append(list(arguments[0].shape[1:]))
             kind = type(module).__name__
             entry = {"what": _WORDS[bool(net)].get(kind, kind)}
             if isinstance(module, Conv):
                 entry["what"] = f"{module.kernel_size}×{module.kernel_size} convolution"
-            if net and called and output.ndim == 4 and output.shape[1] < called[-1]["output"][0]:
-                entry["what"] = f"2×2 max-pool, {entry['what']}"
+            if isinstance(module, Conv) and module.pool:
+                entry["what"] += ", 2×2 max-pool"
+            elif net and called and output.ndim == 4 and output.shape[1] < called[-1]["output"][0]:
+                entry["what"] = f"2×2 max-pool, {entry['what']}"  # at the end of the stage before
             # A stage's first convolution changes the width; its others have a skip connection.
             if net and isinstance(module, Conv) and next(convolutions) % (1 + net["depth"]):
                 entry |= {"skip": 2} if net["residual"] else {}  # with its normalisation
@@ -76,8 +80,7 @@ def layers(run: Run) -> list[dict[str, Any]]:
         _initialize(run)
     stem = f"{net['stem']} 2×2 stem, both signs" if net else None
     # The stem is no module of its own: its output is what the first convolution sees.
-    first = called[0]["output"]
-    before = [{"what": stem, "output": [*first[:2], 24]}] if net else []
+    before = [{"what": stem, "output": seen[0]}] if net else []
     return [{"what": "picture", "output": [32, 32, 3]}, *before, *called]
 
 

@@ -6,6 +6,7 @@ in `dtype`, keeps its parameters in float32 and returns float32 logits.
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import count
 from typing import Any
 
 import jax
@@ -13,13 +14,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from hw.cli import UserError
-from hw.ops.convolution import conv2d, max_pool2
+from hw.ops.convolution import conv2d, conv2d_max_pool2, max_pool2
+from hw.ops.normalization import affine_gelu, batch_norm_gelu
 
 Array = jax.Array
 
 
 class Conv(nn.Module):
-    """A convolution without bias, by `hw.ops.convolution`: y = x ∗ kernel, kernel [k, k, in, out]."""
+    """A convolution without bias, by `hw.ops.convolution`: y = x ∗ kernel, kernel [k, k, in, out].
+
+    With `pool`, the largest of each 2×2 block of it.
+    """
 
     features: int
     kernel_size: int = 3
@@ -27,13 +32,15 @@ class Conv(nn.Module):
     padding: str | Sequence[tuple[int, int]] = "SAME"
     dtype: Any = jnp.float32
     chunked: bool = True
+    pool: bool = False
     kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        return conv2d(
+        convolve = conv2d_max_pool2 if self.pool else conv2d
+        return convolve(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             stride=self.stride,
@@ -148,6 +155,35 @@ def whitening_kernel(images: Array, size: int = 2, epsilon: float = 5e-4) -> Arr
     return filters.reshape(size, size, channels, -1)
 
 
+class BatchNormGelu(nn.Module):
+    """gelu(scale · x̂ + bias), x̂ normalised by its batch, or by running statistics (`hw.ops.normalization`).
+
+    Parameters and statistics are linen's `BatchNorm`'s; the scale is 1 where `use_scale` is False.
+    """
+
+    use_running_average: bool
+    momentum: float
+    use_scale: bool
+    axis_name: str | None
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = x.shape[-1:]
+        bias = self.param("bias", nn.initializers.zeros_init(), shape)
+        scale = self.param("scale", nn.initializers.ones_init(), shape) if self.use_scale else jnp.ones(shape)
+        running = {
+            "mean": self.variable("batch_stats", "mean", jnp.zeros, shape),
+            "var": self.variable("batch_stats", "var", jnp.ones, shape),
+        }
+        if self.use_running_average:
+            return affine_gelu(x, running["mean"].value, running["var"].value, scale, bias, self.epsilon)
+        y, mean, var = batch_norm_gelu(x, scale, bias, self.epsilon, self.axis_name)
+        for name, new in (("mean", mean), ("var", var)):
+            running[name].value = self.momentum * running[name].value + (1 - self.momentum) * new
+        return y
+
+
 class HWNet(nn.Module):
     """Our residual net: it whitens the picture, pools early, and starts every filter as a copy.
 
@@ -197,15 +233,18 @@ class HWNet(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         start = _dirac if self.identity else nn.initializers.lecun_normal()
         conv = partial(Conv, dtype=self.dtype, chunked=self.chunked, kernel_init=start)
-        norm = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=self.norm_momentum,
-            epsilon=1e-5,
-            dtype=self.dtype,
-            use_scale=self.norm_scale,
-            axis_name=self.axis_name,
-        )
+        number = count()
+
+        def norm_gelu(x: Array) -> Array:
+            norm = BatchNormGelu(
+                use_running_average=not train,
+                momentum=self.norm_momentum,
+                use_scale=self.norm_scale,
+                axis_name=self.axis_name,
+                name=f"BatchNorm_{next(number)}",
+            )
+            return norm(x)
+
         shape = (2, 2, x.shape[-1], 4 * x.shape[-1])
         if self.stem == "whitened":
             # Not a parameter: it is computed from the training pictures (`fit_stem`) and never learned.
@@ -218,12 +257,9 @@ class HWNet(nn.Module):
         positive = nn.gelu(x)
         x = jnp.concatenate([positive, positive - x], axis=-1)
         for width in self.widths:
-            x = conv(width)(x)
-            if self.pool == "first":
-                x = max_pool2(x)
-            x = nn.gelu(norm()(x))
+            x = norm_gelu(conv(width, pool=self.pool == "first")(x))
             for _ in range(self.depth):
-                y = nn.gelu(norm()(conv(width)(x)))
+                y = norm_gelu(conv(width)(x))
                 x = x + y if self.residual else y
             if self.pool == "last":
                 x = max_pool2(x)

@@ -46,14 +46,25 @@ def conv2d(x_bhwc, kernel_ijco, stride=1, padding="SAME", *, chunked=True):
     Returns:
       The outputs, (b, h', w', o), of the dtype of the inputs.
     """
-    if isinstance(padding, str):
-        strides = (stride, stride)
-        padding = lax.padtype_to_pads(x_bhwc.shape[1:3], kernel_ijco.shape[:2], strides, padding)
-    pads = tuple((int(lo), int(hi)) for lo, hi in padding)
-    # Half precision is no faster than float32 in this CPU's products: leave it to XLA.
-    if not chunked or x_bhwc.dtype not in (jnp.float32, jnp.float64):
+    pads = _explicit(stride, padding, x_bhwc, kernel_ijco)
+    if not _may_chunk(x_bhwc, chunked):
         return _xla(stride, pads, x_bhwc, kernel_ijco)
     return _conv2d(stride, pads, x_bhwc, kernel_ijco)
+
+
+def conv2d_max_pool2(x_bhwc, kernel_ijco, stride=1, padding="SAME", *, chunked=True):
+    """`max_pool2` of `conv2d`, of the same arguments and limits, without a large array between them on a CPU.
+
+    Each chunk of the convolution's output is pooled while it is in the cache. For the way back, the place of
+    each block's largest is kept, one byte each, from which a chunk's gradient is spread out anew.
+
+    Returns:
+      The maxima, (b, ⌊h'/2⌋, ⌊w'/2⌋, o).
+    """
+    pads = _explicit(stride, padding, x_bhwc, kernel_ijco)
+    if not _may_chunk(x_bhwc, chunked):
+        return max_pool2(_xla(stride, pads, x_bhwc, kernel_ijco))
+    return _conv2d_max_pool2(stride, pads, x_bhwc, kernel_ijco)
 
 
 def max_pool2(x_bhwc):
@@ -69,13 +80,44 @@ def max_pool2(x_bhwc):
     Returns:
       Their maxima, (b, ⌊h/2⌋, ⌊w/2⌋, c). NaN where the block holds one.
     """
+    return _max_and_place(x_bhwc)[0]
+
+
+def _max_and_place(x_bhwc):
+    """The largest of each 2×2 block, and the place of the first of them in reading order, 0 to 3."""
 
     def first_largest(a, b):
-        return jnp.where((a >= b) | jnp.isnan(a), a, b)
+        (a, place_a), (b, place_b) = a, b
+        keep = (a >= b) | jnp.isnan(a)
+        return jnp.where(keep, a, b), jnp.where(keep, place_a, place_b)
 
     h, w = (size // 2 * 2 for size in x_bhwc.shape[1:3])
-    top, bottom = (first_largest(x_bhwc[:, i:h:2, 0:w:2], x_bhwc[:, i:h:2, 1:w:2]) for i in (0, 1))
+    top, bottom = (
+        first_largest(*((x_bhwc[:, i:h:2, j:w:2], jnp.uint8(2 * i + j)) for j in (0, 1))) for i in (0, 1)
+    )
     return first_largest(top, bottom)
+
+
+def _spread(size, dy_bhwo, place_bhwo):
+    """The pooling's gradient: dy at the places in blocks of 2×2, zero elsewhere; `size` rows and columns."""
+    b, h, w, o = dy_bhwo.shape
+    places = jnp.arange(4, dtype=place_bhwo.dtype).reshape(2, 1, 2, 1)
+    chosen = place_bhwo[:, :, None, :, None] == places
+    dx_bhwo = jnp.where(chosen, dy_bhwo[:, :, None, :, None], 0).reshape(b, 2 * h, 2 * w, o)
+    return jnp.pad(dx_bhwo, ((0, 0), (0, size[0] - 2 * h), (0, size[1] - 2 * w), (0, 0)))
+
+
+def _explicit(stride, padding, x_bhwc, kernel_ijco):
+    """The padding as ((lo, hi), (lo, hi))."""
+    if isinstance(padding, str):
+        strides = (stride, stride)
+        padding = lax.padtype_to_pads(x_bhwc.shape[1:3], kernel_ijco.shape[:2], strides, padding)
+    return tuple((int(lo), int(hi)) for lo, hi in padding)
+
+
+def _may_chunk(x_bhwc, chunked):
+    # Half precision is no faster than float32 in this CPU's products: leave it to XLA.
+    return chunked and x_bhwc.dtype in (jnp.float32, jnp.float64)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -105,6 +147,45 @@ def _conv2d_bwd(stride, pads, residuals, dy_bhwo):
 _conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _conv2d_max_pool2(stride, pads, x_bhwc, kernel_ijco):
+    """The two in one with the platform's rules, for explicit padding."""
+    return _conv2d_max_pool2_fwd(stride, pads, x_bhwc, kernel_ijco)[0]
+
+
+def _conv2d_max_pool2_fwd(stride, pads, x_bhwc, kernel_ijco):
+    def cpu(x_bhwc, kernel_ijco):
+        return _cpu(stride, pads, x_bhwc, kernel_ijco, finish=_max_and_place)
+
+    def other(x_bhwc, kernel_ijco):
+        return _max_and_place(_xla(stride, pads, x_bhwc, kernel_ijco))
+
+    y_bhwo, place_bhwo = lax.platform_dependent(x_bhwc, kernel_ijco, cpu=cpu, default=other)
+    return y_bhwo, (x_bhwc, kernel_ijco, place_bhwo)
+
+
+def _conv2d_max_pool2_bwd(stride, pads, residuals, dy_bhwo):
+    *operands, place_bhwo = residuals
+    size = _output_size(stride, pads, *operands)
+
+    def cpu(x_bhwc, kernel_ijco, *pooled):
+        spread = partial(_spread, size)
+        # Spread out twice, whole and in chunks, for what is whole is gone where no gradient for the
+        # input is asked for.
+        return (
+            _cpu_dx(stride, pads, x_bhwc, kernel_ijco, spread(*pooled)),
+            _cpu_dkernel(stride, pads, x_bhwc, kernel_ijco, *pooled, expand=spread),
+        )
+
+    def other(x_bhwc, kernel_ijco, *pooled):
+        return jax.vjp(partial(_xla, stride, pads), x_bhwc, kernel_ijco)[1](_spread(size, *pooled))
+
+    return lax.platform_dependent(*operands, dy_bhwo, place_bhwo, cpu=cpu, default=other)
+
+
+_conv2d_max_pool2.defvjp(_conv2d_max_pool2_fwd, _conv2d_max_pool2_bwd)
+
+
 def _xla(stride, pads, x_bhwc, kernel_ijco):
     dims = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x_bhwc, kernel_ijco, (stride, stride), pads, dimension_numbers=dims)
@@ -124,30 +205,40 @@ def forward_pays(x_shape, kernel_shape):
     return rows * columns > 1 and c >= 16 and o >= 24 and min(c, o) <= 128 and height * width >= 49
 
 
-def dkernel_pays(dy_shape, kernel_shape):
-    """The same for the gradient for the weights, `dkernel_by_patches`."""
-    _, height, width, o = dy_shape
+def dkernel_pays(size, kernel_shape):
+    """The same for the gradient for the weights, `dkernel_by_patches`, of `size` outputs a channel."""
     # Everywhere but in narrow layers, save for a stem of 3 colours, and for outputs of a few pixels.
-    return (o >= 64 or kernel_shape[2] < 8) and height * width >= 9
+    return (kernel_shape[3] >= 64 or kernel_shape[2] < 8) and size[0] * size[1] >= 9
 
 
-def _cpu(stride, pads, x_bhwc, kernel_ijco):
-    """The convolution, by whichever way is faster on a CPU."""
-    pays = forward_pays(x_bhwc.shape, kernel_ijco.shape)
-    return (conv2d_by_patches if pays else _xla)(stride, pads, x_bhwc, kernel_ijco)
+def _same(y):
+    return y
 
 
-def conv2d_by_patches(stride, pads, x_bhwc, kernel_ijco):
-    """The convolution as Y_po = P_pk K_ko, chunk after chunk; `pads` are explicit."""
+def _cpu(stride, pads, x_bhwc, kernel_ijco, finish=_same):
+    """`finish` of the convolution, by whichever way is faster on a CPU."""
+    if forward_pays(x_bhwc.shape, kernel_ijco.shape):
+        return conv2d_by_patches(stride, pads, x_bhwc, kernel_ijco, finish)
+    return finish(_xla(stride, pads, x_bhwc, kernel_ijco))
+
+
+def conv2d_by_patches(stride, pads, x_bhwc, kernel_ijco, finish=_same):
+    """The convolution as Y_po = P_pk K_ko, chunk after chunk, each passed through `finish`; `pads` are
+    explicit."""
     chunk, (b, h, w, n) = _patches(stride, pads, x_bhwc, kernel_ijco)
     kernel_ko = kernel_ijco.reshape(-1, kernel_ijco.shape[-1])
 
-    def body(step, y_bhwo):
-        start = jnp.minimum(step * n, b - n)  # the last chunk may repeat a few images
-        y_nhwo = (chunk(start, n) @ kernel_ko).reshape(n, h, w, -1)
-        return lax.dynamic_update_slice_in_dim(y_bhwo, y_nhwo, start, 0)
+    def part(start):
+        return finish((chunk(start, n) @ kernel_ko).reshape(n, h, w, -1))
 
-    return lax.fori_loop(0, -(-b // n), body, jnp.zeros((b, h, w, kernel_ko.shape[1]), x_bhwc.dtype))
+    def body(step, whole):
+        start = jnp.minimum(step * n, b - n)  # the last chunk may repeat a few images
+        return jax.tree.map(
+            lambda all_b, some_n: lax.dynamic_update_slice_in_dim(all_b, some_n, start, 0), whole, part(start)
+        )
+
+    whole = jax.tree.map(lambda a: jnp.zeros((b, *a.shape[1:]), a.dtype), jax.eval_shape(part, 0))
+    return lax.fori_loop(0, -(-b // n), body, whole)
 
 
 def _cpu_dx(stride, pads, x_bhwc, kernel_ijco, dy_bhwo):
@@ -160,35 +251,46 @@ def _cpu_dx(stride, pads, x_bhwc, kernel_ijco, dy_bhwo):
     return _cpu(1, back, dy_bhwo, turned_ijoc)
 
 
-def _cpu_dkernel(stride, pads, x_bhwc, kernel_ijco, dy_bhwo):
-    """dkernel[i,j,c,o] = Σ_bhw x[b, s·h + i - lo_h, s·w + j - lo_w, c] · dy[b,h,w,o]."""
-    if dkernel_pays(dy_bhwo.shape, kernel_ijco.shape):
-        return dkernel_by_patches(stride, pads, x_bhwc, kernel_ijco, dy_bhwo)
-    return jax.vjp(lambda k: _xla(stride, pads, x_bhwc, k), kernel_ijco)[1](dy_bhwo)[0]
+def _cpu_dkernel(stride, pads, x_bhwc, kernel_ijco, *gradient, expand=_same):
+    """dkernel[i,j,c,o] = Σ_bhw x[b, s·h + i - lo_h, s·w + j - lo_w, c] · dy[b,h,w,o].
+
+    dy is `expand(*gradient)`, arrays with the images first.
+    """
+    if dkernel_pays(_output_size(stride, pads, x_bhwc, kernel_ijco), kernel_ijco.shape):
+        return dkernel_by_patches(stride, pads, x_bhwc, kernel_ijco, *gradient, expand=expand)
+    return jax.vjp(lambda k: _xla(stride, pads, x_bhwc, k), kernel_ijco)[1](expand(*gradient))[0]
 
 
-def dkernel_by_patches(stride, pads, x_bhwc, kernel_ijco, dy_bhwo):
-    """The gradient for the weights as dK_ok = Σ_chunks dYᵀ_op P_pk; of the kernel only the shape counts."""
+def dkernel_by_patches(stride, pads, x_bhwc, kernel_ijco, *gradient, expand=_same):
+    """The gradient for the weights as dK_ok = Σ_chunks dYᵀ_op P_pk; of the kernel only the shape counts.
+
+    dY is `expand(*gradient)`, chunk after chunk.
+    """
     chunk, (b, _, _, n) = _patches(stride, pads, x_bhwc, kernel_ijco)
+    channels = kernel_ijco.shape[-1]
 
     def term(start, n):
-        dy_po = lax.dynamic_slice_in_dim(dy_bhwo, start, n).reshape(-1, kernel_ijco.shape[-1])
-        return dy_po.T @ chunk(start, n)
+        dy_nhwo = expand(*(lax.dynamic_slice_in_dim(a, start, n) for a in gradient))
+        return dy_nhwo.reshape(-1, channels).T @ chunk(start, n)
 
     rest = b % n  # the images that fill no chunk start the sum
-    zero_ok = jnp.zeros((kernel_ijco.shape[-1], kernel_ijco[..., 0].size), dy_bhwo.dtype)
+    zero_ok = jnp.zeros((channels, kernel_ijco[..., 0].size), x_bhwc.dtype)
     first_ok = term(0, rest) if rest else zero_ok
     dkernel_ok = lax.fori_loop(0, b // n, lambda step, sum_ok: sum_ok + term(rest + step * n, n), first_ok)
     return dkernel_ok.T.reshape(kernel_ijco.shape)
+
+
+def _output_size(stride, pads, x_bhwc, kernel_ijco):
+    """Rows and columns h', w' of the output."""
+    sizes = zip(x_bhwc.shape[1:3], pads, kernel_ijco.shape[:2], strict=True)
+    return tuple((size + lo + hi - taps) // stride + 1 for size, (lo, hi), taps in sizes)
 
 
 def _patches(stride, pads, x_bhwc, kernel_ijco):
     """Returns chunk(start, n) -> P_pk, the patches of n images, and the sizes b, h', w', n."""
     rows, columns = kernel_ijco.shape[:2]
     zero = jnp.zeros((), x_bhwc.dtype)
-    b = x_bhwc.shape[0]
-    height, width = (size + lo + hi for size, (lo, hi) in zip(x_bhwc.shape[1:3], pads, strict=True))
-    h, w = (height - rows) // stride + 1, (width - columns) // stride + 1
+    b, (h, w) = x_bhwc.shape[0], _output_size(stride, pads, x_bhwc, kernel_ijco)
     k = kernel_ijco.size // kernel_ijco.shape[-1]
     n = min(b, max(1, round(CHUNK_BYTES / (h * w * k * x_bhwc.dtype.itemsize))))
 

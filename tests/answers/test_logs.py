@@ -83,15 +83,23 @@ def test_the_answer_is_that_of_the_logs(runs):
 def test_the_drawn_net_is_the_model(runs):
     layers = residual_net.layers(runs[0])
     # By hand: the stem leaves 31, and every stage's pooling halves, rounding down.
-    sides = [(31, 15, 64), (15, 7, 128), (7, 3, 256)]
     wanted = [[32, 32, 3], [31, 31, 24]]
-    for before, after, width in sides:
-        wanted += [[before, before, width], *[[after, after, width]] * 3]
+    for side, width in [(15, 64), (7, 128), (3, 256)]:
+        wanted += [[side, side, width]] * 4
     assert [layer["output"] for layer in layers] == [*wanted, [10]]
+    pooled = [i for i, layer in enumerate(layers) if layer["what"] == "3×3 convolution, 2×2 max-pool"]
+    assert pooled == [2, 6, 10]
     assert [i for i, layer in enumerate(layers) if "skip" in layer] == [4, 8, 12]
     flat = _forged(runs[0])
     flat.config["model"]["hwnet"]["residual"] = False
     assert not any("skip" in layer for layer in residual_net.layers(flat))
+    late = _forged(runs[0])
+    late.config["model"]["hwnet"]["pool"] = "last"
+    pooled = [i for i, layer in enumerate(residual_net.layers(late)) if "max-pool" in layer["what"]]
+    assert pooled == [
+        6,
+        10,
+    ]  # before the next stage's convolution; the last stage's goes into the head's maximum
 
 
 def test_one_run_has_no_interval(runs):

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from hw.ops import convolution
-from hw.ops.convolution import conv2d, max_pool2
+from hw.ops.convolution import conv2d, conv2d_max_pool2, max_pool2
 
 # images, height, width, channels in, out, kernel, stride, padding.
 CASES = [
@@ -61,11 +61,11 @@ def draw(case, dtype, seed=0):
     return jnp.asarray(x, dtype), jnp.asarray(rng.standard_normal((*kernel, c, o)), dtype)
 
 
-def output_and_gradients(x, kernel, stride, padding, **options):
+def output_and_gradients(x, kernel, stride, padding, fn=conv2d, **options):
     """y, dx and dkernel for an upstream gradient that differs at every output."""
 
     def run(x, kernel):
-        y, vjp = jax.vjp(lambda x, k: conv2d(x, k, stride, padding, **options), x, kernel)
+        y, vjp = jax.vjp(lambda x, k: fn(x, k, stride, padding, **options), x, kernel)
         dy = jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
         return y, *vjp(dy)
 
@@ -228,3 +228,80 @@ def test_max_pool_in_bfloat16():
     x = jnp.arange(16, dtype=jnp.bfloat16).reshape(1, 4, 4, 1)
     assert max_pool2(x).dtype == jnp.bfloat16
     np.testing.assert_array_equal(max_pool2(x)[0, :, :, 0], [[5, 7], [13, 15]])
+
+
+def then_pool(*arguments):
+    """The two one after the other, by XLA and linen."""
+    return linen_pool(conv2d(*arguments, chunked=False))
+
+
+# Those whose output has a block to pool; odd and even sizes, with and without a rest of the batch.
+POOLED = [case for case in CASES if case[1] > 4 and case[6] < 3]
+
+
+@pytest.mark.parametrize("case", POOLED, ids=str)
+def test_pooled_convolution_in_float64(case, float64, chunks_of_two):
+    chunks_of_two(case, jnp.float64)
+    x, kernel = draw(case, jnp.float64)
+    ours = output_and_gradients(x, kernel, *case[6:], fn=conv2d_max_pool2)
+    assert_same(ours, output_and_gradients(x, kernel, *case[6:], fn=then_pool), 1e-12)
+
+
+@pytest.mark.parametrize(
+    "size",  # ours and XLA's in every combination
+    [(13, 15, 15, 64, 64), (6, 31, 31, 24, 64), (40, 2, 2, 256, 256), (4, 8, 8, 16, 16), (5, 7, 7, 256, 256)],
+)
+def test_pooled_convolution_with_the_rules_in_use(size):
+    x, kernel = draw((*size, (3, 3), 1, "SAME"), jnp.float32)
+    # Small whole numbers: exact in any order of summing, with ties, which both must break alike.
+    x, kernel = jnp.round(x), jnp.round(kernel)
+    ours = output_and_gradients(x, kernel, 1, "SAME", fn=conv2d_max_pool2)
+    plain = output_and_gradients(x, kernel, 1, "SAME", fn=then_pool)
+    np.testing.assert_array_equal(ours[0], plain[0])
+    assert_same(ours, plain, 1e-5)
+
+
+def test_pooled_convolution_elsewhere():
+    x, kernel = draw(CASES[1], jnp.float32)
+    for dtype, options in ((jnp.float32, {"chunked": False}), (jnp.bfloat16, {})):
+        half, kernels = x.astype(dtype), kernel.astype(dtype)
+        ours = output_and_gradients(half, kernels, 1, "SAME", fn=conv2d_max_pool2, **options)
+        for a, b in zip(ours, output_and_gradients(half, kernels, 1, "SAME", fn=then_pool), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("platform, loops", [("cpu", True), ("tpu", False), ("cuda", False)])
+def test_platform_of_the_pooled_convolution_is_chosen_at_lowering(platform, loops):
+    x, kernel = jnp.ones((8, 12, 12, 64)), jnp.ones((3, 3, 64, 64))
+    run = jax.grad(lambda x, kernel: jnp.sum(conv2d_max_pool2(x, kernel) ** 2), argnums=(0, 1))
+    text = jax.jit(run).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.while" in text) == loops
+    assert ("stablehlo.convolution" in text) != loops
+
+
+def test_pooled_convolution_under_vmap(float64, chunks_of_two):
+    chunks_of_two((3, 5, 5, 4, 64, (3, 3), 1, "SAME"), jnp.float64)
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.standard_normal((2, 3, 5, 5, 4)))
+    kernels = jnp.asarray(rng.standard_normal((2, 3, 3, 4, 64)))
+
+    def run(fn):
+        return jax.jit(jax.vmap(jax.grad(lambda x, k: jnp.sum(jnp.sin(fn(x, k))), argnums=(0, 1))))(
+            x, kernels
+        )
+
+    for a, b in zip(run(conv2d_max_pool2), run(lambda x, k: then_pool(x, k, 1, "SAME")), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
+
+
+def test_pooled_convolution_never_holds_its_large_output():
+    """A learned first layer's step: no array as large as what is pooled, forward and back."""
+    x, kernel = jnp.ones((256, 31, 31, 24)), jnp.ones((3, 3, 24, 64))
+    large = 256 * 31 * 31 * 64 * 4  # bytes
+
+    def temporaries(fn):
+        step = jax.jit(jax.value_and_grad(lambda kernel, x: jnp.sum(fn(x, kernel) ** 2)))
+        return step.lower(kernel, x).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(conv2d_max_pool2) < large
+    assert temporaries(lambda x, kernel: max_pool2(conv2d(x, kernel))) > large
