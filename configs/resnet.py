@@ -2,8 +2,8 @@
 
     python -m hw.train --config=configs/resnet.py[:VARIANT]
 
-Score, time and hardware: see the README's table, each number with its log; of `:accurate`, which is not
-where it should be yet, experiments/results/tuning. What each choice buys: experiments/ablation.py.
+Score, time and hardware: see the README's table, each number with its log. What each choice buys:
+experiments/ablation.py.
 
 The recipe in words. Five times through the training pictures, the first 40 % of the steps at 24×24, where a
 step costs half. Filters move by orthogonalised momentum ("Muon"), which needs far fewer steps than SGD; all
