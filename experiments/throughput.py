@@ -93,8 +93,8 @@ class FlaxLayers(nn.Module):
         x = jax.lax.conv_general_dilated(x, stem.value, (1, 1), "VALID", dimension_numbers=dims)
         x = jnp.concatenate([nn.gelu(x), nn.gelu(-x)], axis=-1)
         for width in self.widths:
-            x = nn.Conv(width, (3, 3), use_bias=False)(x)
-            x = nn.gelu(norm()(nn.max_pool(x, (2, 2), (2, 2))))
+            x = _flax_pool(nn.Conv(width, (3, 3), use_bias=False)(x))
+            x = nn.gelu(norm()(x))
             x = x + nn.gelu(norm()(nn.Conv(width, (3, 3), use_bias=False)(x)))
         x = jnp.max(x, axis=(1, 2))
         return nn.Dense(self.num_classes, use_bias=False, name="head")(x) / self.widths[-1] ** 0.5
