@@ -25,7 +25,7 @@ _FIELDS = {
 }
 # What a layer is called in a drawing: in hwnet, and in the field's own nets.
 _WORDS = {
-    True: {"BatchNormGelu": "normalisation, GELU", "Dense": "largest of each channel, linear head"},
+    True: {"BatchNorm": "normalisation, GELU", "Dense": "largest of each channel, linear head"},
     False: {
         "BatchNorm": "normalisation, ReLU",
         "BasicBlock": "residual block",

@@ -6,7 +6,6 @@ in `dtype`, keeps its parameters in float32 and returns float32 logits.
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import count
 from typing import Any
 
 import jax
@@ -15,7 +14,6 @@ from flax import linen as nn
 
 from hw.cli import UserError
 from hw.ops.convolution import conv2d, conv2d_max_pool2, max_pool2
-from hw.ops.normalization import affine_gelu, batch_norm_gelu
 
 Array = jax.Array
 
@@ -155,35 +153,6 @@ def whitening_kernel(images: Array, size: int = 2, epsilon: float = 5e-4) -> Arr
     return filters.reshape(size, size, channels, -1)
 
 
-class BatchNormGelu(nn.Module):
-    """gelu(scale · x̂ + bias), x̂ normalised by its batch, or by running statistics (`hw.ops.normalization`).
-
-    Parameters and statistics are linen's `BatchNorm`'s; the scale is 1 where `use_scale` is False.
-    """
-
-    use_running_average: bool
-    momentum: float
-    use_scale: bool
-    axis_name: str | None
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        shape = x.shape[-1:]
-        bias = self.param("bias", nn.initializers.zeros_init(), shape)
-        scale = self.param("scale", nn.initializers.ones_init(), shape) if self.use_scale else jnp.ones(shape)
-        running = {
-            "mean": self.variable("batch_stats", "mean", jnp.zeros, shape),
-            "var": self.variable("batch_stats", "var", jnp.ones, shape),
-        }
-        if self.use_running_average:
-            return affine_gelu(x, running["mean"].value, running["var"].value, scale, bias, self.epsilon)
-        y, mean, var = batch_norm_gelu(x, scale, bias, self.epsilon, self.axis_name)
-        for name, new in (("mean", mean), ("var", var)):
-            running[name].value = self.momentum * running[name].value + (1 - self.momentum) * new
-        return y
-
-
 class HWNet(nn.Module):
     """Our residual net: it whitens the picture, pools early, and starts every filter as a copy.
 
@@ -233,18 +202,15 @@ class HWNet(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         start = _dirac if self.identity else nn.initializers.lecun_normal()
         conv = partial(Conv, dtype=self.dtype, chunked=self.chunked, kernel_init=start)
-        number = count()
-
-        def norm_gelu(x: Array) -> Array:
-            norm = BatchNormGelu(
-                use_running_average=not train,
-                momentum=self.norm_momentum,
-                use_scale=self.norm_scale,
-                axis_name=self.axis_name,
-                name=f"BatchNorm_{next(number)}",
-            )
-            return norm(x)
-
+        norm = partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=self.norm_momentum,
+            epsilon=1e-5,
+            dtype=self.dtype,
+            use_scale=self.norm_scale,
+            axis_name=self.axis_name,
+        )
         shape = (2, 2, x.shape[-1], 4 * x.shape[-1])
         if self.stem == "whitened":
             # Not a parameter: it is computed from the training pictures (`fit_stem`) and never learned.
@@ -257,9 +223,9 @@ class HWNet(nn.Module):
         positive = nn.gelu(x)
         x = jnp.concatenate([positive, positive - x], axis=-1)
         for width in self.widths:
-            x = norm_gelu(conv(width, pool=self.pool == "first")(x))
+            x = nn.gelu(norm()(conv(width, pool=self.pool == "first")(x)))
             for _ in range(self.depth):
-                y = norm_gelu(conv(width)(x))
+                y = nn.gelu(norm()(conv(width)(x)))
                 x = x + y if self.residual else y
             if self.pool == "last":
                 x = max_pool2(x)
