@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import table
+from experiments import ablation, table
 from hw.answers.runs import interval
 from hw.cli import to_json
 
@@ -30,6 +30,14 @@ def test_results_are_those_of_the_logs():
 def test_language_models_are_those_of_the_logs():
     assert _between("text") == table.text_table()
     assert table.text_table().count("\n") >= 2, "no study is committed"
+
+
+def test_ablation_is_that_of_the_logs():
+    saved = json.loads((ablation.STUDY / "runs.json").read_text())
+    assert saved["recipe"] == ablation.recipe(), "the ablation is of a recipe that is no more"
+    rows = ablation.differences(saved["runs"])
+    assert _between("ablation") == ablation.table(rows)
+    assert json.loads((ablation.STUDY / "ablation.json").read_text()) == json.loads(to_json(rows))
 
 
 def test_plot_is_that_of_the_logs():

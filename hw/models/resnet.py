@@ -166,6 +166,9 @@ class HWNet(nn.Module):
         stage(x) = z + gelu(norm(conv(z))),   z = gelu(norm(pool(conv(x))))
 
     What each of these buys, experiments/ablation.py measures; the last five attributes are there for it.
+    Tried on held-out pictures and dropped (experiments/results/tuning): a learned bias after the stem (no
+    better, a fifth slower); for as much time, narrower stages with more epochs or with two residual
+    convolutions each, and wider ones with fewer (no better).
 
     Attributes:
       widths: channels of each stage.
