@@ -462,6 +462,24 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "* chosen"])
 
 
+def steps_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """The whole steps of several runs side by side, Markdown: images a second, and the share of the peak.
+
+    Args:
+      reports: what `measure` returned, by the name of its columns.
+    """
+    lines = ["| step |", "|---|"]
+    for name in reports:
+        lines[0] += f" {name}: images/s | of the matrix product |"
+        lines[1] += "---|---|"
+    for step in next(iter(reports.values()))["steps"]:
+        cells = [report["steps"][step] for report in reports.values()]
+        row = "".join(f" {c['images_per_second']:.0f} | {c['share_of_peak']:.0%} |" for c in cells)
+        lines.append(f"| {step} |{row}")
+    peaks = "".join(f" | {report['peak_gflops']:.0f} GFLOP/s |" for report in reports.values())
+    return "\n".join([*lines, f"| matrix product {_PEAK_SIDE}³ |{peaks}"])
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.ArgumentParser(prog="experiments.throughput", description=__doc__)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import ablation, table
+from experiments import ablation, table, throughput
 from hw.answers.runs import interval
 from hw.cli import to_json
 
@@ -38,6 +38,13 @@ def test_ablation_is_that_of_the_logs():
     rows = ablation.differences(saved["runs"])
     assert _between("ablation") == ablation.table(rows)
     assert json.loads((ablation.STUDY / "ablation.json").read_text()) == json.loads(to_json(rows))
+
+
+def test_throughput_is_that_of_the_logs():
+    logs = {"slow hour": "throughput", "the same, huge pages": "huge-pages", "quiet hour": "quiet-hour"}
+    folder = table.RESULTS / "throughput"
+    runs = {name: json.loads((folder / f"{file}.json").read_text()) for name, file in logs.items()}
+    assert _between("throughput") == throughput.steps_table(runs)
 
 
 def test_plot_is_that_of_the_logs():
