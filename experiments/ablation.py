@@ -109,7 +109,7 @@ def _draw(rows: Mapping[str, Mapping], path: Path) -> None:
         axis.plot(100 * row["difference"], height, "o", color="C0")
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(names)), list(reversed(names)))
-    axis.set(xlabel="difference in held-out accuracy, percentage points, with 95 % interval")
+    axis.set(xlabel="difference, percentage points, with 95 % interval")
     axis.grid(alpha=0.3, axis="x")
     log.save_svg(figure, path)
 
