@@ -34,7 +34,7 @@ CHANGES: dict[str, Mapping[str, object]] = {
     "statistics' momentum 0.9": {"model.hwnet.norm_momentum": 0.9},
     "widths 48, 96, 192": {"model.hwnet.widths": (48, 96, 192)},
     "widths 64, 192, 256": {"model.hwnet.widths": (64, 192, 256)},
-    # Each at the best of some rates three times apart (experiments/results/tuning).
+    # Each at the best of three or four rates (experiments/results/tuning/one-epoch-*).
     "SGD for all": {"optim.name": "sgd", "optim.learning_rate": 3.0},
     "AdamW for all": {"optim.name": "adamw", "optim.learning_rate": 0.01, "optim.momentum": 0.9},
     "norm biases a tenth as fast": {"optim.learning_rate": 0.5},

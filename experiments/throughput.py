@@ -466,8 +466,9 @@ def steps_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
     """The whole steps of several runs side by side, Markdown: images a second, and the share of the peak.
 
     Args:
-      reports: what `measure` returned, by the name of its columns.
+      reports: what `measure` returned where PyTorch is installed, by the name of its columns.
     """
+    ours, theirs = "plain step, ours", "plain step, torch, compiled"
     lines = ["| step |", "|---|"]
     for name in reports:
         lines[0] += f" {name}: images/s | of the matrix product |"
@@ -477,7 +478,12 @@ def steps_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
         row = "".join(f" {c['images_per_second']:.0f} | {c['share_of_peak']:.0%} |" for c in cells)
         lines.append(f"| {step} |{row}")
     peaks = "".join(f" | {report['peak_gflops']:.0f} GFLOP/s |" for report in reports.values())
-    return "\n".join([*lines, f"| matrix product {_PEAK_SIDE}³ |{peaks}"])
+    rates = [
+        [report["steps"][name]["images_per_second"] for name in (ours, theirs)] for report in reports.values()
+    ]
+    ratios = "".join(f" {a / b:.2f} | |" for a, b in rates)
+    lines += [f"| {ours} / {theirs} |{ratios}", f"| matrix product {_PEAK_SIDE}³ |{peaks}"]
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str]) -> int:
