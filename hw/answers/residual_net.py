@@ -1,7 +1,7 @@
 """Question 2: a residual net on CIFAR-10, told from the logs of its runs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
@@ -25,7 +25,11 @@ _FIELDS = {
 }
 # What a layer is called in a drawing: in hwnet, and in the field's own nets.
 _WORDS = {
-    True: {"BatchNorm": "normalisation, GELU", "Dense": "largest of each channel, linear head"},
+    True: {
+        "BatchNorm": "normalisation, GELU",
+        "ChannelGates": "channels gated by their means",
+        "Dense": "largest of each channel, linear head",
+    },
     False: {
         "BatchNorm": "normalisation, ReLU",
         "BasicBlock": "residual block",
@@ -46,6 +50,11 @@ def _initialize(run: Run) -> dict[str, Any]:
 def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
     """Every parameter of the run's model: name -> shape."""
     return shapes(_initialize(run)["params"])
+
+
+def _gated(net: Mapping[str, Any]) -> bool:
+    """Whether hwnet has gates; runs from before there were any do not say."""
+    return net.get("channel_gates", False)
 
 
 def layers(run: Run) -> list[dict[str, Any]]:
@@ -72,7 +81,8 @@ def layers(run: Run) -> list[dict[str, Any]]:
                 entry["what"] = f"2×2 max-pool, {entry['what']}"  # at the end of the stage before
             # A stage's first convolution changes the width; its others have a skip connection.
             if net and isinstance(module, Conv) and next(convolutions) % (1 + net["depth"]):
-                entry |= {"skip": 2} if net["residual"] else {}  # with its normalisation
+                branch = 3 if _gated(net) else 2  # with its normalisation and its gates
+                entry |= {"skip": branch} if net["residual"] else {}
             called.append(entry | {"output": list(output.shape[1:])})
         return output
 
@@ -98,7 +108,7 @@ def params_by_model(run: Run) -> int:
 
 
 def params_by_arithmetic(run: Run) -> int:
-    """By the integers of `hw.ops.conv_arithmetic`, from hwnet's layers in words; the norms' biases beside."""
+    """By the integers of `hw.ops.conv_arithmetic`, from hwnet's layers in words; norms and gates beside."""
     net = run.config["model"]["hwnet"]
     widths, depth = net["widths"], net["depth"]
     conv = "conv{}k3samenobias"
@@ -106,9 +116,10 @@ def params_by_arithmetic(run: Run) -> int:
     classes = len(run.summary["dataset"]["classes"])
     head = trace((widths[-1],), parse_layers(f"dense{classes}nobias"))
     norms = (1 + depth) * sum(widths) * (2 if net["norm_scale"] else 1)
+    gates = depth * sum(w * w for w in widths) if _gated(net) else 0
     learned_stem = 2 * 2 * 3 * 12 if net["stem"] == "learned" else 0
     filters = trace((31, 31, 24), parse_layers(body)).total_params
-    return filters + head.total_params + norms + learned_stem
+    return filters + head.total_params + norms + gates + learned_stem
 
 
 # The routes to the accuracy of a run.

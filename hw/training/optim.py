@@ -126,8 +126,9 @@ def build(config: Any, total_steps: int) -> tuple[optax.GradientTransformation, 
 
     "sgd" and "adamw" treat all parameters alike. "muon" has three groups with a learning rate each: the
     filter banks (4 axes), whose update it orthogonalises by `filters`, and, by SGD with Nesterov momentum,
-    the head and the rest (biases and norms). "muon_adamw" orthogonalises the update of the matrices in a
-    model's blocks, by `filters` too, and moves embedding, head and norms by AdamW.
+    the head with all other matrices, and the rest (biases and norms). "muon_adamw" orthogonalises the
+    update of the matrices in a model's blocks, by `filters` too, and moves embedding, head and norms by
+    AdamW.
 
     Args:
       config: `config.optim`; every field is read.
@@ -156,7 +157,8 @@ def build(config: Any, total_steps: int) -> tuple[optax.GradientTransformation, 
 
     def groups(params):
         def group(path, param):
-            return "filters" if param.ndim == 4 else "head" if "head" in path else "rest"
+            matrix = "head" in path or param.ndim == 2
+            return "filters" if param.ndim == 4 else "head" if matrix else "rest"
 
         return traverse_util.path_aware_map(group, params)
 

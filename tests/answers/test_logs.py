@@ -93,6 +93,14 @@ def test_the_drawn_net_is_the_model(runs):
     flat = _forged(runs[0])
     flat.config["model"]["hwnet"]["residual"] = False
     assert not any("skip" in layer for layer in residual_net.layers(flat))
+    gated = _forged(runs[0])
+    gated.config["model"]["hwnet"]["channel_gates"] = True
+    layers = residual_net.layers(gated)
+    assert {i: layer["skip"] for i, layer in enumerate(layers) if "skip" in layer} == {4: 3, 9: 3, 14: 3}
+    assert layers[6]["what"] == "channels gated by their means"
+    more = 64**2 + 128**2 + 256**2
+    for count in (residual_net.params_by_model, residual_net.params_by_arithmetic):
+        assert count(gated) == count(runs[0]) + more
     late = _forged(runs[0])
     late.config["model"]["hwnet"]["pool"] = "last"
     pooled = [i for i, layer in enumerate(residual_net.layers(late)) if "max-pool" in layer["what"]]

@@ -173,13 +173,18 @@ def test_whitening_makes_patches_white():
     np.testing.assert_allclose(out.T @ out / len(out), np.eye(12), atol=2e-3)
 
 
-def test_hwnet_against_a_plain_restatement():
+@pytest.mark.parametrize("gated", [False, True])
+def test_hwnet_against_a_plain_restatement(gated):
     # At evaluation, with flax's own layers and both signs of the stem spelt out.
-    module = _build("hwnet", num_devices=2)
+    config = ConfigDict({"name": "hwnet", "dtype": "float32", "hwnet": HWNET | {"channel_gates": gated}})
+    module = models.build(config, num_outputs=10, platform="cpu", num_devices=2)
     x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     variables = module.fit_stem(_variables(module, x), x)
     params = variables["params"]
     params["head"]["kernel"] = jax.random.normal(jax.random.key(1), (256, 10))
+    matrices = {i: jax.random.normal(jax.random.key(i), (w, w)) for i, w in enumerate(HWNET["widths"])}
+    for i in matrices if gated else ():
+        params[f"ChannelGates_{i}"]["Dense_0"]["kernel"] = matrices[i]
 
     def conv(x, kernel, padding):
         dims = ("NHWC", "HWIO", "NHWC")
@@ -192,7 +197,10 @@ def test_hwnet_against_a_plain_restatement():
     y = nn.gelu(conv(x, jnp.concatenate([stem, -stem], -1), "VALID"))
     for i in (0, 2, 4):
         y = norm_gelu(nn.max_pool(conv(y, params[f"Conv_{i}"]["kernel"], "SAME"), (2, 2), (2, 2)))
-        y = y + norm_gelu(conv(y, params[f"Conv_{i + 1}"]["kernel"], "SAME"))
+        branch = norm_gelu(conv(y, params[f"Conv_{i + 1}"]["kernel"], "SAME"))
+        if gated:
+            branch *= 2 / (1 + jnp.exp(-branch.mean((1, 2)) @ matrices[i // 2]))[:, None, None]
+        y = y + branch
     logits = y.max((1, 2)) @ params["head"]["kernel"] / 16
     np.testing.assert_allclose(module.apply(variables, x, train=False), logits, rtol=1e-4, atol=1e-4)
 
@@ -208,6 +216,7 @@ def test_hwnet_against_a_plain_restatement():
         ({"identity": False}, 1_160_064),
         ({"depth": 0}, 385_472),
         ({"depth": 2}, 1_934_656),
+        ({"channel_gates": True}, 1_160_064 + 64**2 + 128**2 + 256**2),
     ],
 )
 def test_each_idea_can_be_taken_out(change, params):
@@ -222,6 +231,12 @@ def test_each_idea_can_be_taken_out(change, params):
         outputs.append(module.apply(variables, x, train=False))
     assert sum(x.size for x in jax.tree.leaves(variables["params"])) == params
     assert not np.allclose(*outputs, rtol=1e-3)
+
+
+def test_gates_start_open():
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 6))
+    gates = resnet.ChannelGates()
+    np.testing.assert_array_equal(gates.apply(gates.init(jax.random.key(0), x), x), x)
 
 
 def test_filters_start_as_copies():

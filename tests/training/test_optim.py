@@ -66,6 +66,20 @@ def test_sgd_is_pytorchs_nesterov(config):
             np.testing.assert_allclose(leaf, plain[module][name], rtol=1e-4, atol=1e-5)
 
 
+def test_muon_moves_every_matrix_like_the_head(config):
+    config.name, config.schedule = "muon", "constant"
+    tx, _ = optim.build(config, 10)
+    params = {
+        "head": {"kernel": jnp.ones((3, 3))},
+        "gates": {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)},
+    }
+    updates, _ = tx.update(params, tx.init(params), params)
+    first = -(1 + config.momentum)  # Nesterov's first step on a gradient of one
+    np.testing.assert_allclose(updates["head"]["kernel"], first * config.head_learning_rate, rtol=1e-6)
+    np.testing.assert_allclose(updates["gates"]["kernel"], first * config.head_learning_rate, rtol=1e-6)
+    np.testing.assert_allclose(updates["gates"]["bias"], first * config.learning_rate, rtol=1e-6)
+
+
 def test_muon_moves_filters_by_an_even_step_and_holds_their_length(config):
     config.name, config.schedule = "muon", "constant"
     tx, rate = optim.build(config, 10)
