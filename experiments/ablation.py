@@ -31,6 +31,7 @@ CHANGES: dict[str, Mapping[str, object]] = {
     "no skip connections": {"model.hwnet.residual": False},
     "pooling at the end of a stage": {"model.hwnet.pool": "last"},
     "norms with a scale": {"model.hwnet.norm_scale": True},
+    "channels gated": {"model.hwnet.channel_gates": True},
     "statistics' momentum 0.9": {"model.hwnet.norm_momentum": 0.9},
     "widths 48, 96, 192": {"model.hwnet.widths": (48, 96, 192)},
     "widths 64, 192, 256": {"model.hwnet.widths": (64, 192, 256)},

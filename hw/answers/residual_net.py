@@ -116,7 +116,7 @@ def params_by_arithmetic(run: Run) -> int:
     classes = len(run.summary["dataset"]["classes"])
     head = trace((widths[-1],), parse_layers(f"dense{classes}nobias"))
     norms = (1 + depth) * sum(widths) * (2 if net["norm_scale"] else 1)
-    gates = depth * sum(w * w for w in widths) if _gated(net) else 0
+    gates = (1 + depth) * sum(w * w for w in widths) if _gated(net) else 0
     learned_stem = 2 * 2 * 3 * 12 if net["stem"] == "learned" else 0
     filters = trace((31, 31, 24), parse_layers(body)).total_params
     return filters + head.total_params + norms + gates + learned_stem

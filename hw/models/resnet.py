@@ -184,9 +184,12 @@ class HWNet(nn.Module):
     no scale, for the residual branches and the head set the scales themselves. The largest value
     of each channel over the picture goes to a linear head.
 
-        stage(x) = z + gelu(norm(conv(z))),   z = gelu(norm(pool(conv(x))))
+        stage(x) = z + gates(gelu(norm(conv(z)))),   z = gates(gelu(norm(pool(conv(x)))))
 
-    What each of these buys, experiments/ablation.py measures; the last five attributes are there for it.
+    where the gates, if any, scale a channel by what the whole picture holds (`ChannelGates`): a seventh more
+    parameters and next to no arithmetic.
+
+    What each of these buys, experiments/ablation.py measures; the last six attributes are there for it.
     Tried on held-out pictures and dropped (experiments/results/tuning): a learned bias after the stem (no
     better, a fifth slower); for as much time, narrower stages with more epochs or with two residual
     convolutions each, and wider ones with fewer (no better).
@@ -204,7 +207,7 @@ class HWNet(nn.Module):
       residual: whether the second convolution of a stage has a skip connection around it.
       pool: "first", after a stage's first convolution, or "last", at its end.
       norm_scale: whether normalisation has a scale.
-      channel_gates: whether a residual branch ends in `ChannelGates`.
+      channel_gates: whether `ChannelGates` follow every convolution's GELU.
 
     Sources: Page 2019, "How to train your ResNet" (whitened stem, pooling); Jordan 2024, "94 % on
     CIFAR-10 in 3.29 seconds on a single GPU" (identity start, no scales).
@@ -248,11 +251,15 @@ class HWNet(nn.Module):
         # Both signs of every response, for a rectifier keeps only one: gelu(-x) = gelu(x) - x.
         positive = nn.gelu(x)
         x = jnp.concatenate([positive, positive - x], axis=-1)
+
+        def layer(x: Array, width: int, pool: bool = False) -> Array:
+            x = nn.gelu(norm()(conv(width, pool=pool)(x)))
+            return ChannelGates(self.dtype)(x) if self.channel_gates else x
+
         for width in self.widths:
-            x = nn.gelu(norm()(conv(width, pool=self.pool == "first")(x)))
+            x = layer(x, width, pool=self.pool == "first")
             for _ in range(self.depth):
-                y = nn.gelu(norm()(conv(width)(x)))
-                y = ChannelGates(self.dtype)(y) if self.channel_gates else y
+                y = layer(x, width)
                 x = x + y if self.residual else y
             if self.pool == "last":
                 x = max_pool2(x)

@@ -96,9 +96,9 @@ def test_the_drawn_net_is_the_model(runs):
     gated = _forged(runs[0])
     gated.config["model"]["hwnet"]["channel_gates"] = True
     layers = residual_net.layers(gated)
-    assert {i: layer["skip"] for i, layer in enumerate(layers) if "skip" in layer} == {4: 3, 9: 3, 14: 3}
-    assert layers[6]["what"] == "channels gated by their means"
-    more = 64**2 + 128**2 + 256**2
+    assert {i: layer["skip"] for i, layer in enumerate(layers) if "skip" in layer} == {5: 3, 11: 3, 17: 3}
+    assert layers[4]["what"] == "channels gated by their means"
+    more = 2 * (64**2 + 128**2 + 256**2)
     for count in (residual_net.params_by_model, residual_net.params_by_arithmetic):
         assert count(gated) == count(runs[0]) + more
     late = _forged(runs[0])

@@ -182,25 +182,26 @@ def test_hwnet_against_a_plain_restatement(gated):
     variables = module.fit_stem(_variables(module, x), x)
     params = variables["params"]
     params["head"]["kernel"] = jax.random.normal(jax.random.key(1), (256, 10))
-    matrices = {i: jax.random.normal(jax.random.key(i), (w, w)) for i, w in enumerate(HWNET["widths"])}
-    for i in matrices if gated else ():
+    widths = np.repeat(HWNET["widths"], 2)
+    matrices = [jax.random.normal(jax.random.key(i), (w, w)) for i, w in enumerate(widths)]
+    for i in range(6) if gated else ():
         params[f"ChannelGates_{i}"]["Dense_0"]["kernel"] = matrices[i]
 
     def conv(x, kernel, padding):
         dims = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=dims)
 
-    def norm_gelu(x):  # fresh statistics: mean 0, variance 1
-        return nn.gelu(x / np.sqrt(1 + 1e-5))
+    def layer(x, i, pool=False):
+        y = conv(x, params[f"Conv_{i}"]["kernel"], "SAME")
+        y = nn.max_pool(y, (2, 2), (2, 2)) if pool else y
+        y = nn.gelu(y / np.sqrt(1 + 1e-5))  # fresh statistics: mean 0, variance 1
+        return y * 2 / (1 + jnp.exp(-y.mean((1, 2)) @ matrices[i]))[:, None, None] if gated else y
 
     stem = variables["constants"]["stem"]
     y = nn.gelu(conv(x, jnp.concatenate([stem, -stem], -1), "VALID"))
     for i in (0, 2, 4):
-        y = norm_gelu(nn.max_pool(conv(y, params[f"Conv_{i}"]["kernel"], "SAME"), (2, 2), (2, 2)))
-        branch = norm_gelu(conv(y, params[f"Conv_{i + 1}"]["kernel"], "SAME"))
-        if gated:
-            branch *= 2 / (1 + jnp.exp(-branch.mean((1, 2)) @ matrices[i // 2]))[:, None, None]
-        y = y + branch
+        y = layer(y, i, pool=True)
+        y = y + layer(y, i + 1)
     logits = y.max((1, 2)) @ params["head"]["kernel"] / 16
     np.testing.assert_allclose(module.apply(variables, x, train=False), logits, rtol=1e-4, atol=1e-4)
 
@@ -216,7 +217,7 @@ def test_hwnet_against_a_plain_restatement(gated):
         ({"identity": False}, 1_160_064),
         ({"depth": 0}, 385_472),
         ({"depth": 2}, 1_934_656),
-        ({"channel_gates": True}, 1_160_064 + 64**2 + 128**2 + 256**2),
+        ({"channel_gates": True}, 1_160_064 + 2 * (64**2 + 128**2 + 256**2)),
     ],
 )
 def test_each_idea_can_be_taken_out(change, params):
