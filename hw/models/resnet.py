@@ -52,7 +52,7 @@ class ChannelGates(nn.Module):
 
         y = x · 2σ(mean(x) W),   mean over the picture, W [channels, channels] from zero
 
-    so that every gate starts at 1.
+    so that every gate starts at 1; x and y [batch, height, width, channels].
 
     Source: Hu et al. 2018, "Squeeze-and-Excitation Networks", section 3; there two matrices with a
     rectifier between them, and gates that start at a half.
