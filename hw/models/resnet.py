@@ -58,14 +58,12 @@ class ChannelGates(nn.Module):
     rectifier between them, and gates that start at a half.
     """
 
-    dtype: Any = jnp.float32
-
     @nn.compact
     def __call__(self, x: Array) -> Array:
         zeros = nn.initializers.zeros_init()
         squeezed = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         gates = 2 * nn.sigmoid(nn.Dense(x.shape[-1], use_bias=False, kernel_init=zeros)(squeezed))
-        return x * gates.astype(self.dtype)[:, None, None]
+        return x * gates.astype(x.dtype)[:, None, None]
 
 
 class BasicBlock(nn.Module):
@@ -254,7 +252,7 @@ class HWNet(nn.Module):
 
         def layer(x: Array, width: int, pool: bool = False) -> Array:
             x = nn.gelu(norm()(conv(width, pool=pool)(x)))
-            return ChannelGates(self.dtype)(x) if self.channel_gates else x
+            return ChannelGates()(x) if self.channel_gates else x
 
         for width in self.widths:
             x = layer(x, width, pool=self.pool == "first")
