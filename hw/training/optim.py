@@ -157,8 +157,9 @@ def build(config: Any, total_steps: int) -> tuple[optax.GradientTransformation, 
 
     def groups(params):
         def group(path, param):
-            matrix = "head" in path or param.ndim == 2
-            return "filters" if param.ndim == 4 else "head" if matrix else "rest"
+            if param.ndim == 4:
+                return "filters"
+            return "head" if param.ndim == 2 or "head" in path else "rest"
 
         return traverse_util.path_aware_map(group, params)
 
