@@ -64,7 +64,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.model.hwnet.residual = True
     config.model.hwnet.pool = "first"  # "last": at the end of a stage
     config.model.hwnet.norm_scale = False
-    config.model.hwnet.channel_gates = False
+    config.model.hwnet.channel_gates = False  # on: not shown to help
 
     config.train = ml_collections.ConfigDict()
     config.train.epochs = 5.0
@@ -76,7 +76,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.optim = ml_collections.ConfigDict()
     config.optim.name = "muon"  # "sgd", "adamw"
     config.optim.learning_rate = 5.0  # biases and norms (everything, for sgd and adamw)
-    config.optim.head_learning_rate = 0.6
+    config.optim.head_learning_rate = 0.6  # and all other matrices, such as the gates'
     config.optim.momentum = 0.85  # b1 for adamw
     config.optim.b2 = 0.999
     config.optim.weight_decay = 0.0
