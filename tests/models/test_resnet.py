@@ -22,8 +22,8 @@ from hw.training import losses
 HWNET = {"widths": (64, 128, 256), "depth": 1, "norm_momentum": 0.6}
 
 
-def _build(name, **kwargs):
-    config = ConfigDict({"name": name, "dtype": "float32", "hwnet": HWNET})
+def _build(name, hwnet=HWNET, **kwargs):
+    config = ConfigDict({"name": name, "dtype": "float32", "hwnet": hwnet})
     return models.build(config, num_outputs=10, platform="cpu", **kwargs)
 
 
@@ -176,8 +176,7 @@ def test_whitening_makes_patches_white():
 @pytest.mark.parametrize("gated", [False, True])
 def test_hwnet_against_a_plain_restatement(gated):
     # At evaluation, with flax's own layers and both signs of the stem spelt out.
-    config = ConfigDict({"name": "hwnet", "dtype": "float32", "hwnet": HWNET | {"channel_gates": gated}})
-    module = models.build(config, num_outputs=10, platform="cpu", num_devices=2)
+    module = _build("hwnet", HWNET | {"channel_gates": gated}, num_devices=2)
     x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     variables = module.fit_stem(_variables(module, x), x)
     params = variables["params"]
@@ -224,8 +223,7 @@ def test_each_idea_can_be_taken_out(change, params):
     x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     outputs = []
     for arguments in (HWNET, HWNET | change):
-        config = ConfigDict({"name": "hwnet", "dtype": "float32", "hwnet": arguments})
-        module = models.build(config, num_outputs=10, platform="cpu", num_devices=2)
+        module = _build("hwnet", arguments, num_devices=2)
         variables = module.fit_stem(_variables(module, x), x)
         # The head starts at zero and a scale at one: look past them.
         variables["params"] = jax.tree.map(lambda p: p + 0.1 * (p.ndim < 4), variables["params"])
@@ -252,8 +250,7 @@ def test_filters_start_as_copies():
 @pytest.mark.parametrize("name", ["hwnet", "resnet20"])
 def test_overfits_one_batch(name):
     narrow = {"widths": (16, 16, 16), "depth": 1, "norm_momentum": 0.6}
-    config = ConfigDict({"name": name, "dtype": "float32", "hwnet": narrow})
-    module = models.build(config, num_outputs=10, platform="cpu", num_devices=2)
+    module = _build(name, narrow, num_devices=2)
     r = np.random.default_rng(0)
     x = jnp.array(r.normal(size=(20, 16, 16, 3)), jnp.float32)
     y = jnp.array(r.integers(0, 10, 20))
