@@ -129,6 +129,9 @@ def main(argv: Sequence[str]) -> int:
     if saved["recipe"] != recipe():
         raise cli.UserError(f"{path} is of another recipe: remove it, and runs/studies/ablation with it")
     runs = saved["runs"]
+    for name, by_seed in runs.items():
+        if any(run["arguments"] != arguments(CHANGES.get(name, {}), int(k)) for k, run in by_seed.items()):
+            raise cli.UserError(f"{path}: {name!r} was another change when it was run: remove its runs there")
     chosen = ["the recipe", *options.only] if options.only else list(CHANGES)
     for seed in range(options.seeds):
         for name in chosen:

@@ -99,6 +99,23 @@ def test_differences_are_paired_by_hand():
     assert rows["the recipe"]["difference"] == 0.0
 
 
+def test_ablation_refuses_runs_of_another_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "STUDY", tmp_path)
+    monkeypatch.setattr(ablation, "train", None)  # nothing is run
+    changes = {"the recipe": {}, "coin flips": {"augment.flip": "random"}}
+    run = {"accuracy": 0.8, "train_seconds": 1.0}
+    runs = {name: {"0": {**run, "arguments": ablation.arguments(v, 0)}} for name, v in changes.items()}
+    (tmp_path / "runs.json").write_text(json.dumps({"recipe": ablation.recipe(), "runs": runs}))
+    monkeypatch.setattr(ablation, "CHANGES", changes)
+    assert ablation.main(["--seeds=1"]) == 0
+    monkeypatch.setattr(ablation, "CHANGES", {**changes, "coin flips": {"augment.flip": "none"}})
+    with pytest.raises(UserError, match="'coin flips' was another change"):
+        ablation.main(["--seeds=1"])
+    monkeypatch.setattr(ablation, "CHANGES", {"the recipe": {}})
+    with pytest.raises(UserError, match="'coin flips' was another change"):
+        ablation.main(["--seeds=1"])
+
+
 def test_flax_layers_are_the_same_network():
     config = configs.resnet.get_config().model
     module = models.build(config, num_outputs=10, platform="cpu", num_devices=2)
