@@ -62,6 +62,22 @@ def recipe() -> str:
     return cli.sha256(cli.to_json([SHORT, configs.resnet.get_config().to_dict()]))
 
 
+def load(path: Path) -> dict:
+    """The runs saved at `path`, or none yet: {"recipe": hash, "runs": {change: {seed: run}}}.
+
+    Raises UserError where they are of another recipe, or of changes that were edited since.
+    """
+    if not path.exists():
+        return {"recipe": recipe(), "runs": {}}
+    saved = json.loads(path.read_text())
+    if saved["recipe"] != recipe():
+        raise cli.UserError(f"{path} is of another recipe: remove it, and runs/studies/ablation with it")
+    for name, by_seed in saved["runs"].items():
+        if any(run["arguments"] != arguments(CHANGES.get(name, {}), int(k)) for k, run in by_seed.items()):
+            raise cli.UserError(f"{path}: {name!r} was another change when it was run: remove its runs there")
+    return saved
+
+
 def differences(runs: Mapping[str, Mapping[str, Mapping]]) -> dict[str, dict]:
     """Of every change: its accuracy's mean, and the paired difference to the recipe with its interval.
 
@@ -125,13 +141,8 @@ def main(argv: Sequence[str]) -> int:
         raise cli.UserError("--seeds must be at least 1")
     STUDY.mkdir(parents=True, exist_ok=True)
     path = STUDY / "runs.json"
-    saved = json.loads(path.read_text()) if path.exists() else {"recipe": recipe(), "runs": {}}
-    if saved["recipe"] != recipe():
-        raise cli.UserError(f"{path} is of another recipe: remove it, and runs/studies/ablation with it")
+    saved = load(path)
     runs = saved["runs"]
-    for name, by_seed in runs.items():
-        if any(run["arguments"] != arguments(CHANGES.get(name, {}), int(k)) for k, run in by_seed.items()):
-            raise cli.UserError(f"{path}: {name!r} was another change when it was run: remove its runs there")
     chosen = ["the recipe", *options.only] if options.only else list(CHANGES)
     for seed in range(options.seeds):
         for name in chosen:

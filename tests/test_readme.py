@@ -33,11 +33,8 @@ def test_language_models_are_those_of_the_logs():
 
 
 def test_ablation_is_that_of_the_logs():
-    saved = json.loads((ablation.STUDY / "runs.json").read_text())
-    assert saved["recipe"] == ablation.recipe(), "the ablation is of a recipe that is no more"
-    for name, by_seed in saved["runs"].items():
-        for seed, run in by_seed.items():
-            assert run["arguments"] == ablation.arguments(ablation.CHANGES[name], int(seed)), name
+    saved = ablation.load(ablation.STUDY / "runs.json")  # refuses another recipe's, and edited changes
+    assert saved["runs"], "no run is committed"
     rows = ablation.differences(saved["runs"])
     assert _between("ablation") == ablation.table(rows)
     assert json.loads((ablation.STUDY / "ablation.json").read_text()) == json.loads(to_json(rows))

@@ -105,7 +105,8 @@ def test_ablation_refuses_runs_of_another_change(tmp_path, monkeypatch):
     changes = {"the recipe": {}, "coin flips": {"augment.flip": "random"}}
     run = {"accuracy": 0.8, "train_seconds": 1.0}
     runs = {name: {"0": {**run, "arguments": ablation.arguments(v, 0)}} for name, v in changes.items()}
-    (tmp_path / "runs.json").write_text(json.dumps({"recipe": ablation.recipe(), "runs": runs}))
+    saved = {"recipe": ablation.recipe(), "runs": runs}
+    (tmp_path / "runs.json").write_text(json.dumps(saved))
     monkeypatch.setattr(ablation, "CHANGES", changes)
     assert ablation.main(["--seeds=1"]) == 0
     monkeypatch.setattr(ablation, "CHANGES", {**changes, "coin flips": {"augment.flip": "none"}})
@@ -113,6 +114,9 @@ def test_ablation_refuses_runs_of_another_change(tmp_path, monkeypatch):
         ablation.main(["--seeds=1"])
     monkeypatch.setattr(ablation, "CHANGES", {"the recipe": {}})
     with pytest.raises(UserError, match="'coin flips' was another change"):
+        ablation.main(["--seeds=1"])
+    (tmp_path / "runs.json").write_text(json.dumps({**saved, "recipe": "of another"}))
+    with pytest.raises(UserError, match="another recipe"):
         ablation.main(["--seeds=1"])
 
 
