@@ -15,7 +15,7 @@ from pathlib import Path
 
 import configs.resnet
 from experiments.seeds import RESULTS, RUNS, train
-from hw import cli
+from hw import cli, files
 from hw.answers.runs import interval
 from hw.training import log
 
@@ -160,9 +160,9 @@ def main(argv: Sequence[str]) -> int:
                 "train_seconds": summary["seconds"]["train"],
                 "fingerprint": summary["dataset"]["fingerprint"],
             }
-            cli.write_atomic(path, cli.to_json(saved, indent=2) + "\n")
+            files.write_atomic(path, cli.to_json(saved, indent=2) + "\n")
     rows = differences(runs)
-    cli.write_atomic(STUDY / "ablation.json", cli.to_json(rows, indent=2) + "\n")
+    files.write_atomic(STUDY / "ablation.json", cli.to_json(rows, indent=2) + "\n")
     if options.seeds > 1:
         _draw(rows, STUDY / "ablation.svg")
     print(table(rows))

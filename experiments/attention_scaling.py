@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.seeds import RESULTS
-from hw import cli
+from hw import cli, files
 from hw.training import log
 
 STUDY = RESULTS / "attention_scaling"
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         for case in CASES
     }
     sizes = {"d_k": SIZES, "queries": QUERIES, "keys": KEYS, "seeds": SEEDS}
-    cli.write_atomic(STUDY / "data.json", cli.to_json({"sizes": sizes, "cases": results}) + "\n")
+    files.write_atomic(STUDY / "data.json", cli.to_json({"sizes": sizes, "cases": results}) + "\n")
     figure, axes = log.new_figure(13, 3.4, len(MEASURES))
     for axis, (name, title) in zip(axes, MEASURES.items(), strict=True):
         shown = CASES if name == "variance" else CASES[:2]

@@ -16,7 +16,7 @@ import mpmath
 import numpy as np
 
 from experiments.seeds import RESULTS
-from hw import cli
+from hw import cli, files
 from hw.answers.attention import SHEET, by_jax
 from hw.ops import attention as ops
 from hw.training import log
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     scaled = by_jax(SHEET, "scaled")
     marked = np.abs(scaled[:, 1] - scaled[:, 0])
     data = {"gaps": GAPS, "errors": values, "question 6": marked, "seeds": SEEDS}
-    cli.write_atomic(STUDY / "data.json", cli.to_json(data) + "\n")
+    files.write_atomic(STUDY / "data.json", cli.to_json(data) + "\n")
     figure, (axis,) = log.new_figure(6.4, 3.8, 1)
     for style, (name, title) in zip(("-", "--"), FORMS.items(), strict=True):
         shown = np.maximum(values[name], 1e-9)  # an error of nothing has no place on this scale

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import configs.recall
 from experiments.seeds import RESULTS, RUNS
-from hw import cli
+from hw import cli, files
 from hw.answers.runs import interval
 from hw.training import log, loop
 
@@ -85,9 +85,9 @@ def main(argv: Sequence[str]) -> int:
                 of_delay = saved["runs"].setdefault(cell, {}).setdefault(str(int(delay)), {})
                 if str(seed) not in of_delay:
                     of_delay[str(seed)] = run(cell, int(delay), seed)
-                    cli.write_atomic(path, cli.to_json(saved, indent=2) + "\n")
+                    files.write_atomic(path, cli.to_json(saved, indent=2) + "\n")
     curves = {cell: curve(saved["runs"], cell) for cell in CELLS}
-    cli.write_atomic(STUDY / "data.json", cli.to_json(curves, indent=2) + "\n")
+    files.write_atomic(STUDY / "data.json", cli.to_json(curves, indent=2) + "\n")
     _draw(curves, 1 / configs.recall.get_config().data.num_symbols)
     print(f"{'delay':>6}" + "".join(f"{title:>22}" for title in CELLS.values()))
     for i, delay in enumerate(curves["rnn"]["delay"]):

@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.seeds import RESULTS
-from hw import cli, data, models
+from hw import cli, data, files, models
 from hw.models.gru_lm import GRUCell
 from hw.report import drawings, page
 from hw.training import checkpoint
@@ -159,9 +159,9 @@ def main(argv: Sequence[str]) -> int:
         },
         "passages": passages(text[half:], units[half:], found, width),
     }
-    cli.write_atomic(STUDY / "data.json", cli.to_json(report, indent=2) + "\n")
+    files.write_atomic(STUDY / "data.json", cli.to_json(report, indent=2) + "\n")
     drawn = drawings.unit_on_text("units", report["passages"])
-    cli.write_atomic(STUDY / "figure.svg", page.standalone(drawn))
+    files.write_atomic(STUDY / "figure.svg", page.standalone(drawn))
     print(f"{'feature':<26}{'layer':>6}{'unit':>6}{'r, chosen on':>14}{'r, held out':>13}")
     for name, of in report["features"].items():
         print(

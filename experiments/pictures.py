@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from experiments.seeds import RESULTS
-from hw import cli, data, models
+from hw import cli, data, files, models
 from hw.training import checkpoint
 from hw.training.tasks import images
 
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         "pictures": [*found[True], *found[False]],
     }
     STUDY.mkdir(parents=True, exist_ok=True)
-    cli.write_atomic(STUDY / "data.json", cli.to_json(report, indent=2) + "\n")
+    files.write_atomic(STUDY / "data.json", cli.to_json(report, indent=2) + "\n")
     for of in report["pictures"]:
         print(f"{of['index']:>6}  {of['label']:<12}{of['predicted']:<12}{of['probability']:.4f}")
     return 0

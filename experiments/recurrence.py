@@ -24,7 +24,7 @@ from flax import linen as nn
 
 from experiments.seeds import RESULTS
 from experiments.throughput import compiled, interleaved, torch_version
-from hw import cli
+from hw import cli, files
 from hw.models.gru_lm import GRUCell
 from hw.ops import gru
 
@@ -157,7 +157,7 @@ def main(argv: Sequence[str]) -> int:
         "widths": {str(width): measure(width, options.rounds) for width in WIDTHS},
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    cli.write_atomic(options.out / "recurrence.json", cli.to_json(report, indent=2) + "\n")
+    files.write_atomic(options.out / "recurrence.json", cli.to_json(report, indent=2) + "\n")
     print(table(report))
     return 0
 

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from experiments.seeds import REPOSITORY
-from hw import cli, inference
+from hw import cli, files, inference
 from hw.cli import UserError
 from hw.training import checkpoint
 
@@ -61,9 +61,9 @@ def main(argv: Sequence[str]) -> int:
     if (size := (folder / "params.npz").stat().st_size) > LIMIT:
         raise UserError(f"{folder / 'params.npz'} has {size:,} bytes: more than {LIMIT:,}")
     for name in ("config.json", "summary.json"):
-        cli.write_atomic(folder / name, (options.workdir / name).read_bytes())
+        files.write_atomic(folder / name, (options.workdir / name).read_bytes())
     report = inference.evaluate(folder, data_dir="", batch_size=0)
-    cli.write_atomic(folder / "evaluation.json", cli.to_json(report, indent=2) + "\n")
+    files.write_atomic(folder / "evaluation.json", cli.to_json(report, indent=2) + "\n")
     for name in ("nats_cold256", "nats_stateful", "accuracy"):
         if name in report:
             print(f"{name} {report[name]:.5f}")
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
                 [sys.executable, *words[1:]], cwd=REPOSITORY, capture_output=True, text=True, check=True
             )
             parts.append(f"$ {shlex.join(words)}\n{done.stdout}")
-        cli.write_atomic(folder / "samples.txt", "\n".join(parts))
+        files.write_atomic(folder / "samples.txt", "\n".join(parts))
     print(f"{folder}: {size:,} bytes of weights")
     return 0
 

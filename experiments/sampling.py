@@ -25,7 +25,7 @@ import numpy as np
 import configs.gru
 from experiments.seeds import RESULTS
 from experiments.throughput import interleaved, torch_version
-from hw import cli, generation, models
+from hw import cli, files, generation, models
 from hw.models.gru_lm import GRULM
 
 Array = jax.Array
@@ -179,7 +179,7 @@ def main(argv: Sequence[str]) -> int:
         "runs": measure(module, options.rounds),
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    cli.write_atomic(options.out / "sampling.json", cli.to_json(report, indent=2) + "\n")
+    files.write_atomic(options.out / "sampling.json", cli.to_json(report, indent=2) + "\n")
     print(f"{'':<28}{'characters/s':>14}")
     for name, of in report["runs"].items():
         print(f"{name:<28}{of['characters_per_second']:>14,.0f}")

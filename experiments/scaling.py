@@ -29,7 +29,7 @@ import configs.attention
 import configs.gru
 import configs.resnet
 from experiments.seeds import REPOSITORY, RESULTS
-from hw import cli, compilation, data
+from hw import cli, compilation, data, files
 from hw.cli import UserError
 from hw.training import loop, optim
 from hw.training.parallel import Parallel
@@ -167,8 +167,8 @@ def with_table(page: str, name: str, found: dict[str, Any]) -> str:
 
 def _keep(name: str, found: dict[str, Any]) -> None:
     STUDY.mkdir(parents=True, exist_ok=True)
-    cli.write_atomic(STUDY / f"{name}.json", cli.to_json(found, indent=1) + "\n")
-    cli.write_atomic(Path(PAGE), with_table(PAGE.read_text(), name, found))
+    files.write_atomic(STUDY / f"{name}.json", cli.to_json(found, indent=1) + "\n")
+    files.write_atomic(Path(PAGE), with_table(PAGE.read_text(), name, found))
     print(TABLES[name](found))
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hw import cli
+from hw import cli, files
 from hw.answers.runs import interval
 from hw.cli import Stopped, UserError
 from hw.training import log
@@ -87,7 +87,7 @@ def sum_up(study: Path, arguments: Sequence[str]) -> dict:
         if None not in values:
             mean, deviation, low, high = interval(values)
             report[name] = {"values": values, "mean": mean, "deviation": deviation, "interval": [low, high]}
-    cli.write_atomic(study / "seeds.json", cli.to_json(report, indent=2) + "\n")
+    files.write_atomic(study / "seeds.json", cli.to_json(report, indent=2) + "\n")
     _draw(study, [run["seed"] for run in runs])
     return report
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.seeds import RESULTS, summaries
-from hw import cli
+from hw import cli, files
 from hw.answers.runs import interval
 from hw.training import log
 
@@ -137,7 +137,7 @@ def draw(path: Path) -> None:
     )
     axis.grid(alpha=0.3, which="both")
     log.save_svg(figure, path)
-    cli.write_atomic(path.with_suffix(".json"), cli.to_json(points(), indent=2) + "\n")
+    files.write_atomic(path.with_suffix(".json"), cli.to_json(points(), indent=2) + "\n")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -27,7 +27,7 @@ import optax
 from flax import linen as nn
 
 from experiments.seeds import RESULTS
-from hw import cli, models
+from hw import cli, files, models
 from hw.data import augment
 from hw.data.images import Dataset, Split
 from hw.models.resnet import HWNet
@@ -498,7 +498,7 @@ def main(argv: Sequence[str]) -> int:
 
     report = measure(configs.resnet.get_config(), options.rounds)
     options.out.mkdir(parents=True, exist_ok=True)
-    cli.write_atomic(options.out / "throughput.json", cli.to_json(report, indent=2) + "\n")
+    files.write_atomic(options.out / "throughput.json", cli.to_json(report, indent=2) + "\n")
     print(table(report))
     return 0
 

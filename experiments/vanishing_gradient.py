@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from experiments.seeds import RESULTS
-from hw import cli
+from hw import cli, files
 from hw.ops import rnn
 from hw.training import log
 
@@ -143,7 +143,7 @@ def main(argv: Sequence[str]) -> int:
         runs = [measure(radius, seed) for seed in range(SEEDS)]
         results[str(radius)] = {k: summary(np.array([run[k] for run in runs])) for k in KINDS}
     sizes = {"steps": STEPS, "hidden": HIDDEN, "inputs": INPUTS, "seeds": SEEDS}
-    cli.write_atomic(STUDY / "data.json", cli.to_json({"sizes": sizes, "radii": results}) + "\n")
+    files.write_atomic(STUDY / "data.json", cli.to_json({"sizes": sizes, "radii": results}) + "\n")
     draw(results, STUDY / "figure.svg")
     print(f"{'radius':>6}  " + "  ".join(f"{title:>18}" for title in KINDS.values()) + "   ‖∂L/∂h_1‖")
     for radius in RADII:

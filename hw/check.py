@@ -13,14 +13,13 @@ student's own earlier one. Questions in words are shown with a rubric and not gr
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from hw import cli
+from hw import cli, files
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = cli.ArgumentParser(prog="hw.check", description=__doc__)
-    parser.add_argument("file", nargs="?", type=Path, metavar="ANSWERS.toml", help="a filled form")
+    parser.add_argument("file", nargs="?", type=cli.path, metavar="ANSWERS.toml", help="a filled form")
     parser.add_argument("--hint", action="store_true", help="say what leads on wherever it is not right")
     parser.add_argument("--template", action="store_true", help="print an empty form")
     parser.add_argument(
@@ -46,13 +45,15 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     options = _options(argv)
+    inputs = [] if options.file is None else [options.file]
+    output = files.json_output(options.json, inputs=inputs, force=options.force)
     # After the options: a mistake in them is told at once.
     from hw.answers.checking import form
 
     if options.file is None:
         sheet = form.sheet_of(options.variant)
         if options.json:
-            cli.emit_json(form.as_dict(sheet, key=options.key), options.json)
+            files.emit_json(form.as_dict(sheet, key=options.key), output)
         else:
             sys.stdout.write(form.write(sheet, key=options.key))
         return 0
@@ -60,16 +61,13 @@ def main(argv: Sequence[str]) -> int:
     from hw.answers.checking.marking import mark
     from hw.report import terminal
 
-    try:
-        with options.file.open("rb") as file:
-            content = file.read(form.MAX_BYTES + 1)  # never all of what is no form
-    except OSError as error:
-        raise cli.UserError(f"cannot read {options.file}: {error.strerror}") from error
+    content = files.read_bytes(options.file, form.MAX_BYTES, mend="that is no form")
     marks = mark(*form.read(content, options.file, options.variant))
     if options.json:
-        cli.emit_json([m.as_dict() | ({"hint": m.hint} if options.hint else {}) for m in marks], options.json)
+        rows = [m.as_dict() | ({"hint": m.hint} if options.hint else {}) for m in marks]
+        files.emit_json(rows, output)
     else:
-        print(terminal.marks(marks, hints=options.hint))
+        print(cli.printable(terminal.marks(marks, hints=options.hint), keep="\n"))
     cli.say(terminal.tally(marks))
     return 0 if all(m.verdict in ("right", "not graded") for m in marks) else 1
 

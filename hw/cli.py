@@ -1,21 +1,28 @@
-"""The manners every command shares: exit codes, one-line errors, strict JSON, quiet pipes.
+"""The manners every command shares: exit codes, one-line errors, strict JSON, quiet pipes, safe terminals.
 
-Exit codes: 0 done; 1 done and the answer is no; 2 a user's mistake; 130 / 143 stopped by SIGINT /
-SIGTERM with the state saved. Results go to standard output, everything else to standard error.
+Exit codes: 0 done; 1 done and the answer is no; 2 a user's mistake; 129 / 130 / 143 stopped by SIGHUP /
+SIGINT / SIGTERM with the state saved. Results go to standard output, everything else to standard error.
 """
 
 import argparse
+import contextlib
 import hashlib
+import io
 import json
 import math
 import os
+import re
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+MAX_ERROR = 300  # characters of an error line
+_CUT = " … "
 
 
 class UserError(Exception):
@@ -39,19 +46,54 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(**kwargs)
 
     def error(self, message: str):
+        if "expected one argument" in message:
+            message += ": a value that begins with - is written after =, as in --option=-1"
         raise UserError(f"{message} (see {self.prog} --help)")
 
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's, but an option's FILE that is optional is taken after `=` alone, as in --json=FILE.
+
+        argparse would take the next word for it: of `--json a.png b.png` the first image.
+        """
+        args = list(sys.argv[1:] if args is None else args)
+        end = args.index("--") if "--" in args else len(args)
+        args[:end] = ["--json=-" if word == "--json" else word for word in args[:end]]
+        return super().parse_known_args(args, namespace)
+
     def add_json_option(self) -> None:
-        """Adds `--json[=FILE]`: machine-readable results on standard output or in FILE."""
+        """Adds `--json[=FILE]`, machine-readable results on standard output or in FILE, and `--force`."""
         self.add_argument(
-            "--json", nargs="?", const="-", metavar="FILE", help="print JSON, or write it to FILE"
+            "--json", nargs="?", metavar="FILE", help="print JSON; --json=FILE writes it to FILE"
         )
+        self.add_force_option()
+
+    def add_force_option(self) -> None:
+        """Adds `--force`: an output may replace a file that this program did not write."""
+        self.add_argument(
+            "--force", action="store_true", help="write over a file that this program did not make"
+        )
+
+
+def path(text: str) -> Path:
+    """The path that a user typed, with ~ for the home folder. The `type` of every option that takes one.
+
+    Raises:
+      argparse.ArgumentTypeError: it is empty, names no local file, or the home folder is not known.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("a path is missing after =")
+    if re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):
+        raise argparse.ArgumentTypeError(f"{text!r} is an address, and only local files can be used")
+    expanded = os.path.expanduser(text)
+    if expanded == text and (text == "~" or text.startswith("~/")):
+        raise argparse.ArgumentTypeError(f"{text!r}: the home folder is not known (HOME is not set)")
+    return Path(expanded)
 
 
 def _plain(value: Any) -> Any:
     """Turns numpy values and non-finite numbers into what strict JSON can hold."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {encodable(str(k)): _plain(v) for k, v in value.items()}
     if isinstance(value, np.ndarray):
         return _plain(value.tolist())
     if isinstance(value, list | tuple):
@@ -60,6 +102,8 @@ def _plain(value: Any) -> Any:
         return _plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, str):
+        return encodable(value)
     return value
 
 
@@ -68,9 +112,51 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(_plain(value), indent=indent, sort_keys=True, allow_nan=False, ensure_ascii=False)
 
 
+def encodable(text: str) -> str:
+    r"""Text that UTF-8 can hold: a byte of a file's name that is not UTF-8 becomes \xNN."""
+    if text.isascii():
+        return text
+    # Python keeps such a byte as a lone surrogate, U+DC00 and the byte.
+    return re.sub(
+        "[\ud800-\udfff]",
+        lambda m: f"\\x{ord(m[0]) - 0xDC00:02x}" if 0xDC80 <= ord(m[0]) <= 0xDCFF else f"\\u{ord(m[0]):04x}",
+        text,
+    )
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Text that a terminal shows and does not obey: control and direction characters as \xNN or \uNNNN.
+
+    Args:
+      text: anything, such as a file's name or a model's sample.
+      keep: control characters that are meant, such as "\n\t" of a sample.
+    """
+    text = encodable(text)
+    if text.isascii() and text.isprintable():
+        return text
+
+    def shown(symbol: str) -> str:
+        if symbol in keep or unicodedata.category(symbol) not in ("Cc", "Cf", "Zl", "Zp"):
+            return symbol
+        if symbol in "\u200c\u200d":  # joiners, without which some scripts and emoji fall apart
+            return symbol
+        return f"\\x{ord(symbol):02x}" if ord(symbol) < 256 else f"\\u{ord(symbol):04x}"
+
+    return "".join(map(shown, text))
+
+
+def shorten(text: str, length: int) -> str:
+    """Text of at most `length` characters; what is longer loses its middle."""
+    if len(text) <= length:
+        return text
+    head = (length - len(_CUT) + 1) // 2
+    return text[:head] + _CUT + text[len(text) - (length - len(_CUT) - head) :]
+
+
 def say(line: str) -> None:
-    """Tells the user something on standard error, at once."""
-    print(line, file=sys.stderr, flush=True)
+    """Tells the user something on standard error, at once. Where that is closed or full, it is lost."""
+    with contextlib.suppress(OSError, ValueError):
+        print(printable(line, keep="\n\t"), file=sys.stderr, flush=True)
 
 
 def sha256(text: str) -> str:
@@ -78,34 +164,60 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replaces a file whole: a reader, or a crash, sees the old content or the new, never half."""
-    data = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+class _OutputFailed(Exception):
+    """Standard output does not take what is written: a full disk, or a device that refuses."""
 
 
-def emit_json(value: Any, destination: str) -> None:
-    """Writes indented JSON to standard output (`-`) or to a file."""
-    text = to_json(value, indent=2) + "\n"
-    if destination == "-":
-        sys.stdout.write(text)
-    else:
+class _StandardOutput(io.FileIO):
+    """Standard output whose errors can be told from those of other files."""
+
+    def write(self, data: Any) -> int | None:
         try:
-            write_atomic(Path(destination), text)
+            return super().write(data)
+        except BrokenPipeError:
+            raise
         except OSError as error:
-            raise UserError(f"cannot write {destination}: {error.strerror}") from error
+            raise _OutputFailed(error.strerror) from error
+
+
+def _open_streams() -> None:
+    """Makes standard output and standard error usable, whatever the shell made of them.
+
+    Python has None for a stream that the shell closed (`>&-`). A stream that is not UTF-8 gets escapes for
+    the characters that it cannot hold.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open to the end)
+        elif stream is sys.__stdout__:
+            raw = _StandardOutput(stream.fileno(), "wb", closefd=False)
+            sys.stdout = io.TextIOWrapper(
+                io.BufferedWriter(raw),
+                encoding=stream.encoding,
+                errors="backslashreplace",
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _silence(stream: Any) -> None:
+    """Sends what is left in a stream's buffer nowhere, so that the end of the process says nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _fail(message: str) -> int:
+    """Says what is wrong in one line; returns the exit code of a user's mistake."""
+    say(shorten("error: " + printable(" ".join(message.split())), MAX_ERROR))
+    return 2
 
 
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> None:
     """Runs `main(argv)` and ends the process with the exit code that its outcome calls for."""
+    _open_streams()
     try:
         try:
             code = main(sys.argv[1:] if argv is None else argv) or 0
@@ -113,14 +225,20 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
             code = ended.code or 0
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 2
+        code = _fail(str(error))
     except Stopped as stopped:
         code = 128 + stopped.signum
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader has left (`| head`): that is its right, and nothing is left to say.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         code = 0
+    except _OutputFailed as error:
+        _silence(sys.stdout)
+        code = _fail(f"cannot write to standard output: {error}")
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        _silence(sys.stderr)
     sys.exit(code)

@@ -11,7 +11,7 @@ not fit the devices' memory.
 import sys
 from collections.abc import Sequence
 
-from hw import cli, recipe
+from hw import cli, files, recipe
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,6 +25,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"stray argument {stray[0]!r}")
     (config, _, _), _ = recipe.parse("hw.compile", [f"--config={options.config}", *rest], help="")
 
+    output = files.json_output(options.json, force=options.force)
     # After the options: a mistake in them is told at once.
     from hw import compilation
     from hw.report import terminal
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         cli.say(f"{topology}: compiling")
         reports += compilation.report(topology, config)
     if options.json:
-        cli.emit_json([found.as_dict() for found in reports], options.json)
+        files.emit_json([found.as_dict() for found in reports], output)
     else:
         print(terminal.compiled(reports))
     too_large = [found for found in reports if not found.fits]

@@ -2,9 +2,8 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from hw import cli
+from hw import cli, files
 
 
 def _text_table(report: dict) -> str:
@@ -59,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.ArgumentParser(prog="hw.evaluate", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=Path, help="a workdir of hw.train; gets evaluation.json")
+    source.add_argument("--workdir", type=cli.path, help="a workdir of hw.train; gets evaluation.json")
     source.add_argument("--model", choices=["resnet", "gru", "attention"], help="a released model")
     parser.add_argument("--data-dir", default="", help="where the prepared data lies")
     parser.add_argument(
@@ -67,6 +66,8 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_json_option()
     options = parser.parse_args(argv)
+
+    output = files.json_output(options.json, force=options.force)
 
     # After the options: a mistake in them is told at once.
     from hw import inference
@@ -77,9 +78,10 @@ def main(argv: Sequence[str]) -> int:
     if options.workdir:
         log.write_report(options.workdir, report)
     if options.json:
-        cli.emit_json(report, options.json)
+        files.emit_json(report, output)
     else:
-        print(_image_table(report) if "confusion" in report else _text_table(report))
+        table = _image_table(report) if "confusion" in report else _text_table(report)
+        print(cli.printable(table, keep="\n"))
     return 0
 
 

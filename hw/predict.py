@@ -2,18 +2,19 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from hw import cli
+from hw import cli, files
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.ArgumentParser(prog="hw.predict", description=__doc__)
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="any size and mode")
-    parser.add_argument("--workdir", type=Path, help="a run of one's own; else the released resnet")
+    parser.add_argument("images", nargs="+", type=cli.path, metavar="IMAGE", help="any size and mode")
+    parser.add_argument("--workdir", type=cli.path, help="a run of yours (default: the released resnet)")
     parser.add_json_option()
     options = parser.parse_args(argv)
+
+    output = files.json_output(options.json, inputs=options.images, force=options.force)
 
     # After the options: a mistake in them is told at once.
     from hw import inference
@@ -21,11 +22,11 @@ def main(argv: Sequence[str]) -> int:
 
     predictions = inference.predict(options.images, options.workdir or checkpoint.released("resnet"))
     if options.json:
-        cli.emit_json(predictions, options.json)
+        files.emit_json(predictions, output)
     else:
         for p in predictions:
             others = ", ".join(f"{label} {share:.1%}" for label, share in p["top5"][1:])
-            print(f"{p['file']}: {p['label']} {p['probability']:.1%} ({others})")
+            print(cli.printable(f"{p['file']}: {p['label']} {p['probability']:.1%} ({others})"))
     return 0
 
 

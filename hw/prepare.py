@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from hw import cli
 
@@ -13,10 +12,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("dataset", choices=["cifar10", "tiny_shakespeare"])
     parser.add_argument(
         "--data-dir",
-        type=Path,
+        type=cli.path,
         help="where datasets lie (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)",
     )
-    parser.add_argument("--archive", type=Path, help="take this file instead of downloading")
+    parser.add_argument("--archive", type=cli.path, help="take this file instead of downloading")
     parser.add_argument("--sha256", help="what --archive must have, if it is not the official one")
     options = parser.parse_args(argv)
     if options.sha256 and not options.archive:
@@ -32,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         options.archive,
         options.sha256,
     )
-    print(folder)
+    print(cli.printable(str(folder)))
     return 0
 
 

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from hw import cli
 from hw.cli import UserError
@@ -32,11 +31,11 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.ArgumentParser(prog="hw.sample", description=__doc__)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--workdir", type=Path, help="a workdir of hw.train")
+    source.add_argument("--workdir", type=cli.path, help="a workdir of hw.train")
     source.add_argument("--model", choices=["gru", "attention"], help="a released model (default: gru)")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--prompt", metavar="TEXT", help="what the text goes on from (default: a newline)")
-    start.add_argument("--prompt-file", type=Path, metavar="FILE", help="the prompt in a UTF-8 file")
+    start.add_argument("--prompt-file", type=cli.path, metavar="FILE", help="the prompt in a UTF-8 file")
     parser.add_argument("--length", type=int, default=500, help="characters after the prompt (500)")
     parser.add_argument(
         "--temperature", type=float, default=0.8, help="0 always takes the likeliest character (0.8)"
@@ -79,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         if number:
             print(RULE)
         for piece in pieces if options.stream else ["".join(pieces)]:
-            print(piece, end="", flush=options.stream)
+            print(cli.printable(piece, keep="\n\t"), end="", flush=options.stream)
         print()
     return 0
 

@@ -2,29 +2,21 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from hw import cli
+from hw import cli, files
 from hw.cli import UserError
-
-
-def _write(path: Path, content: str) -> None:
-    try:
-        cli.write_atomic(path, content)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.ArgumentParser(
         prog="hw.score",
-        description=__doc__
+        description=(__doc__ or "")
         + "\n\nPrints JSON. `characters` are those that were predicted: all but the first, which is given.",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="a text in UTF-8")
+    parser.add_argument("file", type=cli.path, metavar="FILE", help="a text in UTF-8")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--workdir", type=Path, help="a workdir of hw.train")
+    source.add_argument("--workdir", type=cli.path, help="a workdir of hw.train")
     source.add_argument("--model", choices=["gru", "attention"], help="a released model (default: gru)")
     parser.add_argument(
         "--protocol",
@@ -34,17 +26,18 @@ def main(argv: Sequence[str]) -> int:
         "stateful: as one long text",
     )
     parser.add_argument(
-        "--per-char", type=Path, metavar="FILE", help="write each character's surprise, as .html or .json"
+        "--per-char", type=cli.path, metavar="FILE", help="write each character's surprise, as .html or .json"
     )
     parser.add_argument(
         "--unknown", choices=["error", "skip"], default="error", help="characters the model does not know"
     )
+    parser.add_force_option()
     options = parser.parse_args(argv)
+    per_char = None
     if options.per_char is not None:
         if options.per_char.suffix not in (".html", ".json"):
             raise UserError(f"--per-char={options.per_char}: must end in .html or .json")
-        if not options.per_char.absolute().parent.is_dir():
-            raise UserError(f"--per-char={options.per_char}: there is no such folder")
+        per_char = files.Output("--per-char", options.per_char, inputs=[options.file], force=options.force)
 
     # After the options: a mistake in them is told at once.
     from hw import inference
@@ -58,12 +51,12 @@ def main(argv: Sequence[str]) -> int:
         protocol=options.protocol,
         skip_unknown=options.unknown == "skip",
     )
-    if options.per_char is not None and options.per_char.suffix == ".html":
-        _write(options.per_char, surprise.page(options.file.name, report, characters))
-    elif options.per_char is not None:
+    if per_char is not None and options.per_char.suffix == ".html":
+        per_char.write(surprise.page(options.file.name, report, characters))
+    elif per_char is not None:
         rows = [{"character": symbol, "nats": nats} for symbol, nats in characters]
-        _write(options.per_char, cli.to_json(rows) + "\n")
-    cli.emit_json(report, "-")
+        per_char.write_json(rows, indent=None)
+    files.emit_json(report, None)
     return 0
 
 

@@ -3,9 +3,10 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from hw import cli
+from hw import cli, files
+
+_MAX_PARAMS = 10_000_000  # bytes of a file of parameters
 
 
 def _parser() -> cli.ArgumentParser:
@@ -37,7 +38,7 @@ def _parser() -> cli.ArgumentParser:
 
     rnn = add("rnn", _rnn, "questions 3 and 4: an RNN unrolled, and its gradients")
     rnn.add_argument("--steps", type=int, metavar="T", help="default: 3, or as many as the file has")
-    rnn.add_argument("--params", type=Path, metavar="FILE.json", help="Wxh, Whh, Why, bh, by, x and dy")
+    rnn.add_argument("--params", type=cli.path, metavar="FILE.json", help="Wxh, Whh, Why, bh, by, x and dy")
     return parser
 
 
@@ -83,10 +84,7 @@ def _rnn(options: argparse.Namespace):
     if options.params is None:
         steps = 3 if options.steps is None else options.steps
         return [unrolled_rnn.expressions(steps), bptt.expressions(steps)], unrolled_rnn.graph(steps)
-    try:
-        content = options.params.read_bytes()
-    except OSError as error:
-        raise cli.UserError(f"cannot read {options.params}: {error.strerror}") from error
+    content = files.read_bytes(options.params, _MAX_PARAMS)
     problem = unrolled_rnn.read_problem(content, options.params)
     if options.steps not in (None, len(problem.x)):
         raise cli.UserError(f"--steps={options.steps}, but {options.params} has {len(problem.x)} steps")
@@ -96,9 +94,11 @@ def _rnn(options: argparse.Namespace):
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     options = _parser().parse_args(argv)
+    inputs = [options.params] if getattr(options, "params", None) else []
+    output = files.json_output(options.json, inputs=inputs, force=options.force)
     answers, result = options.run(options)
     if options.json:
-        cli.emit_json(result, options.json)
+        files.emit_json(result, output)
     else:
         from hw.report import terminal
 

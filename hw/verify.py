@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from hw import cli
+from hw import cli, files
 
 
 def main(argv: Sequence[str]) -> int:
@@ -12,6 +12,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_json_option()
     options = parser.parse_args(argv)
 
+    output = files.json_output(options.json, force=options.force)
     # After the options: a mistake in them is told at once.
     from hw import answers
     from hw.answers.claims import check
@@ -20,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     verdicts = [check(claim) for claim in answers.all_claims()]
     failed = [verdict for verdict in verdicts if not verdict.holds]
     if options.json:
-        cli.emit_json([verdict.as_dict() for verdict in verdicts], options.json)
+        files.emit_json([verdict.as_dict() for verdict in verdicts], output)
     else:
         print(terminal.verdicts(verdicts))
     for verdict in failed:

@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import pytest
 
-from hw import cli
+from hw import cli, files
 
 
 def _exit(main, capsys) -> tuple[int, str, str]:
@@ -58,14 +58,14 @@ def test_json_is_strict_and_canonical():
 
 def test_write_atomic_replaces_whole_and_leaves_nothing_behind(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    cli.write_atomic(path, "old")
+    files.write_atomic(path, "old")
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cli.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        cli.write_atomic(path, "new")
+        files.write_atomic(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
@@ -80,8 +80,8 @@ def test_parser_refuses_abbreviations_in_one_line(capsys):
 
 
 def test_emit_json(tmp_path, capsys):
-    cli.emit_json({"a": 1}, "-")
-    cli.emit_json({"a": 1}, str(tmp_path / "f"))
+    files.emit_json({"a": 1}, files.json_output("-"))
+    files.emit_json({"a": 1}, files.json_output(str(tmp_path / "f")))
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "f").read_text()) == {"a": 1}
-    with pytest.raises(cli.UserError, match="cannot write"):
-        cli.emit_json({}, str(tmp_path / "no" / "f"))
+    with pytest.raises(cli.UserError, match="no folder"):
+        files.json_output(str(tmp_path / "no" / "f"))

@@ -10,6 +10,7 @@ REPOSITORY = Path(__file__).parents[1]
 # From left to right; a room may import its own and those of any row before. Entry points last but one.
 ROWS = [
     {"hw.cli", "configs"},
+    {"hw.files"},
     {"hw.ops", "hw.data"},
     {"hw.models"},
     {"hw.generation"},

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hw import cli
+from hw import files
 
 
 def cache_dir(say: Callable[[str], None]) -> Path | None:
@@ -58,7 +58,7 @@ def save_arrays(path: Path, arrays: Sequence[np.ndarray], say: Callable[[str], N
     file = io.BytesIO()
     np.savez(file, *arrays, sha256=np.array(sha256))
     try:
-        cli.write_atomic(path, file.getvalue())
+        files.write_atomic(path, file.getvalue())
     except OSError as error:
         say(f"not cached: {error}")
     return sha256

@@ -10,9 +10,8 @@ page, training logs, samples, weights and code.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from hw import cli
+from hw import cli, files
 from hw.cli import UserError
 
 _FORMATS = {".html": "html", ".htm": "html", ".md": "md", ".pdf": "pdf", ".zip": "zip"}
@@ -28,26 +27,24 @@ def _numbers(text: str) -> list[int]:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code: 1 if a claim fails."""
     parser = cli.ArgumentParser(prog="hw.report", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--out", type=cli.path, required=True, metavar="FILE")
     parser.add_argument("--format", choices=sorted(set(_FORMATS.values())), help="default: by FILE's ending")
     parser.add_argument("--only", metavar="N[,N…]", help="these questions alone")
     parser.add_argument(
         "--workdir",
-        type=Path,
+        type=cli.path,
         action="append",
         default=[],
         metavar="DIR",
         help="a finished run of yours in the committed ones' place; again for more seeds or question",
     )
     parser.add_argument("--student", default="", metavar="NAME", help="who hands it in")
+    parser.add_force_option()
     options = parser.parse_args(argv)
     form = options.format or _FORMATS.get(options.out.suffix.lower())
     if form is None:
         raise UserError(f"--out={options.out}: end it in .html, .md, .pdf or .zip, or give --format")
-    if options.out.is_dir():
-        raise UserError(f"--out={options.out} is a folder: name a file")
-    if not options.out.parent.is_dir():
-        raise UserError(f"--out={options.out}: there is no folder {options.out.parent}")
+    out = files.Output("--out", options.out, force=options.force)
     only = {} if options.only is None else {"only": _numbers(options.only)}
 
     # After the options: a mistake in them is told at once.
@@ -56,10 +53,7 @@ def main(argv: Sequence[str]) -> int:
     if form == "pdf":
         output.find_chromium()
     made = document.build(**only, workdirs=options.workdir, student=options.student)
-    try:
-        output.WRITERS[form](made, options.out)
-    except OSError as error:
-        raise UserError(f"cannot write {options.out}: {error.strerror}") from error
+    output.WRITERS[form](made, out)
     verdicts = made.verdicts
     failed = [verdict.claim.id for verdict in verdicts if not verdict.holds]
     for section in made.sections:

@@ -7,14 +7,15 @@ import zipfile
 from io import BytesIO
 from pathlib import Path
 
-from hw import cli
 from hw.cli import UserError
+from hw.files import MARK, Output
 from hw.report import logs
 from hw.report.document import Document
 from hw.report.markdown import markdown
 from hw.report.page import page
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+_MADE = f"{MARK}.report"  # by this the next report may replace the file
 _PRINT_SECONDS = 120
 # No time of day in an archive: the same report is the same bytes.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -31,19 +32,26 @@ _CODE = (
 )
 
 
-def write_html(document: Document, out: Path) -> None:
+def write_html(document: Document, out: Output) -> None:
     """The page."""
-    cli.write_atomic(out, page(document))
+    out.write(page(document))
 
 
-def write_markdown(document: Document, out: Path) -> None:
-    """Markdown, and its figures in a folder beside it."""
-    folder = out.with_name(f"{out.stem}-figures")
+def write_markdown(document: Document, out: Output) -> None:
+    """Markdown, and its figures in a folder beside it.
+
+    Raises:
+      UserError: a figure's file is there and is somebody else's.
+    """
+    folder = out.path.with_name(f"{out.path.stem}-figures")
     text, drawn = markdown(document, folder.name)
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder} for figures: {error.strerror}") from error
     for name, svg in drawn.items():
-        cli.write_atomic(folder / name, svg)
-    cli.write_atomic(out, text)
+        out.beside(folder / name).write(f"{svg}\n<!-- {_MADE} -->\n")
+    out.write(f"{text}\n<!-- {_MADE} -->\n")
 
 
 def find_chromium() -> str:
@@ -61,7 +69,7 @@ def find_chromium() -> str:
     )
 
 
-def write_pdf(document: Document, out: Path) -> None:
+def write_pdf(document: Document, out: Output) -> None:
     """The page, printed by Chromium.
 
     Raises:
@@ -91,16 +99,17 @@ def write_pdf(document: Document, out: Path) -> None:
             raise UserError(f"{browser} did not print within {_PRINT_SECONDS} s") from error
         if not printed.exists():
             raise UserError(f"{browser} printed nothing: open the HTML page in a browser and print it")
-        cli.write_atomic(out, printed.read_bytes())
+        # After the end of a PDF a comment may stand.
+        out.write(printed.read_bytes() + f"\n% {_MADE}\n".encode())
 
 
-def write_zip(document: Document, out: Path) -> None:
+def write_zip(document: Document, out: Output) -> None:
     """A hand-in: page, training logs, samples, weights where there are some, and the code."""
-    files: dict[str, bytes] = {"report.html": page(document).encode()}
+    members: dict[str, bytes] = {"report.html": page(document).encode()}
 
     def add(path: Path, name: str) -> None:
         if path.is_file():
-            files[name] = path.read_bytes()
+            members[name] = path.read_bytes()
 
     for section in document.sections:
         for run in section.runs:
@@ -116,9 +125,10 @@ def write_zip(document: Document, out: Path) -> None:
             add(path, f"code/{path.relative_to(logs.REPOSITORY).as_posix()}")
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted(files):
-            archive.writestr(zipfile.ZipInfo(name, _EPOCH), files[name], zipfile.ZIP_DEFLATED)
-    cli.write_atomic(out, buffer.getvalue())
+        archive.comment = _MADE.encode()
+        for name in sorted(members):
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), members[name], zipfile.ZIP_DEFLATED)
+    out.write(buffer.getvalue())
 
 
 WRITERS = {"html": write_html, "md": write_markdown, "pdf": write_pdf, "zip": write_zip}

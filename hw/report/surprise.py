@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hw import files
+
 _LEVELS = 9  # backgrounds: below 1 bit, below 2, …, 8 and more
 _STRONGEST = 0.72  # opacity of the last: text on it keeps a contrast of over 4.5 : 1, light and dark
 _UNDERLINED = 5  # bits; colour alone would not reach every reader
@@ -87,6 +89,7 @@ def page(name: str, report: Mapping[str, Any], characters: Sequence[tuple[str, f
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta name="generator" content="{files.MARK}.score">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>{_STYLE}{"".join(map(_background, range(_LEVELS)))}</style>

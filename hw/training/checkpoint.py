@@ -25,7 +25,7 @@ from absl import logging as absl_logging
 from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
-from hw import cli
+from hw import cli, files
 from hw.cli import UserError
 
 # When a save fails, orbax logs a traceback; `save` says it in one line.
@@ -293,7 +293,7 @@ def save_params(path: Path, variables: dict[str, Any]) -> None:
     flat = traverse_util.flatten_dict(jax.device_get(variables), sep="/")
     file = io.BytesIO()
     np.savez(file, **flat)
-    cli.write_atomic(path, file.getvalue())
+    files.write_atomic(path, file.getvalue())
 
 
 def load_params(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-from hw import cli
+from hw import cli, files
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ class RunLog:
             # The last evaluation is not part of any checkpoint: it is repeated on every resumption.
             if line["step"] <= step and not (line["split"] == "eval" and line["step"] == self._total)
         ]
-        cli.write_atomic(self._metrics_path, "".join(cli.to_json(line) + "\n" for line in kept))
+        files.write_atomic(self._metrics_path, "".join(cli.to_json(line) + "\n" for line in kept))
         self._metrics = self._metrics_path.open("a", encoding="utf-8")
         # Not SummaryWriter: its thread dies of a full disk, aloud, and its queue then blocks for ever.
         self._events = EventsWriter(str(self._workdir / "events"))
@@ -159,7 +159,7 @@ def save_svg(figure: Any, path: Path) -> None:
     buffer = StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "hw"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    cli.write_atomic(path, buffer.getvalue())
+    files.write_atomic(path, buffer.getvalue())
 
 
 def new_figure(width: float, height: float, panels: int) -> tuple[Any, Sequence[Any]]:
@@ -202,7 +202,7 @@ def draw_curves(workdir: Path, title: str) -> None:
         axis.legend()
     figure.suptitle(title, fontsize=10)
     save_svg(figure, workdir / "curves.svg")
-    cli.write_atomic(workdir / "curves.json", cli.to_json(data) + "\n")
+    files.write_atomic(workdir / "curves.json", cli.to_json(data) + "\n")
 
 
 def draw_confusion(path: Path, confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
@@ -229,6 +229,6 @@ def draw_confusion(path: Path, confusion: Sequence[Sequence[int]], classes: Sequ
 
 def write_report(workdir: Path, report: dict[str, Any]) -> None:
     """Writes an evaluation's report as evaluation.json, and draws what can be drawn of it."""
-    cli.write_atomic(workdir / "evaluation.json", cli.to_json(report, indent=2) + "\n")
+    files.write_atomic(workdir / "evaluation.json", cli.to_json(report, indent=2) + "\n")
     if "confusion" in report:
         draw_confusion(workdir / "confusion.svg", report["confusion"], report["classes"])

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from hw import cli, data, models
+from hw import cli, data, files, models
 from hw.cli import Stopped, UserError
 from hw.data.cache import cache_dir
 from hw.training import checkpoint, hosts, optim
@@ -120,7 +120,7 @@ def _check_config(workdir: Path, text: str) -> None:
     """Saves the run's config, or raises UserError where a saved one differs in what matters."""
     path = workdir / "config.json"
     if not path.exists():
-        cli.write_atomic(path, text)
+        files.write_atomic(path, text)
     if path.read_text() == text:
         return
     try:
@@ -137,7 +137,7 @@ def _check_config(workdir: Path, text: str) -> None:
             f"{workdir} holds a run of another configuration ({'; '.join(differing)}): give the same "
             "one, or another --workdir"
         )
-    cli.write_atomic(path, text)  # what may change has changed
+    files.write_atomic(path, text)  # what may change has changed
 
 
 def _check_numbers(config: ConfigDict) -> None:
@@ -526,7 +526,7 @@ class _Run:
         if self.task.samples:
             with self.clock.part("eval"):
                 text, judged = self.task.samples(state.result)
-            cli.write_atomic(self.workdir / "samples.txt", text)
+            files.write_atomic(self.workdir / "samples.txt", text)
             report |= judged
         write_report(self.workdir, report)
         data = f"{self.provenance['name']} ({self.provenance['source']})"
@@ -557,7 +557,7 @@ class _Run:
             f"{self.task.unit}_per_second": round(speed, 1),
             **self.task.summarize(report),
         }
-        cli.write_atomic(self.workdir / "summary.json", cli.to_json(summary, indent=2) + "\n")
+        files.write_atomic(self.workdir / "summary.json", cli.to_json(summary, indent=2) + "\n")
         self.log.say(f"finished: {cli.to_json(self.task.summarize(report))}")
         if self.provenance["source"] == "embedded":
             self.log.say(self.provenance["note"])
