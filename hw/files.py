@@ -50,7 +50,7 @@ def open_regular(path: Path, limit: int, *, mend: str = "") -> Iterator[BinaryIO
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UserError(f"cannot read {path}: {_reason(error)}{mend}") from error
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
             raise UserError(f"cannot read {path}: it is a folder{mend}")
@@ -60,7 +60,9 @@ def open_regular(path: Path, limit: int, *, mend: str = "") -> Iterator[BinaryIO
             raise UserError(
                 f"cannot read {path}: it has {status.st_size:,} bytes, more than the {limit:,} allowed{mend}"
             )
-        yield file
+        yield open(descriptor, "rb", closefd=False)
+    finally:
+        os.close(descriptor)
 
 
 def read_bytes(path: Path, limit: int, *, mend: str = "") -> bytes:
