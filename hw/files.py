@@ -58,9 +58,10 @@ def open_regular(path: Path, limit: int, *, mend: str = "") -> Iterator[BinaryIO
             raise UserError(f"cannot read {path}: it is a pipe or a device, not a regular file{mend}")
         if status.st_size > limit:
             raise UserError(
-                f"cannot read {path}: it has {status.st_size:,} bytes, more than the {limit:,} allowed{mend}"
+                f"cannot read {path}: it is larger than {limit:,} bytes ({status.st_size:,}){mend}"
             )
-        yield open(descriptor, "rb", closefd=False)
+        with open(descriptor, "rb", closefd=False) as file:
+            yield file
     finally:
         os.close(descriptor)
 
@@ -78,7 +79,7 @@ def read_bytes(path: Path, limit: int, *, mend: str = "") -> bytes:
         except OSError as error:
             raise UserError(f"cannot read {path}: {_reason(error)}") from error
     if len(content) > limit:
-        raise UserError(f"cannot read {path}: it has more than the {limit:,} bytes allowed")
+        raise UserError(f"cannot read {path}: it is larger than {limit:,} bytes")
     return content
 
 
