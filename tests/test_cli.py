@@ -1,12 +1,18 @@
 """Exit codes, one-line errors, strict JSON."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hw import cli, files
+
+REPOSITORY = Path(__file__).parents[1]
 
 
 def _exit(main, capsys) -> tuple[int, str, str]:
@@ -85,3 +91,72 @@ def test_emit_json(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "f").read_text()) == {"a": 1}
     with pytest.raises(cli.UserError, match="no folder"):
         files.json_output(str(tmp_path / "no" / "f"))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ä 红 👩‍👩‍👧", "plain ä 红 👩‍👩‍👧"),
+        ("\x1b[31mred", "\\x1b[31mred"),
+        ("a\nb\tc\r", "a\\x0ab\\x09c\\x0d"),
+        ("\x9b1m \x7f", "\\x9b1m \\x7f"),
+        ("a\u202eb\u2028", "a\\u202eb\\u2028"),  # writes from right to left; ends a line
+        ("caf\udce9", "caf\\xe9"),  # a byte of a file's name that is not UTF-8
+        ("\ud800", "\\ud800"),
+    ],
+)
+def test_a_terminal_is_shown_characters_and_never_sent_commands(text, shown):
+    assert cli.printable(text) == shown
+    assert cli.printable("a\nb\x1b", keep="\n") == "a\nb\\x1b"
+
+
+def test_a_long_line_loses_its_middle(capsys):
+    assert cli.shorten("x" * 20, 20) == "x" * 20
+    assert cli.shorten("a" * 50 + "b" * 50, 21) == "a" * 9 + " … " + "b" * 9
+    _, _, err = _exit(_raising(cli.UserError("begin " + "9" * 5000 + " \x1b[31m end")), capsys)
+    assert len(err) == cli.MAX_ERROR + 1
+    assert err.startswith("error: begin 99") and err.endswith("99 \\x1b[31m end\n")
+
+
+def test_json_holds_a_name_that_is_not_utf_8():
+    assert json.loads(cli.to_json({"caf\udce9": "\udce9"}).encode()) == {"caf\\xe9": "\\xe9"}
+
+
+@pytest.mark.parametrize("name", ["", "gs://bucket/run", "S3://x", "https://example.org/a.png", "~"])
+def test_a_path_that_is_none(name, monkeypatch):
+    monkeypatch.setattr(cli.os.path, "expanduser", lambda text: text)  # no home folder is known
+    parser = cli.ArgumentParser(prog="hw.x")
+    parser.add_argument("--out", type=cli.path)
+    with pytest.raises(cli.UserError, match="--out"):
+        parser.parse_args([f"--out={name}"])
+
+
+SHELL = """
+solve="python -m hw.solve cnn --input=8x8x3 --layers=pool2"
+$solve >&-; echo "closed $?"
+$solve > /dev/full; echo "full $?"
+$solve 2>&- > /dev/null; echo "no standard error $?"
+python -m hw.solve cnn 2>&-; echo "a mistake that nobody hears $?"
+python -m hw.solve cnn 2> /dev/full; echo "nor here $?"
+PYTHONIOENCODING=ascii $solve | head -1
+PYTHONIOENCODING=ascii python -m hw.check --variant=1 --json | python -m json.tool > /dev/null
+"""
+
+
+def test_streams_that_are_closed_or_full_or_not_utf_8():
+    found = subprocess.run(
+        ["bash", "-c", SHELL],
+        cwd=REPOSITORY,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout.splitlines() == [
+        "closed 0",
+        "full 2",
+        "no standard error 0",
+        "a mistake that nobody hears 2",
+        "nor here 2",
+        "Question 1: Shapes and parameters of a CNN",
+    ]
+    assert found.stderr == "error: cannot write to standard output: No space left on device\n"
