@@ -276,7 +276,7 @@ def test_score_skips_and_names_unknown_characters(rate, run, mistake, tmp_path):
     assert report["characters"] == 7
     assert report["nats_per_character"] == rate("the cat ")["nats_per_character"]
     line = mistake(score, tmp_path / "text <b>&.txt", f"--workdir={run}", "--per-char=/none/x.html")
-    assert "no such folder" in line
+    assert "there is no folder /none" in line
 
 
 def test_what_score_refuses(run, mistake, tmp_path):

@@ -296,6 +296,30 @@ def test_mistakes_cost_one_line(tmp_path, monkeypatch, arguments, expected):
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.parametrize("form", ["html", "md", "zip"])
+def test_a_file_of_somebody_else_is_not_written_over(tmp_path, form):
+    out = tmp_path / "answers.toml"
+    out.write_text("conv1 = 1")
+    argv = ["--only=6", f"--out={out}", f"--format={form}"]
+    with pytest.raises(UserError, match=r"did not write it.*--force"):
+        command.main(argv)
+    assert out.read_text() == "conv1 = 1"
+    for _ in range(2):  # by force, and then a report of ours without it
+        assert command.main([*argv, "--force"]) == 0
+        assert command.main(argv) == 0
+    assert out.read_text(errors="replace") != "conv1 = 1"
+
+
+def test_a_figure_of_somebody_else_is_not_written_over(tmp_path):
+    argv = ["--only=6", f"--out={tmp_path / 'page.md'}"]
+    assert command.main(argv) == 0
+    figure = next((tmp_path / "page-figures").glob("*.svg"))
+    figure.write_text("<svg>mine</svg>")
+    with pytest.raises(UserError, match=re.escape(figure.name)):
+        command.main(argv)
+    assert figure.read_text() == "<svg>mine</svg>"
+
+
 def test_two_recipes_are_not_mixed(tmp_path):
     first, second = _copy_run(tmp_path / "a"), _copy_run(tmp_path / "b")
     _edit(second / "config.json", lambda c: c["train"].update(epochs=99.0))
