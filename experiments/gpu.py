@@ -480,6 +480,8 @@ def take(session: Session, step: str, count: int, deadline: float) -> dict[str, 
         start = time.monotonic()
         try:
             found = STEPS[step](session, count, seconds)
+        except Stopped:
+            raise
         except Exception as error:  # one step must not cost the others
             found = {"code": None, "error": f"{type(error).__name__}: {error}"}
         card = _query("clocks.sm", "temperature.gpu", "power.draw")

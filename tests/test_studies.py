@@ -27,7 +27,7 @@ from experiments import (
     vanishing_gradient,
 )
 from hw import models
-from hw.cli import UserError
+from hw.cli import Stopped, UserError
 from hw.models.gru_lm import gru_lm
 from hw.ops import gru
 from hw.training import optim
@@ -445,6 +445,15 @@ def test_gpu_processes_end_at_their_limit(tmp_path):
     assert gpu.run_limited([sys.executable, "-c", "print(3); raise SystemExit(4)"], log, 60) == 4
     assert gpu.run_limited([sys.executable, "-c", "import time; time.sleep(60)"], log, 0.5) is None
     assert "3\n" in log.read_text() and "stopped after" in log.read_text()
+
+
+def test_gpu_stops_when_it_is_told_to(tmp_path, monkeypatch):
+    def told(*arguments):
+        raise Stopped(15)
+
+    monkeypatch.setitem(gpu.STEPS, "tests", told)
+    with pytest.raises(Stopped):
+        gpu.main([f"--out={tmp_path}", "--only=tests", "--seconds=100"])
 
 
 def test_gpu_step_that_fails_is_noted(tmp_path, monkeypatch):
