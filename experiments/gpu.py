@@ -511,17 +511,20 @@ def main(argv: Sequence[str]) -> int:
     def stop(signum: int, frame: Any) -> None:
         raise Stopped(signum)  # on its way out it ends the process of the step
 
-    signal.signal(signal.SIGTERM, stop)
-    here = machine()
-    (session.out / "gpu" / "machine.json").write_text(cli.to_json(here, indent=2) + "\n")
-    cli.say(cli.to_json(here))
+    before = signal.signal(signal.SIGTERM, stop)
     codes = []
-    for step, count in steps:
-        cli.say(f"{step}: begins with {deadline - time.monotonic():.0f} s left")
-        report = take(session, step, count, deadline)
-        codes.append(report["code"])
-        told = {k: v for k, v in report.items() if k not in ("runs", "skipped")}
-        cli.say(f"{step}: {cli.to_json(told)[:1500]}")
+    try:
+        here = machine()
+        (session.out / "gpu" / "machine.json").write_text(cli.to_json(here, indent=2) + "\n")
+        cli.say(cli.to_json(here))
+        for step, count in steps:
+            cli.say(f"{step}: begins with {deadline - time.monotonic():.0f} s left")
+            report = take(session, step, count, deadline)
+            codes.append(report["code"])
+            told = {k: v for k, v in report.items() if k not in ("runs", "skipped")}
+            cli.say(f"{step}: {cli.to_json(told)[:1500]}")
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0 if all(code == 0 for code in codes) else 1
 
 
