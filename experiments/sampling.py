@@ -1,13 +1,14 @@
 """How fast text is sampled, and against whom.
 
-    python -m experiments.sampling [--rounds=5] [--out=DIR]
+    python -m experiments.sampling [--rounds=5] [--dtype=float32] [--out=DIR]
 
 The default GRU language model, its weights at their start (the arithmetic is the same), at temperature 0.8:
 `hw.generation` with one stream and with 64; one step of the same model, sampling included, jitted and called
 from Python character by character, its result left on the device until the end; and PyTorch, one stream,
 step by step, with the same weights, eager and compiled. Interleaved in one run, the median of the rounds.
-Before anything is timed, the greedy texts of all must agree. PyTorch is no part of this package; without it
-its rows are left out:
+Before anything is timed, the greedy texts of all must agree: on a GPU that takes
+--dtype=float32, and products in full precision, which is what is timed there. PyTorch is no part of this
+package; without it its rows are left out:
 
     pip install torch==2.13.0
 """
@@ -64,9 +65,11 @@ def torch_runs(module: GRULM, variables: Mapping) -> dict[str, Callable[..., np.
     import torch
 
     params = variables["params"]
+    device = torch.device("cuda" if jax.devices()[0].platform == "gpu" else "cpu")
+    torch.backends.cudnn.allow_tf32 = False  # its products of float32 are exact by default, its layers' not
 
     def tensor(x):
-        return torch.from_numpy(np.array(x))
+        return torch.from_numpy(np.array(x)).to(device)
 
     class Net(torch.nn.Module):
         def __init__(self):
@@ -75,11 +78,13 @@ def torch_runs(module: GRULM, variables: Mapping) -> dict[str, Callable[..., np.
             self.layers = torch.nn.ModuleList()
             for layer in range(module.depth):
                 p = params[f"gru_{layer}"]
-                gru = torch.nn.GRU(p["w"].shape[0], module.width, batch_first=True)
-                gru.weight_ih_l0.data = tensor(p["w"].T)
-                gru.weight_hh_l0.data = tensor(p["u"].T)
-                gru.bias_ih_l0.data = tensor(p["b"])
-                gru.bias_hh_l0.data = torch.cat([torch.zeros(2 * module.width), tensor(p["c"])])
+                gru = torch.nn.GRU(p["w"].shape[0], module.width, batch_first=True, device=device)
+                with torch.no_grad():
+                    gru.weight_ih_l0.copy_(tensor(p["w"].T))
+                    gru.weight_hh_l0.copy_(tensor(p["u"].T))
+                    gru.bias_ih_l0.copy_(tensor(p["b"]))
+                    gru.bias_hh_l0.zero_()
+                    gru.bias_hh_l0[2 * module.width :] = tensor(p["c"])
                 self.layers.append(gru)
             self.scale = torch.nn.Parameter(tensor(params["RMSNorm_0"]["scale"]))
             self.kernel = torch.nn.Parameter(tensor(params["head"]["kernel"]))
@@ -99,7 +104,7 @@ def torch_runs(module: GRULM, variables: Mapping) -> dict[str, Callable[..., np.
         @torch.inference_mode()
         def run(length: int, temperature: float) -> np.ndarray:
             torch.manual_seed(0)
-            hidden = [torch.zeros(1, 1, module.width) for _ in range(module.depth)]
+            hidden = [torch.zeros(1, 1, module.width, device=device) for _ in range(module.depth)]
             ids, found = tensor(PROMPT.astype(np.int64))[None], []
             for _ in range(length):
                 logits, hidden = net(ids, hidden)
@@ -109,7 +114,7 @@ def torch_runs(module: GRULM, variables: Mapping) -> dict[str, Callable[..., np.
                 else:
                     ids = logits[0, -1].argmax()[None, None]
                 found.append(ids)
-            return torch.cat(found, dim=1)[0].numpy()
+            return torch.cat(found, dim=1)[0].cpu().numpy()
 
         return run
 
@@ -162,6 +167,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.ArgumentParser(prog="experiments.sampling", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--out", type=Path, default=RESULTS / "sampling")
     options = parser.parse_args(argv)
     if options.rounds < 1:
@@ -170,6 +176,8 @@ def main(argv: Sequence[str]) -> int:
         cli.say("PyTorch is not installed: its rows are left out (pip install torch==2.13.0)")
     device = jax.devices()[0]
     config = configs.gru.get_config()
+    config.model.dtype = options.dtype
+    jax.config.update("jax_default_matmul_precision", "highest")  # no other on a CPU
     module = models.build(config.model, num_outputs=SYMBOLS, platform=device.platform)
     report = {
         "length": LENGTH,

@@ -1,11 +1,13 @@
 """One recipe, several seeds: runs them, keeps what proves them, sums them up.
 
-    python -m experiments.seeds --config=FILE.py[:VARIANT] --seeds=5 [--study=NAME] [--config.a.b=V …]
+    python -m experiments.seeds --config=FILE.py[:VARIANT] --seeds=5 [--study=NAME]
+        [--results=DIR] [--config.a.b=V …]
 
 Each seed is a process of its own, `python -m hw.train`, in `runs/studies/NAME/seed-K`; its summary,
 metrics, config, evaluation and samples are copied to `experiments/results/NAME/seed-K` when it is finished.
 Beside them lie `seeds.json` (every value, mean, deviation, 95 % interval of the mean) and `seeds.svg`. The
-same command again continues after any interruption; seeds that are done are not run again.
+same command again continues after any interruption; seeds that are done are not run again. With --results=DIR
+the study is DIR/NAME, and the runs are in DIR/runs.
 """
 
 import json
@@ -59,10 +61,17 @@ def train(arguments: Sequence[str], workdir: Path) -> None:
         raise UserError(f"seed of {workdir} ended with exit code {code}: see above")
 
 
-def run_seed(arguments: Sequence[str], seed: int, folder: Path) -> dict:
-    """One seed of a study, unless `folder` (in RESULTS) has it already; returns its summary."""
+def run_seed(arguments: Sequence[str], seed: int, folder: Path, workdir: Path | None = None) -> dict:
+    """One seed of a study, unless `folder` has it already; returns its summary.
+
+    Args:
+      arguments: of hw.train.
+      seed: which one.
+      folder: where what proves the run is kept.
+      workdir: where it runs; None: in RUNS, as `folder` lies in RESULTS.
+    """
     if not (folder / "summary.json").exists():
-        workdir = RUNS / folder.relative_to(RESULTS)
+        workdir = workdir or RUNS / folder.relative_to(RESULTS)
         train([*arguments, f"--config.seed={seed}"], workdir)
         folder.mkdir(parents=True, exist_ok=True)
         for name in sorted(KEPT, key=lambda name: name == "summary.json"):  # last: it says "done"
@@ -115,6 +124,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--config", required=True, metavar="FILE.py[:VARIANT]")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 … N-1 (default: 5)")
     parser.add_argument("--study", help="name of the results' folder (default: NAME[-VARIANT])")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="(default: experiments/results)")
     options, rest = parser.parse_known_args(argv)
     stray = [a for a in rest if not a.startswith("--config.")]
     if stray or any(a.startswith("--config.seed") for a in rest):
@@ -122,11 +132,13 @@ def main(argv: Sequence[str]) -> int:
     if options.seeds < 1:
         raise UserError("--seeds must be at least 1")
     path, _, variant = options.config.partition(":")
-    study = RESULTS / (options.study or Path(path).stem + (f"-{variant}" if variant else ""))
+    name = options.study or Path(path).stem + (f"-{variant}" if variant else "")
+    study = (options.results or RESULTS).resolve() / name
+    runs = options.results.resolve() / "runs" / name if options.results else RUNS / name
     arguments = [f"--config={options.config}", *rest]
     check_recipe(study, arguments)
     for seed in range(options.seeds):
-        summary = run_seed(arguments, seed, study / f"seed-{seed}")
+        summary = run_seed(arguments, seed, study / f"seed-{seed}", runs / f"seed-{seed}")
         cli.say(f"seed {seed}: {summary.get('test_accuracy', summary.get('val_nats_cold256')):.4f}")
         report = sum_up(study, arguments)
     print(cli.to_json(report, indent=2))

@@ -27,6 +27,16 @@ TINY = {
 }
 
 
+@pytest.fixture(scope="session")
+def eight_devices() -> list:
+    """Eight devices; the test is skipped on a GPU or TPU with fewer, where none are simulated."""
+    import jax
+
+    if len(jax.devices()) < 8:
+        pytest.skip(f"needs eight devices: there are {len(jax.devices())}")
+    return jax.devices()[:8]
+
+
 @pytest.fixture
 def tiny_config():
     """configs/resnet.py, cut down to TINY."""

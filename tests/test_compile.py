@@ -49,6 +49,23 @@ def test_eight_devices_share_the_work_and_exchange_gradients():
     assert train.fits and 0 < train.memory < train.memory_limit
 
 
+@pytest.mark.parametrize("name", ["gru", "recall", "resnet"])
+def test_every_seed_has_the_same_programs(name):
+    """A seed that stood in a program as a constant would have each seed of a study compile its own."""
+    change = {"resnet": {"model.hwnet.widths": (8, 8, 8)}, "gru": {"model.gru_lm.width": 8}}.get(name, {})
+    first, second = (
+        {
+            program: lowered.as_text()
+            for program, _, lowered in compilation.programs(
+                _config(name, seed=seed, **change), Parallel(devices=jax.devices()[:1])
+            )
+            if program.startswith("train")
+        }
+        for seed in (0, 7)
+    )
+    assert first and first == second
+
+
 def test_exchanges_are_counted_in_whatever_form():
     program = """
   %a = f32[8]{0} all-reduce(%x), to_apply=%sum

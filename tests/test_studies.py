@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from functools import partial
 
 import jax
@@ -15,6 +16,7 @@ from experiments import (
     ablation,
     attention_scaling,
     float32_attention_gradient,
+    gpu,
     memory_task,
     neurons,
     recurrence,
@@ -25,7 +27,7 @@ from experiments import (
     vanishing_gradient,
 )
 from hw import models
-from hw.cli import UserError
+from hw.cli import Stopped, UserError
 from hw.models.gru_lm import gru_lm
 from hw.ops import gru
 from hw.training import optim
@@ -348,3 +350,114 @@ def test_the_page_on_scaling_is_made_from_its_logs(name):
     assert scaling.with_table(page, name, found) == page
     wrong = jax.tree.map(lambda x: 2 * x if isinstance(x, float) else x, found)
     assert scaling.with_table(page, name, wrong) != page
+
+
+# --- the measurements on a GPU ---
+
+
+def test_gpu_steps_are_named_with_their_seeds():
+    assert gpu.parse_steps("resnet:5,airbench,text") == [("resnet", 5), ("airbench", 0), ("text", 1)]
+    for wrong in ("resnet,speed", "resnet:0", "resnet:many", "airbench:2", ""):
+        with pytest.raises(UserError, match="--only="):
+            gpu.parse_steps(wrong)
+
+
+def test_gpu_patches_of_the_peer_change_only_what_they_say():
+    published = 'a\nmodel.compile(mode="max-autotune")\naccs = [main(run) for run in range(200)]\n'
+    text, changes = gpu.patch_airbench(published, 3)
+    assert text == published.replace("200", "3") and changes == [
+        "for run in range(200) -> for run in range(3)"
+    ]
+    assert "model.compile()" in gpu.patch_airbench(published, 3, plain_compile=True)[0]
+    with pytest.raises(UserError, match="0 times"):
+        gpu.patch_airbench("another file", 3)
+
+
+# Columns by hand: run, epoch, accuracy on the last batch, on the test set, with views; seconds.
+PEER_LOG = """
+------------------------------------
+|  run  |  epoch  |  train_acc  |  val_acc  |  tta_val_acc  |  time_seconds  |
+|  warmup  |  0  |  0.1  |  0.1  |    |  9.0  |
+|          |  eval  |  0.1  |  0.1  |  0.1  |  9.5  |
+|  0  |  0  |  0.5  |  0.5  |    |  0.2  |
+|     |  1  |  0.9  |  0.9310  |    |  1.5  |
+|     |  eval  |  0.9  |  0.9310  |  0.9390  |  1.75  |
+|  1  |  0  |  0.5  |  0.5  |    |  0.2  |
+|     |  1  |  0.9  |  0.9330  |    |  2.5  |
+|     |  eval  |  0.9  |  0.9330  |  0.9410  |  2.75  |
+|  2  |  0  |  0.5  |  0.5  |    |  0.2  |
+"""
+
+
+def test_gpu_comparison_by_hand():
+    theirs = gpu.read_airbench(PEER_LOG)
+    assert theirs == [  # neither the warm-up nor a run that was cut short
+        {"test_accuracy": 0.931, "train_seconds": 1.5, "test_accuracy_tta": 0.939, "seconds": 1.75},
+        {"test_accuracy": 0.933, "train_seconds": 2.5, "test_accuracy_tta": 0.941, "seconds": 2.75},
+    ]
+
+    def run(accuracy, **seconds):
+        return {"test_accuracy": accuracy, "test_accuracy_tta": accuracy + 0.01, "seconds": seconds}
+
+    cold = run(0.93, train=50.0, step=50.0, eval=5.0, total=90.0, compile=30.0)
+    warm = run(0.94, train=4.0, step=3.0, eval=0.5, total=18.0, compile=1.0)
+    found = gpu.compare([cold, warm], theirs)
+    # Medians: theirs 2.0 s of training and 2.25 s in all; ours those of the warm run alone.
+    assert found["ratio, ours to theirs"] == pytest.approx(
+        {"train": 2.0, "step": 1.5, "train and evaluation": 2.0, "whole process to its clock": 8.0}
+    )
+    assert found["ours"]["test_accuracy"] == pytest.approx(0.935)
+    assert found["airbench"]["test_accuracy_tta"] == pytest.approx(0.94)
+    for each in (cold, warm):
+        each["images_per_second"] = 7.0
+    times = gpu.digest_runs([cold, warm])
+    assert (times["cold"]["compile"], times["warm"]["compile"]) == (30.0, 1.0)
+
+
+def test_gpu_steady_step_by_hand():
+    """Dispatches of two steps logged at 5, 9, 10, 11 and 14 s: between them 4, [1, 1], 3; 2 steps each."""
+    at = [5.0, 9.0, 10.0, 11.0, 14.0]
+    lines = [
+        {"split": "train", "step": 2 * i + k + 1, "seconds": s + k / 100}
+        for i, s in enumerate(at)
+        for k in (0, 1)
+    ]
+    assert gpu.steady_step_seconds([*lines, {"split": "eval", "step": 1, "seconds": 20.0}], 2) == 0.5
+    assert gpu.steady_step_seconds(lines[:4], 2) is None
+
+
+def test_gpu_reads_pytests_report(tmp_path):
+    (tmp_path / "junit.xml").write_text(
+        '<testsuites><testsuite><testcase classname="a" name="x"/>'
+        '<testcase classname="a" name="y"><failure message="off by one&#10;more">trace</failure></testcase>'
+        '<testcase classname="a" name="z"><skipped message="no GPU"/></testcase></testsuite></testsuites>'
+    )
+    assert gpu.read_junit(tmp_path / "junit.xml") == {
+        "run": 3,
+        "passed": 1,
+        "failed": {"a::y": "off by one"},
+        "skipped": {"a::z": "no GPU"},
+    }
+
+
+def test_gpu_processes_end_at_their_limit(tmp_path):
+    log = tmp_path / "log"
+    assert gpu.run_limited([sys.executable, "-c", "print(3); raise SystemExit(4)"], log, 60) == 4
+    assert gpu.run_limited([sys.executable, "-c", "import time; time.sleep(60)"], log, 0.5) is None
+    assert "3\n" in log.read_text() and "stopped after" in log.read_text()
+
+
+def test_gpu_stops_when_it_is_told_to(tmp_path, monkeypatch):
+    def told(*arguments):
+        raise Stopped(15)
+
+    monkeypatch.setitem(gpu.STEPS, "tests", told)
+    with pytest.raises(Stopped):
+        gpu.main([f"--out={tmp_path}", "--only=tests", "--seconds=100"])
+
+
+def test_gpu_step_that_fails_is_noted(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "_query", lambda *fields: "")
+    assert gpu.main([f"--out={tmp_path}", "--only=airbench", "--seconds=100"]) == 1
+    found = json.loads((tmp_path / "gpu" / "airbench.json").read_text())
+    assert found["code"] == 2 and "--airbench" in found["error"] and found["versions"]["jax"]

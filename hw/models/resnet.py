@@ -167,7 +167,9 @@ def whitening_kernel(images: Array, size: int = 2, epsilon: float = 5e-4) -> Arr
         [images[:, i : i + rows, j : j + columns] for i in range(size) for j in range(size)],
         axis=-2,
     ).reshape(-1, size * size * channels)
-    eigenvalues, eigenvectors = jnp.linalg.eigh(patches.T @ patches / len(patches))
+    # A GPU's or TPU's default precision would round the factors of small eigenvalues away.
+    covariance = jnp.matmul(patches.T, patches, precision=jax.lax.Precision.HIGHEST) / len(patches)
+    eigenvalues, eigenvectors = jnp.linalg.eigh(covariance)
     filters = (eigenvectors / jnp.sqrt(eigenvalues + epsilon))[:, ::-1]
     return filters.reshape(size, size, channels, -1)
 

@@ -27,7 +27,7 @@ from hw.training.log import RunLog, Silence, draw_curves, write_report
 from hw.training.parallel import Parallel, keep_programs
 from hw.training.step import TrainState, train_step
 from hw.training.tasks import CHECKS, TASKS
-from hw.training.tasks.task import Task
+from hw.training.tasks.task import Task, run_rng
 
 # What may change between two starts of one run: it does not touch the numbers.
 _MAY_CHANGE = ("parallel", "data.dir", "checkpoint", "log")
@@ -226,13 +226,12 @@ def one_step(
     config: ConfigDict, task: Task, tx: optax.GradientTransformation, parallel: Parallel, stage: int = 0
 ) -> Callable:
     """`(state, resident, picks) -> (state, metrics)`: the task's batch in `stage`, then the pure step."""
-    rng = jax.random.fold_in(jax.random.key(config.seed), 2)
 
     def step(state, resident, picks):
         return train_step(
             state,
             task.make_batch(resident, picks, stage),
-            jax.random.fold_in(rng, state.step),
+            jax.random.fold_in(run_rng(resident, 2), state.step),
             apply_fn=task.apply_fn,
             loss_fn=task.loss_fn,
             tx=tx,

@@ -22,7 +22,7 @@ MODELS = tuple(RECIPES)
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+def two_processes(tmp_path_factory, eight_devices):
     """Starts two processes of four devices; returns what waits for them: {name: array}."""
     out = tmp_path_factory.mktemp("two") / "out.npz"
     with socket.socket() as free:
@@ -143,6 +143,7 @@ def test_batch_norm_per_device_is_the_mean_of_eight_steps_of_a_share_each(arrays
         assert np.linalg.norm(arrays["one"][name] - true) > 1e-3 * np.linalg.norm(true), name
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_batch_norm_per_device_needs_pmap():
     config = recipe("resnet", **{"model.batch_norm": "per-device"})
     with pytest.raises(UserError, match=r"needs config\.parallel=pmap"):
@@ -152,6 +153,7 @@ def test_batch_norm_per_device_needs_pmap():
         loop.check(config, Parallel("pmap", jax.devices()[:4]))
 
 
+@pytest.mark.usefixtures("eight_devices")
 @pytest.mark.parametrize("model", MODELS)
 def test_a_state_goes_from_eight_devices_to_four_to_one_to_eight(model, tmp_path):
     config = recipe(model)
@@ -176,6 +178,23 @@ def test_a_state_goes_from_eight_devices_to_four_to_one_to_eight(model, tmp_path
     assert all(order == orders[0] for order in orders)
 
 
+def _first_gradients(model, device):
+    """The first step's gradients on one device, in single precision everywhere: {name: array}."""
+    with jax.default_matmul_precision("highest"):
+        found = take(model, Parallel("jit", [device]), steps=1, **{"model.dtype": "float32"})
+    return flat(found["grads"], model)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_an_accelerator_computes_a_cpus_gradients(model):
+    if jax.devices()[0].platform == "cpu":
+        pytest.skip("needs a GPU or a TPU")
+    ours, true = (_first_gradients(model, jax.devices(*kind)[0]) for kind in ((), ("cpu",)))
+    for name, gradient in true.items():
+        assert np.linalg.norm(ours[name] - gradient) <= 1e-4 * np.linalg.norm(gradient), name
+
+
+@pytest.mark.usefixtures("eight_devices")
 def test_map_all_pads_and_cuts():
     parallel = Parallel(devices=jax.devices()[:4])
     fn = parallel.map(lambda variables, batch: {"y": batch["x"] * variables})
@@ -185,6 +204,7 @@ def test_map_all_pads_and_cuts():
     np.testing.assert_array_equal(np.concatenate([p["y"] for p in parts]), 3 * x)
 
 
+@pytest.mark.usefixtures("eight_devices")
 @pytest.mark.parametrize("size", [0, 4, 12, -8])
 def test_batches_that_do_not_divide(size):
     with pytest.raises(UserError, match=f"the_field={size}.*8 devices"):

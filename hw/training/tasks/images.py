@@ -14,7 +14,7 @@ from hw.data import augment, batches
 from hw.data.images import Dataset
 from hw.training import losses, metrics
 from hw.training.parallel import Parallel
-from hw.training.tasks.task import Task, total_steps
+from hw.training.tasks.task import Task, run_rng, total_steps
 
 Array = jax.Array
 
@@ -126,7 +126,6 @@ def check(config: Any) -> None:
 def build(config: Any, dataset: Dataset, module: nn.Module) -> Task:
     """The task of `config` on `dataset`."""
     check(config)
-    rng_augment = jax.random.fold_in(jax.random.key(config.seed), 1)
     normalize = partial(augment.normalize, mean=config.data.mean, std=config.data.std)
 
     def init(rng: Array, start: Array) -> dict:
@@ -141,7 +140,7 @@ def build(config: Any, dataset: Dataset, module: nn.Module) -> Task:
 
     def make_batch(resident: dict, picks: dict, stage: int) -> dict:
         pictures = augment.augment(
-            rng_augment,
+            run_rng(resident, 1),
             resident["image"][picks["index"]],
             picks["index"],
             picks["epoch"],
@@ -177,7 +176,11 @@ def build(config: Any, dataset: Dataset, module: nn.Module) -> Task:
         num_examples=len(dataset.train.label),
         total_steps=total,
         stages=tuple(sizes),
-        resident={"image": dataset.train.image, "label": dataset.train.label},
+        resident={
+            "image": dataset.train.image,
+            "label": dataset.train.label,
+            "seed": np.asarray(config.seed, np.uint32),
+        },
         # Spread over the whole set: fair in whatever order the pictures stand.
         start=dataset.train.image[:: max(1, len(dataset.train.label) // _NUM_START_IMAGES)],
         init=init,

@@ -13,7 +13,7 @@ from hw.cli import UserError
 from hw.data.recall import RecallDataset, draw
 from hw.training import losses, metrics
 from hw.training.parallel import Parallel
-from hw.training.tasks.task import Task, total_steps
+from hw.training.tasks.task import Task, run_rng, total_steps
 
 Array = jax.Array
 
@@ -45,11 +45,10 @@ def evaluate(
 def build(config: Any, dataset: RecallDataset, module: nn.Module) -> Task:
     """The task of `config`; an epoch is `config.train.epoch_size` sequences, never twice the same."""
     check(config)
-    rng_draw = jax.random.fold_in(jax.random.key(config.seed), 1)
 
     def make_batch(resident: dict, picks: dict, stage: int) -> dict:
-        del resident, stage  # drawn, not read; one stage
-        rngs = jax.vmap(partial(jax.random.fold_in, rng_draw))(picks["number"])
+        del stage  # there is but one
+        rngs = jax.vmap(partial(jax.random.fold_in, run_rng(resident, 1)))(picks["number"])
         inputs = jax.vmap(lambda rng: draw(rng, config.data.delay, config.data.num_symbols))(rngs)
         return {"inputs": inputs, "label": inputs[:, 0]}
 
@@ -76,7 +75,7 @@ def build(config: Any, dataset: RecallDataset, module: nn.Module) -> Task:
         num_examples=config.train.epoch_size,
         total_steps=total_steps(config, config.train.epoch_size),
         stages=(0,),
-        resident={},
+        resident={"seed": np.asarray(config.seed, np.uint32)},
         start=np.zeros((1, 1), np.int32),
         init=lambda rng, start: module.init(rng, start, train=False),
         picks=lambda start, count: {"number": np.arange(start, start + count, dtype=np.int32)},

@@ -22,7 +22,8 @@ class Task:
       num_examples: of the training set: the length of an epoch.
       total_steps: of a whole run.
       stages: the steps at which the program changes, 0 first: each stage is compiled on its own.
-      resident: the training data, kept on the devices whole.
+      resident: the training data, kept on the devices whole, and the run's `seed`: as data, not as a constant
+        of the program, so that runs of other seeds find the compiled program in the cache.
       start: data for a data-dependent start.
       init: `(rng, start) -> variables`.
       carry: what passes from one batch to the next, before the first; () where nothing does.
@@ -59,6 +60,11 @@ class Task:
     programs: Callable[[dict, Parallel], Iterator]
     carry: Any = ()
     samples: Callable[[dict], tuple[str, dict]] | None = None
+
+
+def run_rng(resident: dict, purpose: int) -> Array:
+    """The run's key for one purpose: of its draws of data (1) or of its steps (2)."""
+    return jax.random.fold_in(jax.random.key(resident["seed"]), purpose)
 
 
 def total_steps(config: Any, num_examples: int) -> int:

@@ -189,7 +189,10 @@ def build(config: Any, dataset: TextDataset, module: nn.Module) -> Task:
         total_steps=total_steps(config, num_windows),
         stages=(0,),
         # The circle is closed: a window may reach over the end.
-        resident={"text": np.concatenate([dataset.train, dataset.train[: length + 1]])},
+        resident={
+            "text": np.concatenate([dataset.train, dataset.train[: length + 1]]),
+            "seed": np.asarray(config.seed, np.uint32),
+        },
         start=np.zeros((1, 1), np.int32),
         init=lambda rng, start: module.init(rng, start, None, train=False),
         picks=lambda start, count: {"start": starts(config.seed, start, count)},
