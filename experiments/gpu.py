@@ -8,14 +8,14 @@ Steps, in the order in which `--only` names them (default: all, as here):
   resnet[:N]   configs/resnet.py:gpu, N seeds (default 10): the first with an empty cache of programs
   airbench     airbench94_muon.py, the file that `--airbench` names, on the very same images
   text[:N]     configs/gru.py:gpu and configs/attention.py:gpu, N seeds each (default 1)
-  gpu96[:N]    configs/resnet.py:gpu96, N seeds (default 2)
+  resnet96[:N] configs/resnet.py:gpu96, N seeds (default 2)
   sampling     experiments/sampling.py
 
 Each step is a process with a time limit of its own. What it prints is in DIR/gpu/STEP.log, what it showed in
 DIR/gpu/STEP.json, written when it ends; the studies are DIR/gpu-resnet, DIR/gpu-text-gru,
-DIR/gpu-text-attention and DIR/gpu96. A step that fails does not stop the others. The same command again runs
-the steps again, but not the seeds that are done. Two such commands with one DIR take turns, so that
-no step is timed while another one works. `--smoke` takes tiny nets and data: to try this program on a CPU.
+DIR/gpu-text-attention and DIR/gpu-resnet96. A step that fails does not stop the others. The same command
+runs the steps again, but not the seeds that are done. Two such commands with one DIR take turns, so that no
+step is timed while another one works. `--smoke` takes tiny nets and data: to try this program on a CPU.
 """
 
 import fcntl
@@ -42,12 +42,12 @@ from hw import cli, data
 from hw.cli import Stopped, UserError
 
 # Seconds that a step may take, by what such programs take on a GPU, several times over.
-LIMITS = {"tests": 200, "resnet": 200, "airbench": 240, "text": 240, "gpu96": 240, "sampling": 120}
-SEEDS = {"resnet": 10, "text": 1, "gpu96": 2}
+LIMITS = {"tests": 200, "resnet": 200, "airbench": 240, "text": 240, "resnet96": 240, "sampling": 120}
+SEEDS = {"resnet": 10, "text": 1, "resnet96": 2}
 STUDIES = {
     "resnet": {"gpu-resnet": "configs/resnet.py:gpu"},
     "text": {"gpu-text-gru": "configs/gru.py:gpu", "gpu-text-attention": "configs/attention.py:gpu"},
-    "gpu96": {"gpu96": "configs/resnet.py:gpu96"},
+    "resnet96": {"gpu-resnet96": "configs/resnet.py:gpu96"},
 }
 AIRBENCH_RUNS = 10
 # A step that cannot have so many seconds is not begun; a process that is told to end gets so many to save.
@@ -316,7 +316,7 @@ class Session:
 
     def env(self, step: str) -> dict[str, str]:
         """Each kind of step has a cache of its own: what text compiled must not warm images' cold start."""
-        kind = "images" if step in ("resnet", "gpu96", "airbench") else step
+        kind = "images" if step in ("resnet", "resnet96", "airbench") else step
         return {"XDG_CACHE_HOME": str(self.out / "cache" / kind)}
 
     def without_torch(self) -> dict[str, str]:
@@ -465,7 +465,7 @@ STEPS: dict[str, Callable[[Session, int, float], dict[str, Any]]] = {
     "resnet": run_studies("resnet"),
     "airbench": run_airbench,
     "text": run_studies("text"),
-    "gpu96": run_studies("gpu96"),
+    "resnet96": run_studies("resnet96"),
     "sampling": run_sampling,
 }
 

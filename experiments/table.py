@@ -44,10 +44,9 @@ def _recipe(study: Path, first: dict) -> str:
 def _cost(runs: Sequence[dict]) -> str:
     """Seeds, time of a whole run, and the device, as three cells."""
     device = runs[0]["device"]
-    minutes = interval([run["seconds"]["total"] / 60 for run in runs])[0]
-    return (
-        f"{len(runs)} | {minutes:.1f} min | {device['count']} × {device['kind']}, {device['cpu_count']} cores"
-    )
+    seconds = interval([run["seconds"]["total"] for run in runs])[0]
+    time = f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
+    return f"{len(runs)} | {time} | {device['count']} × {device['kind']}, {device['cpu_count']} cores"
 
 
 def table() -> str:
@@ -97,7 +96,7 @@ def text_table() -> str:
 
 
 def points() -> list[dict[str, Any]]:
-    """What the plot shows: name, minutes of a whole run, test accuracy without views, ours or not."""
+    """The points of the plot, runs on CPUs: name, minutes of a whole run, accuracy without views, ours or not."""
     ours = [
         {
             "name": study.name,
@@ -107,6 +106,7 @@ def points() -> list[dict[str, Any]]:
             "ours": True,
         }
         for study, runs in studies()
+        if runs[0]["device"]["platform"] == "cpu"
     ]
     others = [
         {"name": p["name"], "minutes": p["seconds"] / 60, "accuracy": p["test_accuracy"], "ours": False}

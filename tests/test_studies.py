@@ -23,6 +23,7 @@ from experiments import (
     sampling,
     scaling,
     seeds,
+    table,
     throughput,
     vanishing_gradient,
 )
@@ -461,3 +462,35 @@ def test_gpu_step_that_fails_is_noted(tmp_path, monkeypatch):
     assert gpu.main([f"--out={tmp_path}", "--only=airbench", "--seconds=100"]) == 1
     found = json.loads((tmp_path / "gpu" / "airbench.json").read_text())
     assert found["code"] == 2 and "--airbench" in found["error"] and found["versions"]["jax"]
+
+
+def test_the_page_on_the_gpu_says_what_its_logs_say():
+    page = (table.RESULTS / "gpu" / "README.md").read_text()
+    said = []
+    for study in ("gpu-resnet", "gpu-resnet96"):
+        summed = json.loads((table.RESULTS / study / "seeds.json").read_text())
+        for field in ("test_accuracy", "test_accuracy_tta"):
+            spread = f" ± {100 * summed[field]['deviation']:.2f}" if len(summed["seeds"]) > 1 else ""
+            said.append(f"{100 * summed[field]['mean']:.2f}{spread} %")
+    for study in ("gpu-text-gru", "gpu-text-attention"):
+        (run,) = seeds.summaries(table.RESULTS / study)
+        said += [f"{run['val_nats_cold256']:.4f}", f"{run['val_nats_stateful']:.4f}"]
+        said.append(f"{run['seconds']['total']:.3g} s")
+    runs = seeds.summaries(table.RESULTS / "gpu-resnet")
+    times = gpu.digest_runs(runs)
+    peer = json.loads((table.RESULTS / "gpu" / "airbench.json").read_text())
+    assert gpu.compare(runs, peer["runs"])["ratio, ours to theirs"] == peer["ratio, ours to theirs"]
+    said += [
+        f"{times['cold']['total']:.1f} s / {times['warm']['total']:.1f} s",
+        f"{times['warm']['train']:.2f} s",
+    ]
+    said += [f"{peer['airbench'][field]:.2f}" for field in ("train_seconds", "seconds")]
+    said += [f"{100 * peer['airbench'][field]:.2f} %" for field in ("test_accuracy", "test_accuracy_tta")]
+    said.append(f"{peer['ours']['seconds']['train and evaluation']:.2f}")
+    tests = json.loads((table.RESULTS / "gpu" / "tests.json").read_text())
+    said += [
+        f"{tests['passed']} passed",
+        f"{len(tests['skipped'])} that need",
+        f"{len(tests['failed'])} failed",
+    ]
+    assert not [words for words in said if words not in page]

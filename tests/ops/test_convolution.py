@@ -267,7 +267,10 @@ def test_pooled_convolution_elsewhere():
         half, kernels = x.astype(dtype), kernel.astype(dtype)
         ours = output_and_gradients(half, kernels, 1, "SAME", fn=conv2d_max_pool2, **options)
         for a, b in zip(ours, output_and_gradients(half, kernels, 1, "SAME", fn=then_pool), strict=True):
-            np.testing.assert_array_equal(a, b)
+            if jax.devices()[0].platform == "cpu":
+                np.testing.assert_array_equal(a, b)
+            else:  # a GPU's library may choose another algorithm for each of the two programs
+                np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
 
 
 @pytest.mark.parametrize("platform, loops", [("cpu", True), ("tpu", False), ("cuda", False)])
@@ -296,6 +299,8 @@ def test_pooled_convolution_under_vmap(float64, chunks_of_two):
 
 def test_pooled_convolution_never_holds_its_large_output():
     """A learned first layer's step: no array as large as what is pooled, forward and back."""
+    if jax.devices()[0].platform != "cpu":
+        pytest.skip("elsewhere it is the plain convolution: see the test of the chosen platform")
     x, kernel = jnp.ones((256, 31, 31, 24)), jnp.ones((3, 3, 24, 64))
     large = 256 * 31 * 31 * 64 * 4  # bytes
 
