@@ -96,7 +96,7 @@ def text_table() -> str:
 
 
 def points() -> list[dict[str, Any]]:
-    """The points of the plot, runs on CPUs: name, minutes of a whole run, accuracy without views, ours or not."""
+    """The plot's points, runs on CPUs: name, minutes of a whole run, accuracy without views, ours or not."""
     ours = [
         {
             "name": study.name,
