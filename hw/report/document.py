@@ -110,16 +110,20 @@ def _own_runs(workdirs: Iterable[Path]) -> dict[int, list[Run]]:
     found: dict[int, list[Run]] = {}
     for folder in workdirs:
         run = logs.read_run(folder)
-        task = run.summary.get("task")
-        if task not in _TASKS:
-            raise UserError(f"{folder} holds a run of {task!r}: the report shows {' and '.join(_TASKS)}")
-        others = found.setdefault(_TASKS[task], [])
+        others = found.setdefault(_TASKS[run.summary["task"]], [])
         if others and _recipe(others[0]) != _recipe(run):
             raise UserError(f"{folder} was trained by another recipe than the run before it: give one")
+        if others and _logged_steps(others[0]) != _logged_steps(run):
+            raise UserError(f"{folder}: metrics.jsonl has other steps than the run before it: give one")
         if any(other.summary["seed"] == run.summary["seed"] for other in others):
             raise UserError(f"{folder} has the seed of a run before it: give each seed once")
         others.append(run)
     return found
+
+
+def _logged_steps(run: Run) -> list[int]:
+    """The training steps that a run logged; curves of several seeds need the same."""
+    return [line["step"] for line in run.metrics if line["split"] == "train"]
 
 
 def _recipe(run: Run) -> Mapping[str, Any]:
