@@ -128,8 +128,10 @@ def _logged_steps(run: Run) -> list[int]:
 
 def _recipe(run: Run) -> Mapping[str, Any]:
     """What must be alike in seeds of one recipe: all but the seed and what touches no number."""
+    symbols = [run.summary["dataset"].get(name) for name in ("classes", "vocabulary")]
     config = {k: v for k, v in run.config.items() if k not in ("seed", "parallel", "checkpoint", "log")}
-    return config | {"data": {k: v for k, v in run.config["data"].items() if k != "dir"}}
+    data = {k: v for k, v in run.config["data"].items() if k != "dir"}
+    return config | {"data": data, "symbols": symbols}
 
 
 def _trained(number: int, own: Sequence[Run]) -> Section:
