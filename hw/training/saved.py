@@ -247,9 +247,10 @@ def load_run(
         raise UserError(f"no run in {folder}: {hint}")
     recipe = read_object(folder / "config.json")
     where = str(folder / "config.json")
+    # Before the rest: a run of another task is sound, and only the wrong one.
+    if task and isinstance(other := recipe.get("task"), str) and other in TASKS and other != task:
+        raise UserError(f"{folder} holds a model of {other}, not of {task}")
     checked = check_config(recipe, where)
-    if task and checked["task"] != task:
-        raise UserError(f"{folder} holds a model of {checked['task']}, not of {task}")
     if needs is None:
         needs = schema.leaves(_CONFIG[checked["task"]])
     schema.require(checked, *needs, where=where)
