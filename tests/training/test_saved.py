@@ -165,7 +165,7 @@ def test_sound_ones_answer(made, capsys, tmp_path):
         ("model.name", "\x1b[31m", "model.name must be one of"),
         ("model.dtype", "int8", "config.model.dtype='int8'"),
         ("task", None, "task must be one of images, recall, text"),
-        ("task", "images", "does not go with the task images"),
+        ("task", "images", "holds a model of images, not of text"),
         ("__class__", 1, "__class__ is no field"),
         ("data", 7, "data must be an object, not 7"),
         ("data.name", "cifar10", "data.name=cifar10 does not go with the task text"),
