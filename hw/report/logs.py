@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from hw import files, schema
 from hw.answers.runs import Run
 from hw.cli import UserError
@@ -148,7 +150,7 @@ def read_run(folder: Path) -> Run:
     schema.require(config, "data", where=where)
     # As it is, since it tells one recipe from another; but the model's arguments complete.
     config = config | {"model": saved.model_config(checked, where)}
-    saved.build(checked, len(symbols), where)
+    saved.build(ConfigDict(config["model"]), len(symbols), where)
 
     evaluation = of("evaluation.json")
     _check_evaluation(evaluation, task, len(symbols), str(folder / "evaluation.json"))

@@ -110,7 +110,7 @@ def test_whatever_field_is_missing_or_wrong_the_answer_is_made_or_refused(copy, 
             for claim in made.claims:
                 for route in claim.routes.values():
                     route()
-    assert refusals > 20
+    assert refusals >= 20
 
 
 @pytest.mark.parametrize(

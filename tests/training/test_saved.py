@@ -476,7 +476,7 @@ def test_weights_that_are_none(hand_in, capsys, content):
 def test_weights_that_are_no_file(hand_in, capsys):
     folder = hand_in("text")
     (folder / "params.npz").unlink()
-    assert "train first, or name another --workdir" in refused(folder, capsys)
+    assert "No such file or directory; copy the run anew, or train it again" in refused(folder, capsys)
     os.mkfifo(folder / "params.npz")
     assert "pipe or a device" in refused(folder, capsys)
     (folder / "params.npz").unlink()
@@ -631,7 +631,8 @@ def test_every_committed_run_is_read():
         summary = saved.read_object(path.with_name("summary.json"))
         _, symbols = saved.check_dataset(summary["dataset"], str(path), config["task"])
         try:
-            module = saved.build(config, len(symbols), str(path))
+            model = ConfigDict(saved.model_config(config, str(path)))
+            module = saved.build(model, len(symbols), str(path))
         except UserError as error:
             unbuilt.append(str(error))
             continue
@@ -650,4 +651,4 @@ def test_every_recipe_is_read():
         read = saved.check_config(recipe, path.name)
         # Every field is there that evaluating a run of it needs, and none is unknown.
         saved.schema.require(read, *saved.schema.leaves(saved._CONFIG[recipe["task"]]), where=path.name)
-        saved.build(read, 10, path.name)
+        saved.build(ConfigDict(saved.model_config(read, path.name)), 10, path.name)
