@@ -8,6 +8,7 @@ A file that breaks a rule ends in one line that names the field or the array. No
 import contextlib
 import dataclasses
 import functools
+import io
 import math
 import os
 import zipfile
@@ -338,6 +339,7 @@ MAX_WEIGHT = 1e9
 _MAX_FILE = 2**34
 # Weights hardly compress. A file that unfolds to so many bytes, and so many times its own size, is no model.
 _UNFOLDED, _MOST_RATIO = 2**28, 10
+_MAX_HEADER = 2**16 + 10  # of an npy file of version 1.0
 # From this size on an archive has a longer form of its list of members.
 _ZIP64 = 2**31
 
@@ -385,21 +387,29 @@ def _read_archive(file: BinaryIO, path: Path, shapes: Mapping[str, Sequence[int]
             )
         flat = {}
         for name, member in members.items():
+            # No more than double precision needs, whatever the archive declares. One byte beyond its end,
+            # since zipfile compares a member's checksum only there.
+            most = _MAX_HEADER + 8 * math.prod(shapes[name])
             with archive.open(member) as data:
-                # Later versions of the header may be gigabytes long, and no array of ours needs one.
-                if npy.read_magic(data) != (1, 0):
-                    raise ValueError("an unknown version of the npy format")
-                shape, columns_first, dtype = npy.read_array_header_1_0(data)
-                _same_array(name, shape, dtype, shapes[name], path)
-                size = math.prod(shape) * dtype.itemsize
-                content = data.read(size)
-                # Only at the end of a member does zipfile compare its checksum.
-                if len(content) != size or data.read(1):
-                    raise ValueError("the data is not as long as the header says")
-            array = np.frombuffer(content, dtype)
+                content = data.read(min(member.file_size + 1, most))
+            shape, columns_first, dtype, start = _npy_header(content)
+            _same_array(name, shape, dtype, shapes[name], path)
+            if len(content) - start != math.prod(shape) * dtype.itemsize:
+                raise ValueError("the data is not as long as the header says")
+            array = np.frombuffer(content, dtype, offset=start)
             array = array.reshape(shape[::-1]).T if columns_first else array.reshape(shape)
             flat[name] = _sound(name, array, path)
     return flat
+
+
+def _npy_header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Shape, order and type that an npy file declares, and where its data begins."""
+    # Later versions may have gigabytes of header, and no array of ours needs one.
+    if content[:8] != b"\x93NUMPY\1\0":
+        raise ValueError("no npy file of version 1.0")
+    start = 10 + int.from_bytes(content[8:10], "little")
+    shape, columns_first, dtype = npy.read_array_header_1_0(io.BytesIO(content[8:start]))
+    return shape, columns_first, dtype, start
 
 
 def _declared_members(file: BinaryIO) -> int:
