@@ -16,13 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from experiments.seeds import RESULTS
-from hw import cli, data, files, models
+from hw import cli, data, files
 from hw.models.gru_lm import GRUCell
 from hw.report import drawings, page
-from hw.training import checkpoint
+from hw.training import saved
 
 STUDY = RESULTS / "neurons"
 BLOCK = 1000  # characters read at a time
@@ -134,23 +133,23 @@ def main(argv: Sequence[str]) -> int:
     source.add_argument("--workdir", type=Path, help="a run of one's own")
     parser.add_argument("--characters", type=int, default=100_000, help="of the validation text")
     options = parser.parse_args(argv)
-    folder = options.workdir or checkpoint.released(options.model)
-    saved, provenance, variables = checkpoint.load_run(folder, cli.say)
-    config = ConfigDict(saved)
+    folder = options.workdir or saved.released(options.model)
+    run = saved.load_run(folder, cli.say, task="text", needs=None)
+    config, module, provenance = run.config, run.module, run.provenance
+    recipe = cli.sha256(cli.to_json(run.recipe))
     if config.model.name != "gru_lm":
         raise cli.UserError(f"{folder} holds a {config.model.name}, not a gru_lm")
     dataset = data.load(config.data)
     if options.characters < 2 * BLOCK:
         raise cli.UserError(f"--characters must be at least {2 * BLOCK}")
-    module = models.build(config.model, num_outputs=len(provenance["vocabulary"]), platform="cpu")
     ids = dataset.eval[: options.characters]
-    units = activations(module, variables, ids)
+    units = activations(module, run.variables, ids)
     text = "".join(dataset.classes[i] for i in ids[: len(units)])
     found = find(text, units)
     STUDY.mkdir(parents=True, exist_ok=True)
     width, half = module.width, len(text) // 2
     report = {
-        "model": {"config_sha256": cli.sha256(cli.to_json(saved)), "depth": module.depth, "width": width},
+        "model": {"config_sha256": recipe, "depth": module.depth, "width": width},
         "data": {k: provenance[k] for k in ("name", "source", "fingerprint")},
         "characters": len(text),
         "features": {

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
 from experiments.seeds import RESULTS
-from hw import cli, data, files, models
-from hw.training import checkpoint
+from hw import cli, data, files
+from hw.training import saved
 from hw.training.tasks import images
 
 STUDY = RESULTS / "pictures"
@@ -41,20 +40,19 @@ def main(argv: Sequence[str]) -> int:
     source.add_argument("--workdir", type=Path, help="a run of one's own")
     parser.add_argument("--each", type=int, default=12, help="pictures right, and as many wrong")
     options = parser.parse_args(argv)
-    folder = options.workdir or checkpoint.released(options.model)
-    saved, provenance, variables = checkpoint.load_run(folder, cli.say)
-    config = ConfigDict(saved)
-    if config.task != "images":
-        raise cli.UserError(f"{folder} holds a model of {config.task}, not of images")
-    config.data.source = provenance["source"]
+    folder = options.workdir or saved.released(options.model)
+    run = saved.load_run(folder, cli.say, task="images", needs=None)
+    config = run.config
+    config.data.source = run.provenance["source"]
     dataset = data.load(config.data)
     classes = dataset.classes
-    module = models.build(config.model, num_outputs=len(classes), platform=jax.devices()[0].platform)
-    logits_of = jax.jit(images.classify(module, config.data, images.TTA_VIEWS["none"]))
+    if tuple(classes) != run.symbols:
+        raise cli.UserError(f"{dataset.provenance['name']} has other classes than {folder} was trained on")
+    logits_of = jax.jit(images.classify(run.module, config.data, images.TTA_VIEWS["none"]))
     found: dict[bool, list[dict]] = {True: [], False: []}
     for first in range(0, len(dataset.eval.label), BATCH):
         pictures = dataset.eval.image[first : first + BATCH]
-        logits = logits_of(variables, {"image": pictures})["logits"]
+        logits = logits_of(run.variables, {"image": pictures})["logits"]
         shares = np.asarray(jax.nn.softmax(logits / (config.eval.temperature or 1.0)), float)
         for offset, (picture, row) in enumerate(zip(pictures, shares, strict=True)):
             label, predicted = int(dataset.eval.label[first + offset]), int(row.argmax())
@@ -72,8 +70,8 @@ def main(argv: Sequence[str]) -> int:
         if all(len(group) == options.each for group in found.values()):
             break
     report = {
-        "model": {"config_sha256": cli.sha256(cli.to_json(saved)), "seed": saved["seed"]},
-        "data": {k: provenance[k] for k in ("name", "source", "fingerprint")},
+        "model": {"config_sha256": cli.sha256(cli.to_json(run.recipe)), "seed": run.recipe["seed"]},
+        "data": {k: run.provenance[k] for k in ("name", "source", "fingerprint")},
         "pictures": [*found[True], *found[False]],
     }
     STUDY.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ import numpy as np
 from experiments.seeds import REPOSITORY
 from hw import cli, files, inference
 from hw.cli import UserError
-from hw.training import checkpoint
+from hw.training import checkpoint, saved
 
 LIMIT = 10 * 10**6  # bytes of a release
 TEMPERATURES = (0.5, 0.8, 1.0)
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if not (options.workdir / "summary.json").exists():
         raise UserError(f"{options.workdir} holds no finished run")
-    *_, variables = checkpoint.load_run(options.workdir, cli.say)
+    variables = saved.load_run(options.workdir, cli.say).variables
     folder = REPOSITORY / "experiments" / "pretrained" / options.model
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save_params(folder / "params.npz", halve(variables))

@@ -18,12 +18,21 @@ def _text_table(report: dict) -> str:
             f"{what:<17}{report[f'nats_{protocol}']:<22.4f}{report[f'bits_{protocol}']:<8.4f}"
             f"{report[f'perplexity_{protocol}']:.3f}"
         )
-    for of in report["copied"]:
+    for of in report.get("copied", ()):
         lines.append(
             f"sample at temperature {of['temperature']}: longest copy of training text "
             f"{of['longest']} characters, {of['share']:.1%} of its 20-grams occur there"
         )
     return "\n".join(lines)
+
+
+def _recall_table(report: dict) -> str:
+    """The report of a model that recalls, for reading."""
+    return (
+        f"{report['dataset']['name']} ({report['dataset']['source']}), {report['split']} split, "
+        f"{report['num_examples']} sequences\naccuracy                     {report['accuracy']:.2%}\n"
+        f"nll, nats                    {report['nll']:.4f}"
+    )
 
 
 def _image_table(report: dict) -> str:
@@ -71,16 +80,22 @@ def main(argv: Sequence[str]) -> int:
 
     # After the options: a mistake in them is told at once.
     from hw import inference
-    from hw.training import checkpoint, log
+    from hw.training import log, saved
 
-    folder = options.workdir or checkpoint.released(options.model)
+    folder = options.workdir or saved.released(options.model)
     report = inference.evaluate(folder, data_dir=options.data_dir, batch_size=options.batch_size)
     if options.workdir:
-        log.write_report(options.workdir, report)
+        try:
+            log.write_report(options.workdir, report)
+        except OSError as error:  # a run of somebody else's may be read and not written
+            cli.say(f"note: evaluation.json in {options.workdir} was not written ({error.strerror or error})")
     if options.json:
         files.emit_json(report, output)
     else:
-        table = _image_table(report) if "confusion" in report else _text_table(report)
+        if "confusion" in report:
+            table = _image_table(report)
+        else:
+            table = _text_table(report) if "nats_cold256" in report else _recall_table(report)
         print(cli.printable(table, keep="\n"))
     return 0
 

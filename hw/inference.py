@@ -1,20 +1,19 @@
 """A finished run at work: its evaluation again; anybody's pictures named, texts continued and scored."""
 
 import math
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
-from ml_collections import ConfigDict
 
-from hw import cli, data, generation, models
+from hw import cli, data, generation
 from hw.cli import UserError
 from hw.data.images import read_picture
 from hw.data.text import beginning, decode, encode
-from hw.training import checkpoint, loop
+from hw.training import loop, saved
 from hw.training.parallel import Parallel
 from hw.training.tasks import images
 
@@ -33,22 +32,24 @@ def evaluate(folder: Path, *, data_dir: str, batch_size: int) -> dict[str, Any]:
     Raises:
       UserError: there is nothing to evaluate, or not on the data it was trained on.
     """
-    saved, provenance, variables = checkpoint.load_run(folder, cli.say)
-    config = ConfigDict(saved)
+    run = saved.load_run(folder, cli.say, needs=None)
+    config, provenance = run.config, run.provenance
     # Strictly the kind of data that it was trained on: a stand-in never judges the real thing.
     config.data.source = provenance["source"]
-    config.data.dir = data_dir or config.data.dir
+    if "dir" in config.data:
+        config.data.dir = data_dir or config.data.dir
     config.eval.batch_size = batch_size or config.eval.batch_size
     dataset = data.load(config.data)
-    if dataset.provenance["fingerprint"] != provenance["fingerprint"]:
-        cli.say(f"note: trained on another copy of the data ({provenance['note']})")
-    if list(dataset.classes) != list(provenance.get("vocabulary", dataset.classes)):
-        raise UserError(f"{dataset.provenance['name']} has other symbols than {folder} was trained on")
+    if dataset.provenance["fingerprint"] != provenance.get("fingerprint"):
+        cli.say(f"note: trained on another copy of the data ({provenance.get('note', 'not described')})")
+    if tuple(dataset.classes) != run.symbols:
+        what = "symbols" if config.task == "text" else "classes"
+        raise UserError(f"{dataset.provenance['name']} has other {what} than {folder} was trained on")
     parallel = Parallel(config.parallel)
     parallel.check_batch(config.eval.batch_size, "the evaluation's batch size")
     config = loop.with_stand_in(config, provenance["source"])
     task = loop.build_task(config, parallel, dataset)
-    variables = parallel.replicate(variables)
+    variables = parallel.replicate(run.variables)
     *_, report = task.evaluate(variables, parallel)
     if task.samples:
         report |= task.samples(variables)[1]
@@ -66,16 +67,15 @@ def predict(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
       UserError: a file is no picture, or there are no weights.
     """
     pictures = np.stack([read_picture(file) for file in files])
-    saved, provenance, variables = checkpoint.load_run(folder, cli.say)
-    config = loop.with_stand_in(ConfigDict(saved), provenance["source"])
-    if config.task != "images":
-        raise UserError(f"{folder} holds a model of {config.task}, not of images")
-    classes = provenance["classes"]
-    module = models.build(config.model, num_outputs=len(classes), platform=jax.devices()[0].platform)
-    views = images.TTA_VIEWS[config.eval.tta]
-    logits_of = jax.jit(images.classify(module, config.data, views))
-    logits = logits_of(variables, {"image": pictures})["logits_tta"]
+    needs = ("data.mean", "data.std", "eval.tta", "eval.temperature")
+    run = saved.load_run(folder, cli.say, task="images", needs=needs)
+    config = loop.with_stand_in(run.config, run.provenance["source"])
+    logits_of = jax.jit(images.classify(run.module, config.data, images.TTA_VIEWS[config.eval.tta]))
+    logits = logits_of(run.variables, {"image": pictures})["logits_tta"]
     probabilities = np.asarray(jax.nn.softmax(logits / (config.eval.temperature or 1.0)), float)
+    if not np.isfinite(probabilities).all():
+        raise UserError(f"the model in {folder} answers with nan or inf: train it again")
+    classes = run.symbols
     predictions = []
     for file, row in zip(files, probabilities, strict=True):
         top5 = [(classes[k], float(row[k])) for k in np.argsort(-row)[:5]]
@@ -120,7 +120,8 @@ def sample(
     Raises:
       UserError: there is no language model, or characters are unknown.
     """
-    module, variables, classes = _language_model(folder)
+    run = saved.load_run(folder, cli.say, task="text")
+    module, variables, classes = run.module, run.variables, run.symbols
     if prompt is None:
         prompt = "\n" if "\n" in classes else ""
     ids, _ = _known(prompt, classes, "the prompt", skip_unknown)
@@ -172,10 +173,13 @@ def score(
     Raises:
       UserError: there is no language model, characters are unknown, or too few are known.
     """
-    module, variables, classes = _language_model(folder)
+    run = saved.load_run(folder, cli.say, task="text")
+    module, variables, classes = run.module, run.variables, run.symbols
     ids, unknown = _known(text, classes, "the text", skip_unknown)
     *_, nats = generation.score(module, variables, ids, protocol)
     mean = float(np.mean(nats, dtype=np.float64))
+    if not math.isfinite(mean):
+        raise UserError(f"the model in {folder} scores this text with nan or inf: train it again")
     report = {
         "protocol": protocol,
         "characters": len(nats),
@@ -188,19 +192,6 @@ def score(
         ],
     }
     return report, list(zip(decode(ids, classes), [None, *nats.tolist()], strict=True))
-
-
-def _language_model(folder: Path) -> tuple[nn.Module, dict, tuple[str, ...]]:
-    """The language model in `folder`, its variables, and its symbols."""
-    saved, provenance, variables = checkpoint.load_run(folder, cli.say)
-    config = ConfigDict(saved)
-    if config.task != "text":
-        raise UserError(f"{folder} holds a model of {config.task}, not of text")
-    if not provenance.get("vocabulary"):
-        raise UserError(f"summary.json in {folder} names no vocabulary: train the run again")
-    classes = tuple(provenance["vocabulary"])
-    module = models.build(config.model, num_outputs=len(classes), platform=jax.devices()[0].platform)
-    return module, variables, classes
 
 
 def _known(
@@ -220,7 +211,7 @@ def _known(
         for symbol, positions in list(unknown.items())[:_NAMED]:
             places = ", ".join(map(str, positions[:_POSITIONS]))
             more = len(positions) - _POSITIONS
-            parts.append(f"{symbol!r} at {places}" + (f" and {more} more" if more > 0 else ""))
+            parts.append(f"{_symbol_name(symbol)} at {places}" + (f" and {more} more" if more > 0 else ""))
         others = len(unknown) - _NAMED
         raise UserError(
             f"{what} has characters that the model does not know: {'; '.join(parts)}"
@@ -229,3 +220,10 @@ def _known(
             + ("" if what == "the stop text" else ", or pass --unknown=skip")
         )
     return ids, unknown
+
+
+def _symbol_name(symbol: str) -> str:
+    """A character for a message; one that would not stand alone, or not be seen, by its code point."""
+    if symbol.isascii() or (symbol.isprintable() and not unicodedata.category(symbol).startswith("M")):
+        return repr(symbol)
+    return f"U+{ord(symbol):04X}"

@@ -18,9 +18,9 @@ def main(argv: Sequence[str]) -> int:
 
     # After the options: a mistake in them is told at once.
     from hw import inference
-    from hw.training import checkpoint
+    from hw.training import saved
 
-    predictions = inference.predict(options.images, options.workdir or checkpoint.released("resnet"))
+    predictions = inference.predict(options.images, options.workdir or saved.released("resnet"))
     if options.json:
         files.emit_json(predictions, output)
     else:

@@ -58,11 +58,11 @@ def main(argv: Sequence[str]) -> int:
     # After the options: a mistake in them is told at once.
     from hw import inference
     from hw.data.text import read_text
-    from hw.training import checkpoint
+    from hw.training import saved
 
     prompt = read_text(options.prompt_file) if options.prompt_file else options.prompt
     samples = inference.sample(
-        options.workdir or checkpoint.released(options.model or "gru"),
+        options.workdir or saved.released(options.model or "gru"),
         prompt=prompt,
         length=options.length,
         temperature=options.temperature,

@@ -43,11 +43,11 @@ def main(argv: Sequence[str]) -> int:
     from hw import inference
     from hw.data.text import read_text
     from hw.report import surprise
-    from hw.training import checkpoint
+    from hw.training import saved
 
     report, characters = inference.score(
         read_text(options.file),
-        options.workdir or checkpoint.released(options.model or "gru"),
+        options.workdir or saved.released(options.model or "gru"),
         protocol=options.protocol,
         skip_unknown=options.unknown == "skip",
     )

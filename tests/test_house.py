@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).parents[1]
 # From left to right; a room may import its own and those of any row before. Entry points last but one.
 ROWS = [
     {"hw.cli", "configs"},
-    {"hw.files"},
+    {"hw.files", "hw.schema"},
     {"hw.ops", "hw.data"},
     {"hw.models"},
     {"hw.generation"},
@@ -21,7 +21,8 @@ ROWS = [
         "hw.training.metrics",
         "hw.training.optim",
     }
-    | {"hw.training.step", "hw.training.checkpoint", "hw.training.log", "hw.training.tasks"},
+    | {"hw.training.step", "hw.training.checkpoint", "hw.training.log", "hw.training.tasks"}
+    | {"hw.training.saved"},
     {"hw.training.loop"},
     {"hw.inference", "hw.compilation", "hw.recipe"},
     {"hw.answers"},

@@ -16,7 +16,7 @@ from hw import cli, generation, inference, sample, score
 from hw.cli import UserError
 from hw.data.text import encode
 from hw.models.gru_lm import gru_lm
-from hw.training import checkpoint
+from hw.training import checkpoint, saved
 
 VOCABULARY = "\n !\"&'/<>abcdefghilnoprstué"
 SIZES = {"embedding": 8, "width": 8, "depth": 1}
@@ -148,9 +148,12 @@ def test_a_prompt_file_is_taken_as_it_is(write, tmp_path):
 
 def test_unknown_characters_are_named_with_their_places(run, mistake):
     line = mistake(sample, f"--workdir={run}", "--prompt=the Жat Ж {0} \u202e" + "…" * 9)
-    for named in ("'Ж' at 4, 8", "'{' at 10", r"'\u202e' at 14", "'…' at 15, 16, 17, 18, 19 and 4 more"):
+    for named in ("'Ж' at 4, 8", "'{' at 10", "U+202E at 14", "'…' at 15, 16, 17, 18, 19 and 4 more"):
         assert named in line
     assert "--unknown=skip" in line
+    # An accent would sit on the quote before it.
+    line = mistake(sample, f"--workdir={run}", "--prompt=e\u0301\x07")
+    assert "U+0301 at 1" in line and r"'\x07' at 2" in line
     line = mistake(sample, f"--workdir={run}", "--prompt=" + "".join(map(chr, range(0x400, 0x440))))
     assert "54 other characters" in line
 
@@ -177,7 +180,7 @@ def test_a_vocabulary_without_newline_starts_from_its_first_symbol(model, tmp_pa
 
 def test_the_released_model_is_the_default(run, monkeypatch, capsys, tmp_path):
     asked = []
-    monkeypatch.setattr(checkpoint, "released", lambda name: asked.append(name) or run)
+    monkeypatch.setattr(saved, "released", lambda name: asked.append(name) or run)
     (tmp_path / "text").write_text("the cat")
     for module, first in ((sample, "--length=1"), (score, str(tmp_path / "text"))):
         for source in ([], ["--model=gru"], ["--model=attention"]):
@@ -381,7 +384,7 @@ def test_the_released_models_speak(model):
             [sys.executable, "-m", "hw.sample", f"--model={model}", "--prompt=ROMEO:", "--length=80"],
             capture_output=True,
             text=True,
-            cwd=checkpoint.released(model).parents[2],
+            cwd=saved.released(model).parents[2],
         )
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
@@ -390,7 +393,7 @@ def test_the_released_models_speak(model):
 
 
 def test_releases_are_small_and_say_how_well_they_do():
-    for folder in checkpoint.released("gru").parent.iterdir():
+    for folder in saved.released("gru").parent.iterdir():
         assert (folder / "params.npz").stat().st_size < 10_000_000
         summary = json.loads((folder / "summary.json").read_text())
         config = (folder / "config.json").read_bytes()
@@ -406,7 +409,7 @@ def test_releases_are_small_and_say_how_well_they_do():
 
 @pytest.mark.slow
 def test_the_released_model_does_as_well_as_it_says():
-    folder = checkpoint.released("gru")
+    folder = saved.released("gru")
     try:
         found = inference.evaluate(folder, data_dir="", batch_size=0)
     except UserError as missing:

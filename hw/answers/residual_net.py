@@ -139,7 +139,8 @@ def accuracy_by_confusion(run: Run) -> float:
 def accuracy_by_classes(run: Run) -> float:
     """Every class's accuracy, weighed by how many pictures it has."""
     sizes = [sum(row) for row in run.evaluation["confusion"]]
-    return sum(n * share for n, share in zip(sizes, run.evaluation["per_class"], strict=True)) / sum(sizes)
+    shares = (share or 0.0 for share in run.evaluation["per_class"])  # null for a class without images
+    return sum(n * share for n, share in zip(sizes, shares, strict=True)) / sum(sizes)
 
 
 def claims(runs: Sequence[Run]) -> tuple[Claim, ...]:
@@ -191,8 +192,12 @@ def answer(runs: Sequence[Run]) -> Answer:
     classes = runs[0].evaluation["classes"]
     confusion = [[sum(run.evaluation["confusion"][i][j] for run in runs) for j in range(len(classes))]
                  for i in range(len(classes))]  # fmt: skip
+
+    def mistaken_for(k: int, row: Sequence[int]) -> str:
+        return classes[max((c for c in range(len(row)) if c != k), key=row.__getitem__)]
+
     per_class = tuple(
-        (name, row[k] / sum(row), classes[max((c for c in range(len(row)) if c != k), key=row.__getitem__)])
+        (name, row[k] / sum(row) if sum(row) else "–", mistaken_for(k, row))
         for k, (name, row) in enumerate(zip(classes, confusion, strict=True))
     )
     mean = table.rows[0][1]

@@ -34,8 +34,22 @@ def _command(dataset: str, data_dir: Path) -> str:
 
 
 def default_data_dir() -> Path:
-    """`TFDS_DATA_DIR`, else TFDS's own default."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    """`TFDS_DATA_DIR`, else TFDS's own default.
+
+    Raises:
+      UserError: the home folder is not known.
+    """
+    return _expanded(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+
+
+def _expanded(data_dir: str) -> Path:
+    try:
+        return Path(data_dir).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{data_dir}: the home folder is not known (HOME is not set): give --data-dir (hw.train: "
+            "--config.data.dir) or set TFDS_DATA_DIR"
+        ) from error
 
 
 def find(
@@ -65,7 +79,7 @@ def find(
         raise UserError(f"config.data.source={config.source!r}: choose from 'auto', 'tfds', 'embedded'")
     if config.source == "embedded":
         return None
-    data_dir = Path(config.dir).expanduser() if config.dir else default_data_dir()
+    data_dir = _expanded(config.dir) if config.dir else default_data_dir()
     folder = data_dir / dataset / version
     if os.path.lexists(folder):
         return folder

@@ -1,5 +1,6 @@
 """Models by name: `build(config.model, …)` turns a recipe's words into a linen module."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +19,29 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": resnet.resnet20,
 }
 
+# What a recipe may set of each under its own name; the field's own nets have nothing to set.
+_ARGUMENTS_OF = {
+    "attention_lm": attention_lm.AttentionLM,
+    "gru_lm": gru_lm.GRULM,
+    "hwnet": resnet.HWNet,
+    "recall_net": recall_net.RecallNet,
+}
+# What `build` itself gives a module, and what flax adds.
+_GIVEN = {"num_classes", "vocab_size", "dtype", "axis_name", "chunked", "flat", "parent", "name"}
+
 # Which of them a task can be given to.
 OF_TASK = {
     "images": ("hwnet", "resnet18", "resnet20"),
     "recall": ("recall_net",),
     "text": ("attention_lm", "gru_lm"),
 }
+
+
+def arguments(name: str) -> dict[str, dataclasses.Field]:
+    """The arguments that a recipe may give under `config.model.NAME`, with their types and defaults."""
+    if name not in _ARGUMENTS_OF:
+        return {}
+    return {f.name: f for f in dataclasses.fields(_ARGUMENTS_OF[name]) if f.name not in _GIVEN}
 
 
 def build(

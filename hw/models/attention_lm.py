@@ -203,6 +203,20 @@ class AttentionLM(nn.Module):
             "length": jnp.zeros(batch_size, jnp.int32),
         }
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every array of the variables by its flat name, as `init` makes them; nothing is traced."""
+        m, middle = self.width, self.mlp_ratio * self.width
+        made: dict[str, tuple[int, ...]] = {"params/embed/embedding": (self.vocab_size, m)}
+        for layer in range(self.depth):
+            block = f"params/block_{layer}"
+            made |= {f"{block}/norm_attention/scale": (m,), f"{block}/norm_mlp/scale": (m,)}
+            made |= {f"{block}/qkv/kernel": (m, 3 * m), f"{block}/out/kernel": (m, m)}
+            made |= {f"{block}/up/kernel": (m, middle), f"{block}/down/kernel": (middle, m)}
+        made["params/norm/scale"] = (m,)
+        if not self.tied:
+            made["params/head/kernel"] = (m, self.vocab_size)
+        return made
+
     def _carry_after(self, carry: Carry | None, keys: list[Array], values: list[Array], t: int) -> Carry:
         """The last context − 1 keys and values of each block, zeros before them where there are fewer."""
         slots = self.context - 1

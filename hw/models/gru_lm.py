@@ -129,6 +129,26 @@ class GRULM(nn.Module):
         """Hidden states before any symbol: zeros, [batch, depth, width]."""
         return jnp.zeros((batch_size, self.depth, self.width))
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every array of the variables by its flat name, as `init` makes them; nothing is traced."""
+        n, made = self.width, {}
+        norms: list[int] = []  # the length that each normalisation reads
+        if self.embedding:
+            made["params/embed/embedding"] = (self.vocab_size, self.embedding)
+        inputs = self.embedding or self.vocab_size
+        for layer in range(self.depth):
+            cell = f"params/gru_{layer}"
+            made |= {f"{cell}/w": (inputs, 3 * n), f"{cell}/u": (n, 3 * n)}
+            made |= {f"{cell}/b": (3 * n,), f"{cell}/c": (n,)}
+            if self.norm_layers and (layer or self.embedding):
+                norms.append(inputs)
+            inputs = n
+        kinds = {"none": ("", ()), "rms": ("RMSNorm", ("scale",)), "layer": ("LayerNorm", ("scale", "bias"))}
+        kind, parts = kinds[self.norm]
+        for number, length in enumerate([*norms, n]):
+            made |= {f"params/{kind}_{number}/{part}": (length,) for part in parts}
+        return made | {"params/head/kernel": (n, self.vocab_size), "params/head/bias": (self.vocab_size,)}
+
     def fold(self, variables: dict[str, Any]) -> dict[str, Any]:
         """The variables with what the first layer's product makes of each symbol, E W + b: [V, 3n].
 

@@ -52,6 +52,16 @@ class RecallNet(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every array of the variables by its flat name, as `init` makes them; nothing is traced."""
+        n, symbols = self.width, self.num_classes
+        if self.cell == "gru":
+            made = {"gru/w": (symbols, 3 * n), "gru/u": (n, 3 * n), "gru/b": (3 * n,), "gru/c": (n,)}
+        else:
+            made = {"rnn/wxh": (n, symbols), "rnn/whh": (n, n), "rnn/bh": (n,)}
+        made |= {"head/kernel": (n, symbols), "head/bias": (symbols,)}
+        return {f"params/{name}": shape for name, shape in made.items()}
+
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Array:
         """Logits [b, K] for sequences of symbols [b, t]."""

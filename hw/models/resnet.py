@@ -99,6 +99,12 @@ class BasicBlock(nn.Module):
         return nn.relu(x + y)
 
 
+def _norm_shapes(name: str, channels: int, *parts: str) -> dict[str, tuple[int, ...]]:
+    """What a batch normalisation of so many channels keeps; `parts` are its parameters."""
+    learned = {f"params/{name}/{part}": (channels,) for part in parts}
+    return learned | {f"batch_stats/{name}/{part}": (channels,) for part in ("mean", "var")}
+
+
 class ResNet(nn.Module):
     """3×3 stem, stages of basic blocks that halve the picture, global average, linear head.
 
@@ -112,6 +118,28 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
     chunked: bool = True
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every array of the variables by its flat name, as `init` makes them; nothing is traced."""
+        learned = ("scale", "bias")
+        made: dict[str, tuple[int, ...]] = {"params/Conv_0/kernel": (3, 3, 3, self.widths[0])}
+        made |= _norm_shapes("BatchNorm_0", self.widths[0], *learned)
+        number, channels = 0, self.widths[0]
+        for stage, (blocks, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True)):
+            for block in range(blocks):
+                name = f"BasicBlock_{number}"
+                made[f"params/{name}/Conv_0/kernel"] = (3, 3, channels, width)
+                made[f"params/{name}/Conv_1/kernel"] = (3, 3, width, width)
+                norms = 2
+                changes = channels != width or (stage > 0 and block == 0)
+                if changes and self.shortcut == "projection":
+                    made[f"params/{name}/Conv_2/kernel"] = (1, 1, channels, width)
+                    norms = 3
+                for norm in range(norms):
+                    made |= _norm_shapes(f"{name}/BatchNorm_{norm}", width, *learned)
+                number, channels = number + 1, width
+        head = {"params/head/kernel": (channels, self.num_classes), "params/head/bias": (self.num_classes,)}
+        return made | head
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -226,6 +254,21 @@ class HWNet(nn.Module):
     pool: str = "first"
     norm_scale: bool = False
     channel_gates: bool = False
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every array of the variables by its flat name, as `init` makes them; nothing is traced."""
+        stem = "constants/stem" if self.stem == "whitened" else "params/stem"
+        made: dict[str, tuple[int, ...]] = {stem: (2, 2, 3, 12)}
+        learned = ("scale", "bias") if self.norm_scale else ("bias",)
+        number, channels = 0, 24  # both signs of the stem's responses
+        for width in self.widths:
+            for _ in range(1 + self.depth):
+                made[f"params/Conv_{number}/kernel"] = (3, 3, channels, width)
+                made |= _norm_shapes(f"BatchNorm_{number}", width, *learned)
+                if self.channel_gates:
+                    made[f"params/ChannelGates_{number}/Dense_0/kernel"] = (width, width)
+                number, channels = number + 1, width
+        return made | {"params/head/kernel": (channels, self.num_classes)}
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:

@@ -110,22 +110,28 @@ def _own_runs(workdirs: Iterable[Path]) -> dict[int, list[Run]]:
     found: dict[int, list[Run]] = {}
     for folder in workdirs:
         run = logs.read_run(folder)
-        task = run.summary.get("task")
-        if task not in _TASKS:
-            raise UserError(f"{folder} holds a run of {task!r}: the report shows {' and '.join(_TASKS)}")
-        others = found.setdefault(_TASKS[task], [])
+        others = found.setdefault(_TASKS[run.summary["task"]], [])
         if others and _recipe(others[0]) != _recipe(run):
             raise UserError(f"{folder} was trained by another recipe than the run before it: give one")
+        if others and _logged_steps(others[0]) != _logged_steps(run):
+            raise UserError(f"{folder}: metrics.jsonl has other steps than the run before it: give one")
         if any(other.summary["seed"] == run.summary["seed"] for other in others):
             raise UserError(f"{folder} has the seed of a run before it: give each seed once")
         others.append(run)
     return found
 
 
+def _logged_steps(run: Run) -> list[int]:
+    """The training steps that a run logged; curves of several seeds need the same."""
+    return [line["step"] for line in run.metrics if line["split"] == "train"]
+
+
 def _recipe(run: Run) -> Mapping[str, Any]:
     """What must be alike in seeds of one recipe: all but the seed and what touches no number."""
+    symbols = [run.summary["dataset"].get(name) for name in ("classes", "vocabulary")]
     config = {k: v for k, v in run.config.items() if k not in ("seed", "parallel", "checkpoint", "log")}
-    return config | {"data": {k: v for k, v in run.config["data"].items() if k != "dir"}}
+    data = {k: v for k, v in run.config["data"].items() if k != "dir"}
+    return config | {"data": data, "symbols": symbols}
 
 
 def _trained(number: int, own: Sequence[Run]) -> Section:

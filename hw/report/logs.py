@@ -1,20 +1,81 @@
-"""Finished runs and studies, read from their folders for a page: values, each file with its hash."""
+"""Finished runs and studies, read from their folders for a page: values, each file with its hash.
+
+A reader's own run is read as `hw.training.saved` reads one: sizes bounded, every field that an answer uses
+checked, so that a damaged log costs one line that names the file.
+"""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from hw import files, schema
 from hw.answers.runs import Run
 from hw.cli import UserError
+from hw.schema import FINITE, each, number, one_of, optional, text, whole
+from hw.training import saved
 
 REPOSITORY = Path(__file__).parents[2]
 RESULTS = REPOSITORY / "experiments" / "results"
 RELEASED = REPOSITORY / "experiments" / "pretrained"
-# What an answer is told of a run. A release has no metrics or evaluation, so that it is none.
-_NEEDED = ("summary.json", "config.json", "evaluation.json", "metrics.jsonl")
+# What an answer is told of a run, with the most bytes of each. A release has no metrics or evaluation, so
+# that it is none. The longest committed metrics.jsonl has 0.5 MB.
+_NEEDED = {
+    "summary.json": saved.MAX_JSON,
+    "config.json": saved.MAX_JSON,
+    "evaluation.json": 16 * 10**6,
+    "metrics.jsonl": 64 * 10**6,
+}
+_MAX_SAMPLES = 16 * 10**6
+_MAX_STUDY = 64 * 10**6
+
+_TEXT = text(10_000)
+_COUNT = whole(0, 2**53)
+_SHARE = number(0, 1)
+# The fields that answers use: of every task, and of each. All must be there.
+_SUMMARY: schema.Table = {
+    "task": text(100),
+    "seed": whole(0, 2**32 - 1),
+    "params": _COUNT,
+    "seconds": {"total": FINITE},
+    "device": {"kind": _TEXT, "count": _COUNT, "cpu_count": optional(_COUNT)},
+}
+_SUMMARY_OF: dict[str, schema.Table] = {
+    "images": {"test_accuracy": _SHARE, "test_accuracy_tta": _SHARE, "test_loss": FINITE},
+    "text": {"val_nats_cold256": FINITE, "val_nats_stateful": FINITE},
+}
+_EVALUATION_OF: dict[str, schema.Table] = {
+    "images": {
+        "classes": saved.DATASET["classes"],
+        "confusion": each(each(_COUNT, 2, 1_000), 2, 1_000),
+        "per_class": each(optional(_SHARE), 2, 1_000),
+        "nll": optional(FINITE),
+        "ece": optional(FINITE),
+        "temperature": optional(FINITE),
+        "nll_calibrated": optional(FINITE),
+        "ece_calibrated": optional(FINITE),
+    },
+    "text": {
+        "perplexity_cold256": FINITE,
+        "bits_cold256": number(0, 1_000),
+        "copied": each(schema.Rule("an object", lambda v: type(v) is dict), 0, 100),
+    },
+}
+_COPY: schema.Table = {
+    "temperature": FINITE,
+    "longest": _COUNT,
+    "share": optional(_SHARE),
+    "copy": text(10**6),
+}
+_LINE: schema.Table = {
+    "step": _COUNT,
+    "epoch": FINITE,
+    "split": one_of("train", "eval"),
+    "loss": number(-700, 700),  # exp of it is finite
+}
 
 
 @dataclass(frozen=True)
@@ -26,10 +87,28 @@ class Study:
     name: str
 
 
-def _read(path: Path) -> tuple[str, str]:
-    """A file's text and its SHA-256."""
-    content = path.read_bytes()
-    return content.decode(), hashlib.sha256(content).hexdigest()
+def _read(path: Path, limit: int) -> tuple[bytes, str]:
+    """A file's content and its SHA-256."""
+    content = files.read_bytes(path, limit)
+    return content, hashlib.sha256(content).hexdigest()
+
+
+def _parsed(content: bytes, where: str) -> Any:
+    """The JSON of a log, or of one of its lines."""
+    try:
+        return files.parse_json(content)
+    except ValueError as error:
+        raise UserError(f"a log is damaged: {where} is no JSON ({error})") from error
+
+
+def _checked(value: Any, table: schema.Table, where: str) -> dict[str, Any]:
+    """The fields that the table demands, all of them there."""
+    try:
+        found = schema.check(value, table, where=where)
+        schema.require(found, *schema.leaves(table), where=where)
+    except UserError as error:
+        raise UserError(f"a log is damaged: {error}") from error
+    return found
 
 
 def read_run(folder: Path) -> Run:
@@ -38,23 +117,74 @@ def read_run(folder: Path) -> Run:
     Raises:
       UserError: there is none, it is not finished, or a file is damaged.
     """
-    texts = {}
-    for name in (*_NEEDED, "samples.txt"):
-        try:
-            texts[name] = _read(folder / name)
-        except FileNotFoundError as error:
-            if name in _NEEDED:
-                raise UserError(f"{folder} has no {name}: not a finished run of hw.train") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {folder / name}: {error}") from error
-    try:
-        summary, config, evaluation = (json.loads(texts[name][0]) for name in _NEEDED[:3])
-        metrics = [json.loads(line) for line in texts["metrics.jsonl"][0].splitlines()]
-    except ValueError as error:
-        raise UserError(f"a log in {folder} is damaged: {error}") from error
-    samples = texts.get("samples.txt", ("", ""))[0]
-    hashes = {name: sha for name, (_, sha) in texts.items()}
+    contents, hashes = {}, {}
+    for name, limit in _NEEDED.items():
+        if not (folder / name).exists():
+            raise UserError(f"{folder} has no {name}: not a finished run of hw.train")
+        contents[name], hashes[name] = _read(folder / name, limit)
+    samples = ""
+    if (folder / "samples.txt").exists():
+        samples = files.read_text(folder / "samples.txt", _MAX_SAMPLES)
+        hashes["samples.txt"] = _read(folder / "samples.txt", _MAX_SAMPLES)[1]
+
+    def of(name: str) -> Any:
+        return _parsed(contents[name], f"{folder / name}")
+
+    where = str(folder / "summary.json")
+    summary = of("summary.json")
+    task = _checked(summary, {"task": text(100)}, where)["task"]
+    if task not in _SUMMARY_OF:
+        raise UserError(f"{folder} holds a run of {task!r}: the report shows {' and '.join(_SUMMARY_OF)}")
+    _checked(summary, _SUMMARY | _SUMMARY_OF[task], where)
+    versions = summary.get("versions")
+    if not isinstance(versions, dict) or not all(_TEXT.holds(v) for v in versions.values()):
+        raise UserError(f"a log is damaged: {where}: versions must be an object of texts")
+    dataset, symbols = saved.check_dataset(summary.get("dataset"), where, task)
+    _checked(dataset, {name: saved.DATASET[name] for name in ("name", "source", "note")}, where)
+
+    where = str(folder / "config.json")
+    config = of("config.json")
+    checked = saved.check_config(config, where)
+    if checked["task"] != task:
+        raise UserError(f"a log is damaged: {where} has the task {checked['task']}, summary.json {task}")
+    schema.require(config, "data", where=where)
+    # As it is, since it tells one recipe from another; but the model's arguments complete.
+    config = config | {"model": saved.model_config(checked, where)}
+    saved.build(ConfigDict(config["model"]), len(symbols), where)
+
+    evaluation = of("evaluation.json")
+    _check_evaluation(evaluation, task, len(symbols), str(folder / "evaluation.json"))
+    metrics = _metrics(contents["metrics.jsonl"], task, str(folder / "metrics.jsonl"))
     return Run(summary, evaluation, config, metrics, samples, hashes, folder)
+
+
+def _check_evaluation(evaluation: Any, task: str, num_symbols: int, where: str) -> None:
+    """Refuses an evaluation.json that lacks what an answer uses, or whose sizes do not fit together."""
+    found = _checked(evaluation, _EVALUATION_OF[task], where)
+    if task == "text":
+        for number_, copied in enumerate(found["copied"]):
+            _checked(copied, _COPY, f"{where}: copied[{number_}]")
+        return
+    sizes = {len(row) for row in found["confusion"]} | {len(found["confusion"]), len(found["per_class"])}
+    if sizes | {len(found["classes"])} != {num_symbols}:
+        raise UserError(
+            f"a log is damaged: {where}: confusion and per_class must be of {num_symbols} classes"
+        )
+    if not sum(map(sum, found["confusion"])):
+        raise UserError(f"a log is damaged: {where}: confusion counts no image")
+
+
+def _metrics(content: bytes, task: str, where: str) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, each checked; at least one of training and one of evaluation."""
+    table = _LINE | ({"accuracy": _SHARE} if task == "images" else {})
+    lines = []
+    for count, line in enumerate(content.splitlines(), 1):
+        lines.append(_parsed(line, f"{where}, line {count},"))
+        _checked(lines[-1], table, f"{where}, line {count}")
+    for split in ("train", "eval"):
+        if not any(line["split"] == split for line in lines):
+            raise UserError(f"a log is damaged: {where} has no line of the split {split}")
+    return lines
 
 
 def committed(study: str) -> list[Run]:
@@ -68,8 +198,8 @@ def study(name: str, file: str = "data.json") -> Study | None:
     path = RESULTS / name / file
     if not path.exists():
         return None
-    content, sha = _read(path)
-    return Study(json.loads(content), sha, f"experiments/results/{name}/{file}")
+    content, sha = _read(path, _MAX_STUDY)
+    return Study(_parsed(content, str(path)), sha, f"experiments/results/{name}/{file}")
 
 
 def first_committed(names: Sequence[str]) -> tuple[str, list[Run]]:

@@ -7,6 +7,7 @@ import zipfile
 from io import BytesIO
 from pathlib import Path
 
+from hw import files
 from hw.cli import UserError
 from hw.files import MARK, Output
 from hw.report import logs
@@ -19,6 +20,7 @@ _MADE = f"{MARK}.report"  # by this the next report may replace the file
 _PRINT_SECONDS = 120
 # No time of day in an archive: the same report is the same bytes.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_MAX_MEMBER = 2**29  # bytes of a file in an archive
 _RUN_FILES = ("summary.json", "config.json", "evaluation.json", "metrics.jsonl", "train.log")
 _RELEASED = {2: "resnet", 5: "gru"}
 _CODE = (
@@ -109,7 +111,7 @@ def write_zip(document: Document, out: Output) -> None:
 
     def add(path: Path, name: str) -> None:
         if path.is_file():
-            members[name] = path.read_bytes()
+            members[name] = files.read_bytes(path, _MAX_MEMBER)
 
     for section in document.sections:
         for run in section.runs:

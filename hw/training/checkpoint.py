@@ -217,65 +217,16 @@ def restore_newest(
     return None
 
 
-def _load_anything(path: Path) -> Any:
+def saved_shapes(path: Path) -> dict[str, Any]:
+    """The tree of a saved state as nested dicts, each array by the shape and type that it records itself."""
+    return ocp.metadata(path.absolute()).metadata
+
+
+def load_anything(path: Path) -> dict[str, Any]:
     """Loads a saved tree as nested dicts, onto one device, by the shapes that it records itself."""
-    path = path.absolute()
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return ocp.load(
-        path,
-        jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-            ocp.metadata(path).metadata,
-        ),
-    )
-
-
-def load_run(folder: Path, say: Callable[[str], None]) -> tuple[dict, dict, dict]:
-    """What a workdir or a release holds: its final weights, else those of the newest sound checkpoint.
-
-    Args:
-      folder: a workdir, or a folder with `params.npz`, `config.json` and `summary.json`.
-      say: prints a line for the user.
-
-    Returns:
-      (config, provenance of the data it was trained on, variables).
-
-    Raises:
-      UserError: there is no run, or nothing sound in it.
-    """
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        if (folder / "summary.json").exists():
-            provenance = json.loads((folder / "summary.json").read_text())["dataset"]
-            return config, provenance, load_params(folder / "params.npz")
-    except FileNotFoundError as error:
-        raise UserError(f"no run in {folder}: train one, or name another --workdir") from error
-    except (ValueError, LookupError) as error:
-        raise UserError(f"config.json or summary.json in {folder} cannot be read") from error
-    for step in reversed(steps(folder / "checkpoints")):
-        checkpoint = folder / "checkpoints" / str(step)
-        try:
-            verify(checkpoint)
-        except Damaged as damage:
-            say(f"WARNING: CHECKPOINT {step} IS DAMAGED ({damage}); trying an older one")
-            continue
-        say(f"the run in {folder} is not finished: these are the weights of step {step}")
-        state = _load_anything(checkpoint / "state")
-        progress = json.loads((checkpoint / "progress.json").read_text())
-        variables = state["average"] or {"params": state["params"], **state["model_state"]}
-        return config, progress["dataset"], jax.device_get(variables)
-    raise UserError(f"no sound weights in {folder}: run its training command again")
-
-
-def released(name: str) -> Path:
-    """The folder of the released model `name`, in the clone that this package was installed from."""
-    folder = Path(__file__).parents[2] / "experiments" / "pretrained" / name
-    if not folder.is_dir():
-        mend = "train one, and name its --workdir"
-        if not folder.parent.is_dir():
-            mend = "released weights come with a clone of the repository (pip install -e .), not with a wheel"
-        raise UserError(f"no released model {name!r} at {folder}: {mend}")
-    return folder
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved_shapes(path))
+    return ocp.load(path.absolute(), like)
 
 
 def fingerprint(tree: Any) -> str:
@@ -294,20 +245,3 @@ def save_params(path: Path, variables: dict[str, Any]) -> None:
     file = io.BytesIO()
     np.savez(file, **flat)
     files.write_atomic(path, file.getvalue())
-
-
-def load_params(path: Path) -> dict[str, Any]:
-    """Reads what `save_params` wrote; half precision, as in a release, as single. Nothing is executed.
-
-    Raises:
-      UserError: the file is not there or is not such a file.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            read = {name: file[name] for name in file.files}
-            flat = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in read.items()}
-    except FileNotFoundError as error:
-        raise UserError(f"no weights at {path}: train first, or name another --workdir") from error
-    except Exception as error:  # a damaged archive fails in as many ways as zip and npy have parts
-        raise UserError(f"{path} is not a file of plain arrays ({type(error).__name__})") from error
-    return traverse_util.unflatten_dict(flat, sep="/")

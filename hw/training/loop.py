@@ -527,7 +527,7 @@ class _Run:
                 text, judged = self.task.samples(state.result)
             files.write_atomic(self.workdir / "samples.txt", text)
             report |= judged
-        write_report(self.workdir, report)
+        write_report(self.workdir, report | {"dataset": self.provenance})
         data = f"{self.provenance['name']} ({self.provenance['source']})"
         draw_curves(self.workdir, title=f"{self.workdir.name} on {data}, seed {self.config.seed}")
         seconds = self.clock.now()

@@ -211,7 +211,7 @@ def test_a_run_that_overflows(start, sound, tmp_path, rate):
     steps = sound(workdir)
     assert steps and max(steps) < failed
     for step in steps:
-        state = checkpoint._load_anything(workdir / "checkpoints" / str(step) / "state")
+        state = checkpoint.load_anything(workdir / "checkpoints" / str(step) / "state")
         for path, leaf in jax.tree_util.tree_leaves_with_path(state):
             assert np.isfinite(leaf).all(), f"step {step}: {jax.tree_util.keystr(path)}"
     assert "nan" not in (workdir / "metrics.jsonl").read_text().lower()

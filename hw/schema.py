@@ -1,0 +1,139 @@
+"""Tables of rules for JSON that others wrote: which fields there are, and what each may hold.
+
+A table is a dictionary from a field's name to its rule, or to the table of the object that it holds. `check`
+compares a value with a table and names the first field that breaks its rule. A boolean is no number here, and
+512.0 is no whole number.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from hw import cli
+from hw.cli import UserError
+
+_SHOWN = 60  # characters of a wrong value that a message shows
+_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
+
+
+class Rule(NamedTuple):
+    """What a field must be, for the message, and whether a value is that."""
+
+    demand: str
+    holds: Callable[[Any], bool]
+
+
+Table = Mapping[str, "Rule | Table"]
+
+
+def whole(low: int, high: int) -> Rule:
+    """A whole number within bounds."""
+    return Rule(f"a whole number from {low:,} to {high:,}", lambda v: type(v) is int and low <= v <= high)
+
+
+def number(low: float, high: float) -> Rule:
+    """A number within bounds."""
+    return Rule(f"a number from {low:g} to {high:g}", lambda v: type(v) in (int, float) and low <= v <= high)
+
+
+def text(longest: int) -> Rule:
+    """A text of at most so many characters."""
+    return Rule(f"a text of at most {longest:,} characters", lambda v: type(v) is str and len(v) <= longest)
+
+
+def one_of(*choices: str) -> Rule:
+    """One of a few texts."""
+    return Rule(f"one of {', '.join(choices)}", lambda v: type(v) is str and v in choices)
+
+
+def each(rule: Rule, low: int, high: int) -> Rule:
+    """A list whose every item follows a rule, with a bound on their number."""
+    count = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return Rule(
+        f"a list of {count} items, each {rule.demand}",
+        lambda v: type(v) is list and low <= len(v) <= high and all(map(rule.holds, v)),
+    )
+
+
+def optional(rule: Rule) -> Rule:
+    """What the rule says, or null."""
+    return Rule(f"{rule.demand}, or null", lambda v: v is None or rule.holds(v))
+
+
+FLAG = Rule("true or false", lambda v: type(v) is bool)
+# Any finite number that squared is still one, in float64: so sums and means of them are.
+FINITE = number(-1e150, 1e150)
+
+
+def distinct(rule: Rule) -> Rule:
+    """A list or text that follows a rule and has nothing twice."""
+    return Rule(f"{rule.demand}, none twice", lambda v: rule.holds(v) and len(set(v)) == len(v))
+
+
+def check(value: Any, table: Table, *, where: str, closed: bool = False, name: str = "") -> dict[str, Any]:
+    """The fields of `value` that the table knows, each as its rule wants it.
+
+    A field that is absent breaks no rule; see `require`.
+
+    Args:
+      value: what `files.parse_json` gave.
+      table: rules by field.
+      where: the file, for messages.
+      closed: whether a field that the table does not know is refused. Otherwise it is left out.
+      name: of the object within the file, "" for the whole.
+
+    Raises:
+      UserError: names the first field that breaks its rule.
+    """
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: {name or 'the whole'} must be an object, not {_shown(value)}")
+    found = {}
+    for key in value:
+        path = f"{name}.{key}" if name else key
+        if not _KEY.fullmatch(key) or (closed and key not in table):
+            raise UserError(f"{where}: {cli.shorten(path, _SHOWN)} is no field that this program knows")
+    for key, rule in table.items():
+        if key not in value:
+            continue
+        path = f"{name}.{key}" if name else key
+        if not isinstance(rule, Rule):
+            found[key] = check(value[key], rule, where=where, closed=closed, name=path)
+        elif rule.holds(value[key]):
+            found[key] = value[key]
+        else:
+            raise UserError(f"{where}: {path} must be {rule.demand}, not {_shown(value[key])}")
+    return found
+
+
+def require(value: Mapping[str, Any], *names: str, where: str) -> None:
+    """Refuses an object in which a field is missing; `names` are such as "eval.tta".
+
+    Raises:
+      UserError: names the field.
+    """
+    for name in names:
+        inner: Any = value
+        for part in name.split("."):
+            if part not in inner:
+                raise UserError(f"{where}: {name} is missing")
+            inner = inner[part]
+
+
+def leaves(table: Table, name: str = "") -> list[str]:
+    """The names of all fields of a table, such as "eval.tta"."""
+    found = []
+    for key, rule in table.items():
+        path = f"{name}.{key}" if name else key
+        found += [path] if isinstance(rule, Rule) else leaves(rule, path)
+    return found
+
+
+def _shown(value: Any) -> str:
+    """A wrong value for a message: JSON, its middle cut out."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return f"a list of {len(value):,}"
+    if type(value) is int and abs(value) >= 10**_SHOWN:
+        return "a larger one"  # Python refuses to write very long integers
+    return cli.shorten(cli.to_json(value), _SHOWN)

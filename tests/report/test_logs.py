@@ -1,0 +1,169 @@
+"""A damaged log of a run costs one line that names the file; nothing that an answer uses can be missing."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hw import cli
+from hw.report import __main__ as command
+from hw.report import document, logs
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A committed run's files, to be tampered with."""
+
+    def copy(study: str) -> Path:
+        return Path(shutil.copytree(logs.RESULTS / study / "seed-0", tmp_path / study))
+
+    return copy
+
+
+def refused(folder: Path, capsys, *others: Path) -> str:
+    """The one line that ends the report."""
+    out = folder.parent / "page.html"
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(command.main, [f"--out={out}", *(f"--workdir={f}" for f in (folder, *others))])
+    printed, err = capsys.readouterr()
+    assert stopped.value.code == 2 and not printed and not out.exists()
+    (line,) = err.splitlines()
+    assert line.startswith("error: ") and len(line) <= 300 and line.isprintable()
+    return line
+
+
+@pytest.mark.parametrize("name", ["summary.json", "evaluation.json", "metrics.jsonl", "config.json"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", b"[]", b"null", b"7", b"NaN", b"\xff\x00", b"{", b"[" * 10**5, b"FIFO", b"FOLDER"],
+    ids=lambda content: str(content[:8]),
+)
+def test_a_file_that_is_none_of_ours(copy, capsys, name, content):
+    folder = copy("gru-quick")
+    (folder / name).unlink()
+    if content == b"FIFO":
+        os.mkfifo(folder / name)
+    elif content == b"FOLDER":
+        (folder / name).mkdir()
+    else:
+        (folder / name).write_bytes(content)
+    line = refused(folder, capsys)
+    assert name in line
+    if name != "config.json" and content not in (b"FIFO", b"FOLDER"):
+        assert "is damaged" in line
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"FIFO"])
+def test_samples_that_are_no_text(copy, capsys, content):
+    folder = copy("gru-quick")
+    (folder / "samples.txt").unlink()
+    if content == b"FIFO":
+        os.mkfifo(folder / "samples.txt")
+    else:
+        (folder / "samples.txt").write_bytes(content)
+    assert "samples.txt" in refused(folder, capsys)
+
+
+def _fields(value, above=()):
+    """Every field of nested objects, as the way to it."""
+    for key, inner in value.items():
+        yield (*above, key)
+        if isinstance(inner, dict):
+            yield from _fields(inner, (*above, key))
+
+
+@pytest.mark.parametrize("study", ["gru-quick", "resnet"])
+@pytest.mark.parametrize("name", ["summary.json", "evaluation.json", "config.json"])
+def test_whatever_field_is_missing_or_wrong_the_answer_is_made_or_refused(copy, study, name, monkeypatch):
+    """Never anything but a UserError: each field removed, and set to values of every other type."""
+    folder = copy(study)
+    whole = json.loads((folder / name).read_text())
+    answer = document._TRAINED[document._TASKS[json.loads((folder / "summary.json").read_text())["task"]]]
+    # A second each, and made of the model alone, which `read_run` has built.
+    monkeypatch.setattr(document.residual_net, "layers", lambda run: [])
+    for module in (document.residual_net, document.language_model):
+        monkeypatch.setattr(module, "_shapes", lambda run: {"w": (1,)})
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[-20:]))
+    refusals = 0
+    for way in _fields(whole):
+        for value in (..., None, "x", [[]], {}, -1, True):
+            changed = json.loads(json.dumps(whole))
+            inner = changed
+            for part in way[:-1]:
+                inner = inner[part]
+            if value is ...:
+                del inner[way[-1]]
+            else:
+                inner[way[-1]] = value
+            (folder / name).write_text(json.dumps(changed))
+            try:
+                run = logs.read_run(folder)
+            except cli.UserError as error:
+                assert str(folder) in str(error), (way, value)
+                refusals += 1
+                continue
+            made = answer.answer([run])
+            document._recipe(run)
+            for claim in made.claims:
+                for route in claim.routes.values():
+                    route()
+    assert refusals >= 20
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x",
+        "\0",
+        "[]",
+        "null",
+        "{}",
+        '{"split": "train", "epoch": 1, "loss": 1}',
+        '{"step": "1", "split": "train", "epoch": 1, "loss": 1}',
+        '{"step": 1, "split": "test", "epoch": 1, "loss": 1}',
+        '{"step": 1, "split": "train", "epoch": 1, "loss": null}',
+        '{"step": 1, "split": "train", "epoch": 1, "loss": [1]}',
+        '{"step": 1, "split": "train", "epoch": 1}',
+        '{"step": 1, "split": "train", "epoch": 1, "loss": NaN}',
+    ],
+)
+def test_a_line_of_metrics(copy, capsys, line):
+    folder = copy("gru-quick")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines[2] = line
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    said = refused(folder, capsys)
+    assert "metrics.jsonl, line 3" in said and "is damaged" in said
+
+
+def test_metrics_of_one_split_alone(copy, capsys):
+    folder = copy("gru-quick")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    for split, other in (("train", "eval"), ("eval", "train")):
+        kept = [line for line in lines if json.loads(line)["split"] == split]
+        (folder / "metrics.jsonl").write_text("\n".join(kept))
+        assert f"no line of the split {other}" in refused(folder, capsys)
+
+
+def test_seeds_that_do_not_go_together(copy, capsys, tmp_path):
+    first = copy("gru-quick")
+    second = Path(shutil.copytree(first, tmp_path / "second"))
+    summary = json.loads((second / "summary.json").read_text())
+    (second / "summary.json").write_text(json.dumps(summary | {"seed": 9}))
+    lines = (second / "metrics.jsonl").read_text().splitlines()
+    (second / "metrics.jsonl").write_text("\n".join(lines[1:]))
+    assert "other steps" in refused(first, capsys, second)
+    summary["dataset"]["vocabulary"] = summary["dataset"]["vocabulary"][::-1]
+    (second / "summary.json").write_text(json.dumps(summary | {"seed": 9}))
+    assert "another recipe" in refused(first, capsys, second)
+
+
+def test_every_committed_log_is_read():
+    found = sorted(logs.RESULTS.rglob("evaluation.json"))
+    assert len(found) > 30
+    for path in found:
+        if path.parent.name != "four-epochs-gated-first":  # a net that was taken out
+            assert logs.read_run(path.parent).metrics

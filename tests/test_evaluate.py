@@ -1,0 +1,60 @@
+"""hw.evaluate where something around it is not as it should be; what it measures, tests/e2e sees."""
+
+import pwd
+
+import pytest
+
+from hw import cli, evaluate, inference, prepare
+
+DATA = {"name": "recall", "source": "drawn"}
+REPORT = {"split": "test", "num_examples": 9, "accuracy": 0.75, "nll": 0.5, "dataset": DATA}
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """An evaluation that takes no time."""
+    monkeypatch.setattr(inference, "evaluate", lambda *args, **kwargs: dict(REPORT))
+
+
+def test_a_run_of_recall_is_printed(measured, tmp_path, capsys):
+    assert evaluate.main([f"--workdir={tmp_path}"]) == 0
+    assert "75.00%" in capsys.readouterr().out
+    assert (tmp_path / "evaluation.json").exists()
+
+
+def test_a_workdir_that_cannot_be_written_is_evaluated_all_the_same(measured, tmp_path, capsys):
+    (tmp_path / "evaluation.json").mkdir()  # root may write wherever permissions forbid it
+    assert evaluate.main([f"--workdir={tmp_path}"]) == 0
+    out, err = capsys.readouterr()
+    assert "75.00%" in out
+    assert err.startswith("note: evaluation.json in ") and "was not written" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        (prepare, ["tiny_shakespeare", "--archive=input.txt"]),
+        (evaluate, ["--model=gru"]),
+        (evaluate, ["--model=gru", "--data-dir=~/data"]),
+    ],
+)
+def test_without_a_home_folder_the_option_is_named(module, arguments, monkeypatch, capsys):
+    def unknown(number):
+        raise KeyError(number)
+
+    for name in ("HOME", "TFDS_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(module.main, arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2
+    assert line.startswith("error: ") and "home folder is not known" in line and "--data-dir" in line
+
+
+@pytest.mark.parametrize("name", ["text.txt", "absent"])
+def test_a_workdir_that_is_none(name, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("text")
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(evaluate.main, [f"--workdir={tmp_path / name}"])
+    assert stopped.value.code == 2 and f"no run in {tmp_path / name}" in capsys.readouterr().err
