@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from hw import cli, data, generation, models
 from hw.cli import UserError
-from hw.data.images import read_picture
+from hw.data.photos import read_image
 from hw.data.text import beginning, decode, encode
 from hw.training import checkpoint, loop
 from hw.training.parallel import Parallel
@@ -65,7 +65,7 @@ def predict(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
     Raises:
       UserError: a file is no picture, or there are no weights.
     """
-    pictures = np.stack([read_picture(file) for file in files])
+    pictures = np.stack([read_image(file) for file in files])
     saved, provenance, variables = checkpoint.load_run(folder, cli.say)
     config = loop.with_stand_in(ConfigDict(saved), provenance["source"])
     if config.task != "images":

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from hw.cli import UserError
 from hw.data import cache, download, figures, prepared
@@ -119,30 +119,6 @@ def blank_images(config: Any) -> Dataset:
         raise UserError(f"config.data.holdout={config.holdout}: must lie in [0, {COUNTS['train']})")
     train, test = blank(COUNTS["train"] - config.holdout), blank(config.holdout or COUNTS["test"])
     return Dataset(train, test, "holdout" if config.holdout else "test", CLASSES, {})
-
-
-def read_picture(path: Path) -> np.ndarray:
-    """Reads any picture as the networks want it: uint8 [32, 32, 3].
-
-    Turned as its EXIF data says, transparent parts on white, the largest centred square scaled down
-    (or up) with an antialiasing filter.
-
-    Raises:
-      UserError: the file cannot be read, or is no picture.
-    """
-    try:
-        with Image.open(path) as picture:
-            picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I"):  # grey of 16 bits, which Pillow would clip, not scale
-            picture = Image.fromarray((np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
-        # Through RGBA: palettes, grey and transparency of every kind in one way.
-        picture = picture.convert("RGBA")
-        page = Image.new("RGBA", picture.size, "white")
-        page.alpha_composite(picture)
-        return np.asarray(ImageOps.fit(page.convert("RGB"), (32, 32), Image.Resampling.LANCZOS))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a sound picture"
-        raise UserError(f"cannot read {path}: {reason}") from error
 
 
 # --- A prepared dataset -> arrays ---

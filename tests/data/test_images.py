@@ -474,66 +474,6 @@ def test_holdout_of_the_stand_in():
     assert (dataset.eval_name, len(dataset.train), len(dataset.eval)) == ("holdout", 50, 10)
 
 
-# --- Anybody's pictures ---
-
-
-def test_a_picture_of_the_networks_own_size_is_not_touched(tmp_path):
-    pixels = noise(1, 0).image[0]
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(images.read_picture(tmp_path / "a.png"), pixels)
-
-
-@pytest.mark.parametrize(
-    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"]
-)
-@pytest.mark.parametrize("size", [(1, 1), (3, 200), (640, 480)])
-def test_any_mode_and_size(tmp_path, mode, size):
-    Image.new(mode, size).save(tmp_path / "a.tiff")
-    picture = images.read_picture(tmp_path / "a.tiff")
-    assert picture.shape == (32, 32, 3) and picture.dtype == np.uint8
-
-
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
-    Image.fromarray(np.full((32, 32), 0x80FF, np.uint16)).save(tmp_path / "a.png")
-    assert set(images.read_picture(tmp_path / "a.png").flat) == {0x80}
-
-
-def test_transparency_is_white_and_the_centre_is_kept(tmp_path):
-    picture = Image.new("RGBA", (96, 32), (200, 0, 0, 255))
-    picture.paste((0, 0, 0, 0), (32, 0, 64, 16))
-    picture.paste((0, 0, 255, 255), (32, 16, 64, 32))
-    picture.save(tmp_path / "a.png")
-    expected = np.full((32, 32, 3), 255)
-    expected[16:] = 0, 0, 255
-    np.testing.assert_array_equal(images.read_picture(tmp_path / "a.png"), expected)
-
-
-def test_exif_orientation(tmp_path):
-    pixels = noise(1, 0).image[0]
-    exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side: to be turned clockwise
-    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(images.read_picture(tmp_path / "a.png"), np.rot90(pixels, -1))
-
-
-@pytest.mark.parametrize("kind", ["missing", "text", "empty", "truncated", "folder", "bomb"])
-def test_no_picture(tmp_path, monkeypatch, kind):
-    path = tmp_path / "a.png"
-    if kind == "folder":
-        path.mkdir()
-    elif kind in ("text", "empty"):
-        path.write_text("hello" if kind == "text" else "")
-    elif kind != "missing":
-        Image.fromarray(noise(1, 0).image[0]).save(path)
-        if kind == "truncated":
-            path.write_bytes(path.read_bytes()[:1500])
-        else:
-            monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UserError, match=r"cannot read .*a\.png: \w") as caught:
-        images.read_picture(path)
-    assert "\n" not in str(caught.value)
-
-
 # --- The real thing ---
 
 
