@@ -238,7 +238,7 @@ def _centred_square(image: Image.Image) -> np.ndarray:
     width, height = stored[::-1] if orientation >= 5 else stored
     if width * height <= WHOLE_PIXELS:
         upright = image if method is None else image.transpose(method)
-        opaque = _opaque(upright, _values(image, iter([image])))
+        opaque = _opaque(upright, _values(image, iter([upright])))
         fitted = ImageOps.fit(opaque, (SIZE, SIZE), Image.Resampling.LANCZOS)
         return np.asarray(fitted.convert("RGB"))
     side = min(width, height)

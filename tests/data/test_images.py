@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hw import cli, data
+from hw import data, files
 from hw.cli import UserError
 from hw.data import cache, figures, images, prepared
 
@@ -239,7 +239,7 @@ FAULTS = {
     "no dataset_info": (drop("dataset_info.json"), "dataset_info.json"),
     "no features": (drop("features.json"), "features.json"),
     "no labels": (drop("label.labels.txt"), "label.labels.txt"),
-    "dataset_info cut off": (edit("dataset_info.json", "}", ""), "JSONDecodeError"),
+    "dataset_info cut off": (edit("dataset_info.json", "}", ""), "is not JSON"),
     "dataset_info a list": (lambda f: (f / "dataset_info.json").write_text("[]"), "TypeError"),
     "wrong shape": (edit("features.json", '"32"', '"28"'), "28, 32, 3"),
     "wrong type": (edit("features.json", "uint8", "uint16"), "uint16"),
@@ -451,7 +451,7 @@ def test_a_cache_that_is_not_ours_or_cannot_be_written_is_done_without(folder, t
         def full(path, content):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(cli, "write_atomic", full)
+        monkeypatch.setattr(files, "write_atomic", full)
     said = []
     dataset = data.load(config(folder), said.append)
     assert len(dataset.train) == NUM_TRAIN
