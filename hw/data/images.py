@@ -30,7 +30,8 @@ ARCHIVE_FILES = {
     "test": ["cifar-10-batches-bin/test_batch.bin"],
 }
 ARCHIVE_CLASSES = "cifar-10-batches-bin/batches.meta.txt"
-MAX_ARCHIVE = 2**29  # bytes of an archive, and of what it unfolds to
+MAX_ARCHIVE = 2**29  # bytes of an archive
+MAX_UNFOLDED = 2**29  # bytes of what it unfolds to
 RECORD_BYTES = 1 + 3 * 32 * 32  # the label, then the red, the green and the blue plane
 
 Say = Callable[[str], None]
@@ -262,8 +263,8 @@ def _parse_archive(file: BinaryIO) -> tuple[Split, Split]:
                         f"archive refused: its member {member.name!r} is absolute, holds '..', "
                         f"or is a link or a device"
                     )
-                if member.offset_data + member.size > MAX_ARCHIVE:
-                    raise UserError(f"archive refused: it unfolds to more than {MAX_ARCHIVE:,} bytes")
+                if member.offset_data + member.size > MAX_UNFOLDED:
+                    raise UserError(f"archive refused: it unfolds to more than {MAX_UNFOLDED:,} bytes")
                 if str(path) in wanted:
                     contents[str(path)] = archive.extractfile(member).read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:

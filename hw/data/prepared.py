@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -207,7 +208,7 @@ def is_sound(folder: Path, decode: Callable[[], Any], say: Callable[[str], None]
     """
     for parent in folder.parents:
         if os.path.lexists(parent) and not parent.is_dir():
-            raise UserError(f"--data-dir: {parent} is a file, not a folder; name another one")
+            raise UserError(f"cannot write {folder}: {parent} is a file; name another folder with --data-dir")
     if not os.path.lexists(folder):
         return False
     try:
@@ -280,4 +281,6 @@ def write(
                 place.rename(f"{workplace}/replaced")
             written.rename(place)
     except (OSError, RuntimeError) as error:  # array_record raises RuntimeError, of a full disk too
-        raise UserError(f"cannot write {folder}: {error}") from error
+        full = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+        why = next((reason for reason in full if reason in str(error)), str(error))
+        raise UserError(f"cannot write {folder}: {why}") from error

@@ -436,6 +436,45 @@ def test_a_damaged_cache_is_dropped_and_made_anew(folder, tmp_path, how):
     assert not (tmp_path / "trap").exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["pipe", "dataset_info.json", "features.json", "label.labels.txt", "endless"]
+)
+def test_a_dataset_with_a_pipe_or_a_device(folder, name):
+    path = folder / ("dataset_info.json" if name == "endless" else name)
+    path.unlink(missing_ok=True)
+    if name == "endless":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(path)
+    with pytest.raises(prepared.Damaged, match=path.name):
+        data.load(config(folder, source="tfds"), silent)
+
+
+@pytest.mark.parametrize(
+    "info", ["[]", "null", "7", '{"splits": 3}', "[" * 100_000, '{"splits": [' + "9" * 5000 + "]}", "NaN"]
+)
+def test_a_description_that_is_something_else(folder, info):
+    (folder / "dataset_info.json").write_text(info)
+    with pytest.raises(prepared.Damaged, match="its description cannot be read"):
+        data.load(config(folder, source="tfds"), silent)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_a_cache_entry_that_is_no_regular_file(folder, tmp_path, kind):
+    data.load(config(folder), lambda line: None)
+    (entry,) = entries(tmp_path)
+    entry.unlink()
+    if kind == "pipe":
+        os.mkfifo(entry)
+    elif kind == "device":
+        entry.symlink_to("/dev/zero")
+    else:
+        entry.mkdir()
+    said = []
+    assert len(data.load(config(folder), said.append).train) == NUM_TRAIN
+    assert "damaged cache entry removed" in said[0]
+
+
 @pytest.mark.parametrize("owner", ["others may write", "another's", "no folder", "full"])
 def test_a_cache_that_is_not_ours_or_cannot_be_written_is_done_without(folder, tmp_path, monkeypatch, owner):
     place = tmp_path / "cache" / "hw"
