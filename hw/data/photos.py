@@ -114,7 +114,7 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
       UserError: the file cannot be read, is of another format, is damaged, or is too large.
     """
-    mend = "save it smaller, as JPEG or PNG"
+    mend = "give a PNG or JPEG file of moderate size"
     with files.open_regular(path, MAX_BYTES, mend=mend) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they would show Pillow's source on standard error
         kind = "image"
