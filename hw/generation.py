@@ -5,7 +5,9 @@ A language model here is a linen module with
     module.initial_carry(batch_size) -> carry                     nothing seen yet
     module.apply(variables, inputs, carry, train=False) -> (logits, carry)
 
-where every leaf of the carry has the batch as its first axis. None is the carry of nothing seen, too.
+where every leaf of the carry has the batch as its first axis. None is the carry of nothing seen, too. A
+module that cannot see beyond some distance has `reach`, the number of symbols that a carry depends on.
+Another has far_carries() -> carry: states that texts before may have left, as unlike as they can be.
 
 Glossary:
   b  batch: streams, or windows        t  time, characters        V  symbols of the vocabulary
@@ -22,12 +24,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from hw import cli
 from hw.cli import UserError
 
 Array = jax.Array
 
 # Characters of a prompt that are read at once, and of the windows that a text is scored by (nanoGPT's).
 WINDOW = 256
+# Of a prompt of more characters only the end is read, where what came before makes no difference.
+LONG_PROMPT = 4096
+# Two states are one where no unit differs by more: float32 rounds a batch of another size that differently.
+FORGOTTEN = 1e-5
 # Characters sampled by one call of the device: a stream shows text that often, and at most so many
 # are thrown away at the end.
 CHUNK = 64
@@ -119,6 +126,38 @@ def _folded(module: nn.Module, variables: Any) -> Any:
 def _read(module: nn.Module, variables: Any, inputs: Array, carry: Any) -> Any:
     """The carry after `inputs`."""
     return module.apply(variables, inputs, carry, train=False)[1]
+
+
+def _read_prompt(module: nn.Module, variables: Any, prompt: np.ndarray, place: Any) -> Any:
+    """The carry [1, …] after all symbols of a prompt but the last.
+
+    Of a long prompt the end is enough if the model has forgotten what came before. For a model without a
+    known reach this is tried: from states far apart, reading the end must lead to one state. If it does not,
+    more is read, and in the end all. (Coupling from the past, Propp & Wilson 1996, from a few states in place
+    of all.)
+    """
+    end = len(prompt) - 1
+
+    def read(start: int, carry: Any) -> Any:
+        streams = len(jax.tree.leaves(carry)[0])
+        # The windows begin where they would if all were read: the results are the same, bit for bit.
+        for at in range(start // WINDOW * WINDOW, end, WINDOW):
+            window = np.repeat(prompt[None, at : min(at + WINDOW, end)], streams, axis=0)
+            carry = _read(module, variables, place(window), place(carry))
+        return carry
+
+    if hasattr(module, "reach"):
+        return read(max(0, end - module.reach), module.initial_carry(1))
+    if end > LONG_PROMPT and hasattr(module, "far_carries"):
+        tail = LONG_PROMPT // 4
+        while tail < end / 2:
+            carries = read(end - tail, module.far_carries())
+            if all(float(jnp.ptp(x, axis=0).max()) < FORGOTTEN for x in jax.tree.leaves(carries)):
+                return jax.tree.map(lambda x: x[:1], carries)
+            tail *= 8
+    if end > LONG_PROMPT:
+        cli.say(f"reading a prompt of {len(prompt):,} characters: about a minute for each 100,000")
+    return read(0, module.initial_carry(1))
 
 
 @partial(jax.jit, static_argnames=("module", "draw"))
@@ -253,10 +292,7 @@ def stream(
     # On the variables' devices from the first call on, or the second would be another program.
     place = partial(jax.device_put, device=jax.tree.leaves(variables)[0].sharding)
     # The prompt is read once, in a batch of one; its last symbol is the first input of the first step.
-    carry = module.initial_carry(1)
-    for start in range(0, len(prompt) - 1, WINDOW):
-        window = prompt[None, start : min(start + WINDOW, len(prompt) - 1)]
-        carry = _read(module, variables, place(window), place(carry))
+    carry = _read_prompt(module, variables, prompt, place)
     carry = jax.tree.map(lambda x: place(jnp.repeat(x, len(streams), axis=0)), carry)
     ids = place(np.full(len(streams), prompt[-1], np.int32))
     rngs = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(np.asarray(streams, np.uint32))

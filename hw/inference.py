@@ -11,7 +11,7 @@ import numpy as np
 
 from hw import cli, data, generation
 from hw.cli import UserError
-from hw.data.images import read_picture
+from hw.data.photos import read_image
 from hw.data.text import beginning, decode, encode
 from hw.training import loop, saved
 from hw.training.parallel import Parallel
@@ -66,7 +66,7 @@ def predict(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
     Raises:
       UserError: a file is no picture, or there are no weights.
     """
-    pictures = np.stack([read_picture(file) for file in files])
+    pictures = np.stack([read_image(file) for file in files])
     needs = ("data.mean", "data.std", "eval.tta", "eval.temperature")
     run = saved.load_run(folder, cli.say, task="images", needs=needs)
     config = loop.with_stand_in(run.config, run.provenance["source"])

@@ -1,4 +1,4 @@
-"""Names what is in a picture: class and probability, by a trained or a released network."""
+"""Names what is in an image: class and probability, by a trained or a released network."""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +9,9 @@ from hw import cli, files
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.ArgumentParser(prog="hw.predict", description=__doc__)
-    parser.add_argument("images", nargs="+", type=cli.path, metavar="IMAGE", help="any size and mode")
+    parser.add_argument(
+        "images", nargs="+", type=cli.path, metavar="IMAGE", help="PNG, JPEG, WebP, GIF, BMP, TIFF or PPM"
+    )
     parser.add_argument("--workdir", type=cli.path, help="a run of yours (default: the released resnet)")
     parser.add_json_option()
     options = parser.parse_args(argv)

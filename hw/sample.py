@@ -3,10 +3,11 @@
 import sys
 from collections.abc import Sequence
 
-from hw import cli
+from hw import cli, files
 from hw.cli import UserError
 
 RULE = "-" * 10  # between samples
+MAX_PROMPT = 64 * 2**20  # bytes of a prompt's file
 HOTTEST = 1e6  # far above it the noise would overflow; the draw has long been uniform
 
 
@@ -57,10 +58,9 @@ def main(argv: Sequence[str]) -> int:
 
     # After the options: a mistake in them is told at once.
     from hw import inference
-    from hw.data.text import read_text
     from hw.training import saved
 
-    prompt = read_text(options.prompt_file) if options.prompt_file else options.prompt
+    prompt = files.read_text(options.prompt_file, MAX_PROMPT) if options.prompt_file else options.prompt
     samples = inference.sample(
         options.workdir or saved.released(options.model or "gru"),
         prompt=prompt,

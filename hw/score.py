@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from hw import cli, files
 from hw.cli import UserError
 
+MAX_TEXT = 64 * 2**20  # bytes of the text
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
@@ -41,12 +43,11 @@ def main(argv: Sequence[str]) -> int:
 
     # After the options: a mistake in them is told at once.
     from hw import inference
-    from hw.data.text import read_text
     from hw.report import surprise
     from hw.training import saved
 
     report, characters = inference.score(
-        read_text(options.file),
+        files.read_text(options.file, MAX_TEXT),
         options.workdir or saved.released(options.model or "gru"),
         protocol=options.protocol,
         skip_unknown=options.unknown == "skip",

@@ -229,6 +229,50 @@ def test_a_prompt_read_in_windows_is_a_prompt_read_at_once(model, monkeypatch):
         np.testing.assert_array_equal(text, texts[0])
 
 
+@pytest.mark.parametrize("name", ["gru", "attention"])
+def test_of_a_long_prompt_the_end_is_enough(monkeypatch, name):
+    """A text that the model has forgotten is not read, and the samples are those of the whole prompt."""
+    module, variables = build(MODULES[name])
+    prompt = np.random.default_rng(1).integers(0, V, 3000)
+    whole = generation.sample(module, variables, prompt, length=80, streams=range(2))
+    monkeypatch.setattr(generation, "LONG_PROMPT", 1024)
+    monkeypatch.setattr(generation, "WINDOW", 256)
+    read = []
+    of_window = generation._read
+
+    def count(module, variables, inputs, carry):
+        read.append(inputs.shape[1])
+        return of_window(module, variables, inputs, carry)
+
+    monkeypatch.setattr(generation, "_read", count)
+    end = generation.sample(module, variables, prompt, length=80, streams=range(2))
+    assert sum(read) <= 512 + 256
+    for a, b in zip(whole, end, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_attention_sees_no_further_back_than_its_reach():
+    module, variables = build(MODULES["attention"])
+    prompt = np.random.default_rng(1).integers(0, V, 60)
+    carries = [one_pass(module, variables, prompt[None, start:])[1] for start in (0, 60 - module.reach)]
+    for whole, end in zip(*map(jax.tree.leaves, carries), strict=True):
+        np.testing.assert_allclose(whole, end, rtol=1e-5, atol=1e-6)
+
+
+def test_a_state_that_does_not_fade_is_read_from_the_beginning(monkeypatch, capsys):
+    """Update gates of nearly 1 keep what was read first: the whole prompt counts, and a line says so."""
+    module, variables = build(MODULES["gru"])
+    for layer in ("gru_0", "gru_1"):
+        cell = variables["params"][layer]
+        cell["b"][8:16] = 40
+    prompt = np.random.default_rng(1).integers(0, V, 1500)
+    whole = generation.sample(module, variables, prompt, length=40)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(generation, "LONG_PROMPT", 1024)
+    np.testing.assert_array_equal(generation.sample(module, variables, prompt, length=40), whole)
+    assert "reading a prompt of 1,500 characters" in capsys.readouterr().err
+
+
 def test_prompts_of_one_symbol_and_of_none(stand_in):
     assert len(generation.sample(*stand_in, PROMPT[:1], length=5)[0]) == 5
     with pytest.raises(ValueError, match="at least one"):

@@ -437,7 +437,7 @@ def test_help(hw):
         (["cifar10", "--arch=x"], "--arch"),
         (["cifar10", "stray"], "stray"),
         (["cifar10", "--archive=/nowhere.tar.gz"], "cannot read /nowhere.tar.gz: No such file"),
-        (["cifar10", "--archive=/"], "cannot read /: Is a directory"),
+        (["cifar10", "--archive=/"], "cannot read /: it is a folder"),
         (["tiny_shakespeare", f"--sha256={'0' * 64}"], "--sha256 goes with --archive"),
         (["tiny_shakespeare", "--archive=/nowhere.txt"], "cannot read /nowhere.txt: No such file"),
     ],
@@ -603,3 +603,82 @@ def test_no_network_is_one_line_at_once(tmp_path, monkeypatch):
         prepare.main(["tiny_shakespeare", f"--data-dir={tmp_path / 'data'}"])
     assert time.monotonic() - start < 5
     assert not (tmp_path / "data").exists()
+
+
+# --- What is not ours, and what does not end ---
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "huge"])
+def test_an_archive_that_is_no_regular_file_or_too_large(tmp_path, kind):
+    path = tmp_path / "a.tar.gz"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(2**40)  # sparse
+    for dataset in ("cifar10", "tiny_shakespeare"):
+        for more in ([], [f"--sha256={'0' * 64}"]):
+            with pytest.raises(UserError, match=r"pipe or a device|larger than"):
+                prepare.main([dataset, f"--data-dir={tmp_path / 'data'}", f"--archive={path}", *more])
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_archive_that_unfolds_to_more_than_it_may(tmp_path, monkeypatch, archive):
+    monkeypatch.setattr(images, "MAX_UNFOLDED", 300_000)
+    with pytest.raises(UserError, match="unfolds to more than 300,000 bytes"):
+        run(tmp_path, archive)
+
+
+@pytest.mark.parametrize("kind", ["a file of the user's", "a folder of the user's", "a file in its place"])
+def test_what_is_no_dataset_is_not_replaced(archive, tmp_path, kind):
+    folder = tmp_path / "data" / "cifar10" / "3.0.2"
+    if kind == "a file in its place":
+        folder.parent.mkdir(parents=True)
+        folder.write_text("mine")
+    else:
+        folder.mkdir(parents=True)
+        (folder / "dataset_info.json").write_text("{}")
+        if kind == "a file of the user's":
+            (folder / "thesis.txt").write_text("mine")
+        else:
+            (folder / "photos").mkdir()
+    before = sorted(str(p) for p in tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"would lose (thesis.txt|photos|3.0.2): move it away"):
+        run(tmp_path, archive)
+    assert sorted(str(p) for p in tmp_path.rglob("*")) == before
+
+
+def test_a_linked_dataset_is_replaced_where_it_lies(archive, tmp_path):
+    there = tmp_path / "elsewhere" / "copy"
+    there.mkdir(parents=True)
+    (there / "dataset_info.json").write_text("{}")
+    folder = tmp_path / "data" / "cifar10" / "3.0.2"
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(there)
+    run(tmp_path, archive)
+    assert folder.is_symlink() and folder.resolve() == there
+    assert len(load(tmp_path / "data").train) == 100
+    assert [p.name for p in (tmp_path / "elsewhere").iterdir()] == ["copy"]
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/data", "s3://bucket", "https://example.org/x"])
+def test_addresses_are_refused(tmp_path, monkeypatch, address):
+    with pytest.raises(UserError, match="only local files"):
+        prepare.main(["cifar10", f"--data-dir={address}"])
+    with pytest.raises(UserError, match=r"config\.data\.dir.*only local files"):
+        data.load(SimpleNamespace(name="cifar10", source="tfds", dir=address, holdout=0))
+    monkeypatch.setenv("TFDS_DATA_DIR", address)
+    with pytest.raises(UserError, match=r"TFDS_DATA_DIR=.*only local files"):
+        prepare.main(["cifar10"])
+
+
+def test_without_a_home_folder(monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda text: text)  # as for a user without an entry
+    for dataset in ("cifar10", "tiny_shakespeare"):
+        with pytest.raises(UserError, match=r"home folder is not known.*--data-dir=DIR"):
+            prepare.main([dataset])
+    monkeypatch.setenv("TFDS_DATA_DIR", "~/data")
+    with pytest.raises(UserError, match="home folder is not known"):
+        prepare.main(["cifar10"])

@@ -4,6 +4,7 @@ import hashlib
 import html.parser
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -417,3 +418,26 @@ def test_the_released_model_does_as_well_as_it_says():
     said = json.loads((folder / "evaluation.json").read_text())
     for name in ("nats_cold256", "nats_stateful"):
         assert found[name] == pytest.approx(said[name], abs=1e-4)
+
+
+# --- Files that are read ---
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "missing", "huge", "latin-1"])
+def test_a_prompt_and_a_text_are_regular_bounded_files(tmp_path, kind):
+    path = tmp_path / "a.txt"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "huge":
+        with path.open("wb") as file:
+            file.truncate(2**40)  # sparse
+    elif kind == "latin-1":
+        path.write_bytes("Größe".encode("latin-1"))
+    with pytest.raises(UserError, match=r"a\.txt"):
+        sample.main([f"--prompt-file={path}"])
+    with pytest.raises(UserError, match=r"a\.txt"):
+        score.main([str(path)])

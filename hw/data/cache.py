@@ -11,6 +11,8 @@ import numpy as np
 
 from hw import files
 
+MAX_BYTES = 2**32  # of the arrays that are kept together
+
 
 def cache_dir(say: Callable[[str], None]) -> Path | None:
     """Returns `$XDG_CACHE_HOME/hw` (default `~/.cache/hw`), made where it is missing.
@@ -69,14 +71,14 @@ def load_arrays(path: Path, say: Callable[[str], None]) -> tuple[list[np.ndarray
 
     Nothing is unpickled. A damaged file is removed, and said to be.
     """
+    if not os.path.lexists(path):
+        return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with files.open_regular(path, MAX_BYTES) as entry, np.load(entry, allow_pickle=False) as file:
             sha256 = str(file["sha256"])
             arrays = [file[f"arr_{i}"] for i in range(len(file.files) - 1)]
         if digest(arrays) != sha256:
             raise ValueError("its content is not what was written")
-    except FileNotFoundError:
-        return None
     except Exception as error:  # zip, zlib, struct, numpy: a cache of any shape must never stop us
         say(f"damaged cache entry removed: {path} ({error})")
         with suppress(OSError):

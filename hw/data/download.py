@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
+from hw import files
 from hw.cli import UserError
 
 CONNECT_SECONDS = 3.0
@@ -28,6 +29,7 @@ class Archive:
     url: str
     size: int  # bytes
     sha256: str
+    limit: int  # bytes of a file that is taken in its place
 
 
 @contextlib.contextmanager
@@ -54,7 +56,8 @@ def open_verified(
       UserError: the archive cannot be had, or is not the right one.
     """
     expected = (sha256 or official.sha256).lower()
-    with _open(path) if path else _download(official, data_dir, say) as file:
+    taken = files.open_regular(path, official.limit) if path else _download(official, data_dir, say)
+    with taken as file:
         try:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
@@ -69,16 +72,6 @@ def open_verified(
             )
         file.seek(0)
         yield file, found
-
-
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    with file:
-        yield file
 
 
 def _connect(official: Archive) -> http.client.HTTPResponse:

@@ -10,8 +10,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from hw import files
 from hw.cli import UserError
 from hw.data import cache, download, figures, prepared
 from hw.data.prepared import Damaged
@@ -29,6 +30,8 @@ ARCHIVE_FILES = {
     "test": ["cifar-10-batches-bin/test_batch.bin"],
 }
 ARCHIVE_CLASSES = "cifar-10-batches-bin/batches.meta.txt"
+MAX_ARCHIVE = 2**29  # bytes of an archive
+MAX_UNFOLDED = 2**29  # bytes of what it unfolds to
 RECORD_BYTES = 1 + 3 * 32 * 32  # the label, then the red, the green and the blue plane
 
 Say = Callable[[str], None]
@@ -121,30 +124,6 @@ def blank_images(config: Any) -> Dataset:
     return Dataset(train, test, "holdout" if config.holdout else "test", CLASSES, {})
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """Reads any picture as the networks want it: uint8 [32, 32, 3].
-
-    Turned as its EXIF data says, transparent parts on white, the largest centred square scaled down
-    (or up) with an antialiasing filter.
-
-    Raises:
-      UserError: the file cannot be read, or is no picture.
-    """
-    try:
-        with Image.open(path) as picture:
-            picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I"):  # grey of 16 bits, which Pillow would clip, not scale
-            picture = Image.fromarray((np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
-        # Through RGBA: palettes, grey and transparency of every kind in one way.
-        picture = picture.convert("RGBA")
-        page = Image.new("RGBA", picture.size, "white")
-        page.alpha_composite(picture)
-        return np.asarray(ImageOps.fit(page.convert("RGB"), (32, 32), Image.Resampling.LANCZOS))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a sound picture"
-        raise UserError(f"cannot read {path}: {reason}") from error
-
-
 # --- A prepared dataset -> arrays ---
 
 
@@ -174,9 +153,10 @@ def _check(folder: Path) -> tuple[dict[str, prepared.Shards], str]:
     try:
         image = features["image"]["image"]
         shape = image["dtype"], *map(int, image["shape"]["dimensions"])
-        classes = tuple((folder / "label.labels.txt").read_text().split())
-    except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
-        raise Damaged(folder, f"its features cannot be read ({type(error).__name__}: {error})") from error
+        classes = tuple(files.read_text(folder / "label.labels.txt", prepared.MAX_TEXT).split())
+    except (UserError, LookupError, ValueError, TypeError, AttributeError) as error:
+        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise Damaged(folder, f"its features cannot be read ({why})") from error
     if shape != ("uint8", 32, 32, 3):
         raise Damaged(folder, f"its pictures are {shape}, not uint8 32 x 32 x 3")
     if classes != CLASSES:
@@ -255,7 +235,7 @@ def prepare_cifar10(data_dir: Path, say: Say, archive: Path | None = None, sha25
     folder = data_dir / "cifar10" / VERSION
     if prepared.is_sound(folder, lambda: _decode(folder, _check(folder)[0]), say):
         return folder
-    official = download.Archive("cifar10", ARCHIVE_URL, ARCHIVE_BYTES, ARCHIVE_SHA256)
+    official = download.Archive("cifar10", ARCHIVE_URL, ARCHIVE_BYTES, ARCHIVE_SHA256, MAX_ARCHIVE)
     with download.open_verified(official, data_dir, say, archive, sha256) as (file, found):
         train, test = _parse_archive(file)
     if found == ARCHIVE_SHA256:
@@ -283,6 +263,8 @@ def _parse_archive(file: BinaryIO) -> tuple[Split, Split]:
                         f"archive refused: its member {member.name!r} is absolute, holds '..', "
                         f"or is a link or a device"
                     )
+                if member.offset_data + member.size > MAX_UNFOLDED:
+                    raise UserError(f"archive refused: it unfolds to more than {MAX_UNFOLDED:,} bytes")
                 if str(path) in wanted:
                     contents[str(path)] = archive.extractfile(member).read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:

@@ -1,10 +1,12 @@
 """Datasets as TFDS prepares them: found, checked, read through a cache, written whole or not at all."""
 
+import argparse
 import contextlib
+import errno
 import hashlib
 import io
-import json
 import os
+import re
 import shlex
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,8 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from hw import cli, files
 from hw.cli import UserError
 from hw.data import cache
+
+MAX_TEXT = 2**24  # bytes of a file that describes a dataset
+# What TFDS writes to a dataset's folder. A folder that holds anything else is not replaced.
+_OF_TFDS = re.compile(
+    r"dataset_info\.json|features\.json|metadata\.json|[\w-]+\.labels\.txt|checksums\.tsv|LICENSE"
+    r"|[\w-]+\.\w+-\d+-of-\d+(_index\.json)?"
+)
 
 # Shard files with the number of records that the description declares for each.
 Shards = dict[Path, int]
@@ -37,18 +47,20 @@ def default_data_dir() -> Path:
     """`TFDS_DATA_DIR`, else TFDS's own default.
 
     Raises:
-      UserError: the home folder is not known.
+      UserError: it is no local folder, or the home folder is not known.
     """
-    return _expanded(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    if named := os.environ.get("TFDS_DATA_DIR"):
+        return _local(named, f"TFDS_DATA_DIR={named}")
+    return _local("~/tensorflow_datasets", "the data folder is not named")
 
 
-def _expanded(data_dir: str) -> Path:
+def _local(folder: str, named: str) -> Path:
     try:
-        return Path(data_dir).expanduser()
-    except RuntimeError as error:
+        return cli.path(folder)
+    except argparse.ArgumentTypeError as error:
         raise UserError(
-            f"{data_dir}: the home folder is not known (HOME is not set): give --data-dir (hw.train: "
-            "--config.data.dir) or set TFDS_DATA_DIR"
+            f"{named}: {error}; give --data-dir=DIR (with hw.train --config.data.dir=DIR), or set "
+            "TFDS_DATA_DIR=DIR"
         ) from error
 
 
@@ -79,7 +91,7 @@ def find(
         raise UserError(f"config.data.source={config.source!r}: choose from 'auto', 'tfds', 'embedded'")
     if config.source == "embedded":
         return None
-    data_dir = _expanded(config.dir) if config.dir else default_data_dir()
+    data_dir = _local(config.dir, "config.data.dir") if config.dir else default_data_dir()
     folder = data_dir / dataset / version
     if os.path.lexists(folder):
         return folder
@@ -107,13 +119,17 @@ def check(folder: Path, splits: Iterable[str]) -> tuple[dict[str, Any], dict[str
       UserError: the dataset is in a format that needs TensorFlow.
     """
     try:
-        info = json.loads((folder / "dataset_info.json").read_text())
-        features = json.loads((folder / "features.json").read_text())["featuresDict"]["features"]
+        info = files.read_json(folder / "dataset_info.json", MAX_TEXT)
+        features = files.read_json(folder / "features.json", MAX_TEXT)["featuresDict"]["features"]
+        for path in folder.iterdir():
+            if not path.is_file() and not path.is_dir():  # TFDS would wait for a pipe
+                raise ValueError(f"{path.name} is no regular file")
         lengths = {split["name"]: [int(n) for n in split["shardLengths"]] for split in info["splits"]}
         lengths = {split: lengths[split] for split in splits}
         file_format, note = info["fileFormat"], " ".join(info.get("description", "").split())
-    except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
-        raise Damaged(folder, f"its description cannot be read ({type(error).__name__}: {error})") from error
+    except (UserError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
+        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise Damaged(folder, f"its description cannot be read ({why})") from error
     dataset = folder.parent.name
     if file_format != "array_record":
         # Sound, no doubt, for somebody with TensorFlow: not ours to replace.
@@ -185,12 +201,26 @@ def read_cached(
 
 
 def is_sound(folder: Path, decode: Callable[[], Any], say: Callable[[str], None]) -> bool:
-    """Whether a dataset is there and `decode()` finds no damage; says which of the two it is."""
+    """Whether a dataset is there and `decode()` finds no damage; says which of the two it is.
+
+    Raises:
+      UserError: no dataset can be written to `folder`, or what is there is not one and would be lost.
+    """
+    for parent in folder.parents:
+        if os.path.lexists(parent) and not parent.is_dir():
+            raise UserError(f"cannot write {folder}: {parent} is a file; name another folder with --data-dir")
     if not os.path.lexists(folder):
         return False
     try:
         decode()
     except Damaged as error:
+        found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [folder.name]
+        others = [name for name in found if not folder.is_dir() or not _OF_TFDS.fullmatch(name)]
+        if others:
+            raise UserError(
+                f"{folder} is no dataset ({error.problem}), and replacing it would lose {others[0]}: move it "
+                "away, or name another folder with --data-dir"
+            ) from error
         say(f"{folder} is damaged ({error.problem}) and will be replaced")
         return False
     say(f"{folder} is prepared already, and sound")
@@ -229,7 +259,8 @@ def write(
 
         _generate_examples = None  # abstract in TFDS; here the splits bring their examples
 
-    data_dir = folder.parents[1]
+    place = Path(os.path.realpath(folder))  # a link stays, and what it points to is replaced
+    data_dir = place.parent if folder.is_symlink() else folder.parents[1]
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         # A folder that nobody takes for a dataset, on the same disk, so that the last step is a rename.
@@ -246,8 +277,10 @@ def write(
             if not equal:
                 raise OSError("what was written does not read back equal")
             folder.parent.mkdir(exist_ok=True)
-            if os.path.lexists(folder):
-                folder.rename(f"{workplace}/replaced")
-            written.rename(folder)
+            if os.path.lexists(place):
+                place.rename(f"{workplace}/replaced")
+            written.rename(place)
     except (OSError, RuntimeError) as error:  # array_record raises RuntimeError, of a full disk too
-        raise UserError(f"cannot write {folder}: {error}") from error
+        full = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+        why = next((reason for reason in full if reason in str(error)), str(error))
+        raise UserError(f"cannot write {folder}: {why}") from error

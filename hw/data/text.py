@@ -5,7 +5,6 @@ import hashlib
 import math
 import mmap
 import os
-import stat
 import string
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hw import files
 from hw.cli import UserError
 from hw.data import download, prepared
 from hw.data.prepared import Damaged
@@ -30,6 +30,8 @@ SYMBOLS = "\n !$&',-.3:;?" + string.ascii_uppercase + string.ascii_lowercase
 ARCHIVE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 BLOCK = 1 << 20  # bytes that are decoded at once
+MAX_BYTES = 2**31  # of a text to train on: its indices, of one to four bytes a character, are held in memory
+MAX_ARCHIVE = 2**26  # bytes of a text that is prepared: it is held in memory several times
 
 Say = Callable[[str], None]
 
@@ -117,23 +119,6 @@ def blank_text(config: Any) -> TextDataset:
     return TextDataset(ids[:train], ids[train:], name, tuple(SYMBOLS), {})
 
 
-def read_text(path: Path) -> str:
-    """A text file as it is, newlines included, but for a byte order mark.
-
-    Raises:
-      UserError: it cannot be read, or is not UTF-8.
-    """
-    try:
-        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8: byte offset {error.start} holds 0x{error.object[error.start]:02x} "
-            "(iconv -t UTF-8 converts)"
-        ) from error
-
-
 def beginning(classes: Sequence[str]) -> str:
     """What a text goes on from where nothing is given: a newline, or the first symbol if there is none."""
     return "\n" if "\n" in classes else classes[0]
@@ -203,18 +188,14 @@ def _cut_as_tfds(length: int) -> tuple[int, int]:
 
 
 def _read_file(path: Path) -> tuple[np.ndarray, tuple[str, ...], str]:
-    """Reads a text file of any size: (ids, classes, fingerprint)."""
+    """Reads a text file: (ids, classes, fingerprint)."""
     mend = "config.data.path must name a UTF-8 text (iconv -t UTF-8 converts) of two symbols or more"
     try:
-        status = path.stat()  # before it is opened: a pipe would be waited for
-        if stat.S_ISDIR(status.st_mode):
-            raise UserError(f"cannot read {path}: it is a folder; {mend}")
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"cannot read {path}: it is no regular file; {mend}")
-        if not status.st_size:
-            raise UserError(f"{path} is empty; {mend}")
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return _index(content)
+        with files.open_regular(path, MAX_BYTES, mend=mend) as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise ValueError("is empty")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return _index(content)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; {mend}") from error
     except ValueError as error:
@@ -336,7 +317,7 @@ def prepare_tiny_shakespeare(
     folder = data_dir / "tiny_shakespeare" / VERSION
     if prepared.is_sound(folder, lambda: _decode(folder, _check(folder)[0]), say):
         return folder
-    official = download.Archive("tiny_shakespeare", ARCHIVE_URL, ARCHIVE_BYTES, ARCHIVE_SHA256)
+    official = download.Archive("tiny_shakespeare", ARCHIVE_URL, ARCHIVE_BYTES, ARCHIVE_SHA256, MAX_ARCHIVE)
     with download.open_verified(official, data_dir, say, archive, sha256) as (file, found):
         content = file.read().removeprefix(codecs.BOM_UTF8)
     try:

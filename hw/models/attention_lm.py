@@ -190,6 +190,11 @@ class AttentionLM(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
+    @property
+    def reach(self) -> int:
+        """Of how many symbols the carry depends: each block's cached keys look `context` − 1 further back."""
+        return self.depth * (self.context - 1)
+
     def initial_carry(self, batch_size: int) -> Carry:
         """The carry of a text of which nothing has been seen: no slot filled.
 

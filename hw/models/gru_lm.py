@@ -149,6 +149,12 @@ class GRULM(nn.Module):
             made |= {f"params/{kind}_{number}/{part}": (length,) for part in parts}
         return made | {"params/head/kernel": (n, self.vocab_size), "params/head/bias": (self.vocab_size,)}
 
+    def far_carries(self) -> Array:
+        """States far apart that texts before may have left, [4, depth, width]: each unit lies in [−1, 1]."""
+        alternating = jnp.where(jnp.arange(self.width) % 2, 1.0, -1.0) * jnp.ones((self.depth, 1))
+        zero = jnp.zeros_like(alternating)
+        return jnp.stack([zero, zero + 1, zero - 1, alternating])
+
     def fold(self, variables: dict[str, Any]) -> dict[str, Any]:
         """The variables with what the first layer's product makes of each symbol, E W + b: [V, 3n].
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hw import cli, data
+from hw import data, files
 from hw.cli import UserError
 from hw.data import cache, figures, images, prepared
 
@@ -239,7 +239,7 @@ FAULTS = {
     "no dataset_info": (drop("dataset_info.json"), "dataset_info.json"),
     "no features": (drop("features.json"), "features.json"),
     "no labels": (drop("label.labels.txt"), "label.labels.txt"),
-    "dataset_info cut off": (edit("dataset_info.json", "}", ""), "JSONDecodeError"),
+    "dataset_info cut off": (edit("dataset_info.json", "}", ""), "is not JSON"),
     "dataset_info a list": (lambda f: (f / "dataset_info.json").write_text("[]"), "TypeError"),
     "wrong shape": (edit("features.json", '"32"', '"28"'), "28, 32, 3"),
     "wrong type": (edit("features.json", "uint8", "uint16"), "uint16"),
@@ -436,6 +436,45 @@ def test_a_damaged_cache_is_dropped_and_made_anew(folder, tmp_path, how):
     assert not (tmp_path / "trap").exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["pipe", "dataset_info.json", "features.json", "label.labels.txt", "endless"]
+)
+def test_a_dataset_with_a_pipe_or_a_device(folder, name):
+    path = folder / ("dataset_info.json" if name == "endless" else name)
+    path.unlink(missing_ok=True)
+    if name == "endless":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(path)
+    with pytest.raises(prepared.Damaged, match=path.name):
+        data.load(config(folder, source="tfds"), silent)
+
+
+@pytest.mark.parametrize(
+    "info", ["[]", "null", "7", '{"splits": 3}', "[" * 100_000, '{"splits": [' + "9" * 5000 + "]}", "NaN"]
+)
+def test_a_description_that_is_something_else(folder, info):
+    (folder / "dataset_info.json").write_text(info)
+    with pytest.raises(prepared.Damaged, match="its description cannot be read"):
+        data.load(config(folder, source="tfds"), silent)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_a_cache_entry_that_is_no_regular_file(folder, tmp_path, kind):
+    data.load(config(folder), lambda line: None)
+    (entry,) = entries(tmp_path)
+    entry.unlink()
+    if kind == "pipe":
+        os.mkfifo(entry)
+    elif kind == "device":
+        entry.symlink_to("/dev/zero")
+    else:
+        entry.mkdir()
+    said = []
+    assert len(data.load(config(folder), said.append).train) == NUM_TRAIN
+    assert "damaged cache entry removed" in said[0]
+
+
 @pytest.mark.parametrize("owner", ["others may write", "another's", "no folder", "full"])
 def test_a_cache_that_is_not_ours_or_cannot_be_written_is_done_without(folder, tmp_path, monkeypatch, owner):
     place = tmp_path / "cache" / "hw"
@@ -451,7 +490,7 @@ def test_a_cache_that_is_not_ours_or_cannot_be_written_is_done_without(folder, t
         def full(path, content):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(cli, "write_atomic", full)
+        monkeypatch.setattr(files, "write_atomic", full)
     said = []
     dataset = data.load(config(folder), said.append)
     assert len(dataset.train) == NUM_TRAIN
@@ -472,66 +511,6 @@ def test_a_relative_cache_home_is_ignored(monkeypatch, tmp_path):
 def test_holdout_of_the_stand_in():
     dataset = data.load(config(source="embedded", holdout=10), lambda line: None)
     assert (dataset.eval_name, len(dataset.train), len(dataset.eval)) == ("holdout", 50, 10)
-
-
-# --- Anybody's pictures ---
-
-
-def test_a_picture_of_the_networks_own_size_is_not_touched(tmp_path):
-    pixels = noise(1, 0).image[0]
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(images.read_picture(tmp_path / "a.png"), pixels)
-
-
-@pytest.mark.parametrize(
-    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"]
-)
-@pytest.mark.parametrize("size", [(1, 1), (3, 200), (640, 480)])
-def test_any_mode_and_size(tmp_path, mode, size):
-    Image.new(mode, size).save(tmp_path / "a.tiff")
-    picture = images.read_picture(tmp_path / "a.tiff")
-    assert picture.shape == (32, 32, 3) and picture.dtype == np.uint8
-
-
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
-    Image.fromarray(np.full((32, 32), 0x80FF, np.uint16)).save(tmp_path / "a.png")
-    assert set(images.read_picture(tmp_path / "a.png").flat) == {0x80}
-
-
-def test_transparency_is_white_and_the_centre_is_kept(tmp_path):
-    picture = Image.new("RGBA", (96, 32), (200, 0, 0, 255))
-    picture.paste((0, 0, 0, 0), (32, 0, 64, 16))
-    picture.paste((0, 0, 255, 255), (32, 16, 64, 32))
-    picture.save(tmp_path / "a.png")
-    expected = np.full((32, 32, 3), 255)
-    expected[16:] = 0, 0, 255
-    np.testing.assert_array_equal(images.read_picture(tmp_path / "a.png"), expected)
-
-
-def test_exif_orientation(tmp_path):
-    pixels = noise(1, 0).image[0]
-    exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side: to be turned clockwise
-    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(images.read_picture(tmp_path / "a.png"), np.rot90(pixels, -1))
-
-
-@pytest.mark.parametrize("kind", ["missing", "text", "empty", "truncated", "folder", "bomb"])
-def test_no_picture(tmp_path, monkeypatch, kind):
-    path = tmp_path / "a.png"
-    if kind == "folder":
-        path.mkdir()
-    elif kind in ("text", "empty"):
-        path.write_text("hello" if kind == "text" else "")
-    elif kind != "missing":
-        Image.fromarray(noise(1, 0).image[0]).save(path)
-        if kind == "truncated":
-            path.write_bytes(path.read_bytes()[:1500])
-        else:
-            monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UserError, match=r"cannot read .*a\.png: \w") as caught:
-        images.read_picture(path)
-    assert "\n" not in str(caught.value)
 
 
 # --- The real thing ---
