@@ -1,8 +1,10 @@
 """How numbers and matrices are read and written in an answer. Nothing is computed here."""
 
+import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -17,6 +19,9 @@ _NUMBER = re.compile(
 )
 _MAX_EXPONENT = 300  # beyond, a float64 has no such number
 _MAX_ENTRIES = 4096  # of a matrix: the working is to be read
+_MOST_LINES = 128  # of a step's working; the tables are whole
+_MOST_TERMS = 64  # of a sum on one line
+_FIRST_TERMS = 8  # of a longer one
 
 _SUBSCRIPTS = str.maketrans("0123456789,", "₀₁₂₃₄₅₆₇₈₉,")
 
@@ -70,6 +75,16 @@ def subscript(*indices: int) -> str:
     return joiner.join(map(str, indices)).translate(_SUBSCRIPTS)
 
 
+def _float_or_decimal(value: Fraction) -> float | Decimal:
+    try:
+        nearest = float(value)
+    except OverflowError:
+        nearest = math.inf
+    if math.isfinite(nearest) and (nearest or not value):
+        return nearest
+    return Decimal(value.numerator) / Decimal(value.denominator)
+
+
 def text(value: Any, digits: int = 6) -> str:
     """A number in plain text: exact if it is short, else so many significant digits.
 
@@ -78,7 +93,8 @@ def text(value: Any, digits: int = 6) -> str:
     if isinstance(value, Fraction):
         if value.denominator == 1 and abs(value.numerator) < 10**15:
             return str(value.numerator)
-        decimal = f"{float(value):.{digits}g}"
+        # Beyond a float64's range Decimal has the digits.
+        decimal = f"{_float_or_decimal(value):.{digits}g}"
         if Fraction(decimal) == value:
             return decimal
         if max(abs(value.numerator), value.denominator) < 10**6:
@@ -122,13 +138,37 @@ def _latex_factor(value: Any) -> str:
     return f"({plain})" if plain.startswith("-") else plain
 
 
+def is_short(numbers: Sequence[Any]) -> bool:
+    """Whether so many numbers may be written on one line."""
+    return len(numbers) <= _MOST_TERMS
+
+
+def first_lines(lines: Iterator[Line], count: int) -> list[Line]:
+    """The first of `count` lines of working; one line says how many are left out."""
+    shown = list(itertools.islice(lines, _MOST_LINES))
+    if left := count - len(shown):
+        says = f"{left:,} more lines like these are left out"
+        shown.append((f"… {says}", rf"\text{{{says}}}"))
+    return shown
+
+
+def or_too_large(value: float) -> float | str:
+    """A number for a table; words where it is no finite one."""
+    return value if math.isfinite(value) else "too large"
+
+
 def sum_of_products(
     name: Line, left: Sequence[Any], right: Sequence[Any], total: Any, digits: int = 6
 ) -> Line:
-    """`name = a·b + c·d = total`, the numbers put in."""
+    """`name = a·b + c·d = total`, the numbers put in; of a long sum the first terms."""
     pairs = list(zip(left, right, strict=True))
-    plain = " + ".join(f"{factor(a)}·{factor(b)}" for a, b in pairs)
+    more = ""
+    if not is_short(pairs):
+        more = f" + … ({len(pairs)} terms)"
+        pairs = pairs[:_FIRST_TERMS]
+    plain = " + ".join(f"{factor(a)}·{factor(b)}" for a, b in pairs) + more
     tex = " + ".join(rf"{_latex_factor(a)} \cdot {_latex_factor(b)}" for a, b in pairs)
+    tex += rf" + \dots \text{{{more.removeprefix(' + …')}}}" if more else ""
     return (
         f"{name[0]} = {plain} = {text(total, digits)}",
         f"{name[1]} = {tex} = {latex(total, digits)}",
