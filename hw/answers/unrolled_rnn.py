@@ -203,21 +203,21 @@ def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
     return claims_of(3, titles, ROUTES, problem, tolerance=1e-10)
 
 
+def _forward_and_back(params, x_ti, dy_to) -> dict[str, jax.Array]:
+    h_tn, y_to = ops.forward(params, x_ti)
+    grads = ops.bptt(params, x_ti, h_tn, dy_to)
+    found = dict(zip(GRADIENTS, grads.params, strict=True))
+    return found | {"h": h_tn, "y": y_to, "dh": grads.dh_tn}
+
+
 def worked(problem: Problem) -> dict[str, np.ndarray]:
     """Hidden states h [T, n], outputs y [T, o], and every gradient by `ops.bptt`, under the names in JSON.
 
     Raises:
       UserError: a result is too large for a float64.
     """
-
-    def program(params, x_ti, dy_to):
-        h_tn, y_to = ops.forward(params, x_ti)
-        grads = ops.bptt(params, x_ti, h_tn, dy_to)
-        found = dict(zip(GRADIENTS, grads.params, strict=True))
-        return found | {"h": h_tn, "y": y_to, "dh": grads.dh_tn}
-
     with jax.enable_x64(True):
-        found = jax.device_get(jax.jit(program)(*arrays(problem)))
+        found = jax.device_get(jax.jit(_forward_and_back)(*arrays(problem)))
     for name, values in found.items():
         if not np.isfinite(values).all():
             raise UserError(f"{name}: a number is too large for a float64 (1.8e308); give smaller numbers")
