@@ -2,22 +2,18 @@
 
 import itertools
 import math
-import re
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+from hw.answers.reading import NotANumber, Unreadable, read_number, shown, split_matrix
 from hw.cli import UserError
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 # One line of working: plain text for a terminal, LaTeX for a page.
 Line = tuple[str, str]
 
-_NUMBER = re.compile(
-    r"[+-]?(\d{1,40}/\d{1,40}|(\d{1,40}\.?\d{0,40}|\.\d{1,40})(e[+-]?\d{1,3})?)", re.IGNORECASE
-)
-_MAX_EXPONENT = 300  # beyond, a float64 has no such number
 _MAX_ENTRIES = 4096  # of a matrix: the working is to be read
 _MOST_LINES = 128  # of a step's working; the tables are whole
 _MOST_TERMS = 64  # of a sum on one line
@@ -27,43 +23,37 @@ _SUBSCRIPTS = str.maketrans("0123456789,", "₀₁₂₃₄₅₆₇₈₉,")
 
 
 def parse_number(text: str, where: str) -> Fraction:
-    """An integer, a decimal or a fraction such as 1/3, exactly.
+    """A number as `reading.read_number` takes it, such as -0.5, 1/3 or 1/√2; exact without a root.
 
     Raises:
       UserError: it is none, naming `where` it stands.
     """
     word = text.strip()
-    shown = word if len(word) <= 40 else word[:37] + "..."
-    if not _NUMBER.fullmatch(word):
-        raise UserError(f"{where}: {shown!r} is no number (3, -0.5, 2e-3, 1/3)")
-    exponent = re.search(r"e([+-]?\d+)", word.lower())
-    if exponent and abs(int(exponent[1])) > _MAX_EXPONENT:
-        raise UserError(f"{where}: {shown!r} is too large or too small for a float64")
     try:
-        value = Fraction(word)
-        float(value)
-    except ZeroDivisionError as error:
-        raise UserError(f"{where}: {shown!r} divides by zero") from error
-    except OverflowError as error:
-        raise UserError(f"{where}: {shown!r} is too large for a float64") from error
-    return value
+        return Fraction(read_number(word).value)
+    except NotANumber as error:
+        raise UserError(f"{where}: {shown(word)} is no number (3, -0.5, 2e-3, 1/3)") from error
+    except Unreadable as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def parse_matrix(text: str, name: str) -> Matrix:
-    """A matrix: `;` ends a row, entries are separated by blanks or commas.
+    """A matrix as `reading.split_matrix` takes it: `;` ends a row, entries stand between blanks or commas.
 
     Raises:
-      UserError: an entry that is no number, rows of different lengths, or nothing at all.
+      UserError: an entry that is no number, rows of different lengths, too many entries, or nothing at all.
     """
+    try:
+        words = split_matrix(text)
+    except Unreadable as error:
+        raise UserError(f"{name}: {error}") from error
     rows = []
-    pieces = text.strip().rstrip(";").split(";")
-    for i, piece in enumerate(pieces, start=1):
-        words = piece.replace(",", " ").split()
-        if not words:
+    for i, row in enumerate(words, start=1):
+        if not row:
             raise UserError(f"{name}: row {i} is empty (rows end with ';', as in \"1 2; 3 4\")")
-        rows.append(tuple(parse_number(w, f"{name}, row {i}, entry {j}") for j, w in enumerate(words, 1)))
-        if len(rows[-1]) != len(rows[0]):
-            raise UserError(f"{name}: row {i} has {len(rows[-1])} entries, row 1 has {len(rows[0])}")
+        rows.append(tuple(parse_number(w, f"{name}, row {i}, entry {j}") for j, w in enumerate(row, 1)))
+        if len(row) != len(rows[0]):
+            raise UserError(f"{name}: row {i} has {len(row)} entries, row 1 has {len(rows[0])}")
     if len(rows) * len(rows[0]) > _MAX_ENTRIES:
         raise UserError(f"{name}: {len(rows)} × {len(rows[0])} entries are more than {_MAX_ENTRIES}")
     return tuple(rows)
