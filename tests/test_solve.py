@@ -157,7 +157,7 @@ def test_what_does_not_fit_costs_one_line(argv, message):
         ({"dy": [[0.2]]}, "dy is 1 × 1, but must be 3 × 1"),
         ({"Wxh": [[0.5], [0.1, 0.2]]}, "Wxh: rows of different lengths"),
         ({"Wxh": [["a"], ["b"]]}, "Wxh: needs"),
-        ({"by": [1e999]}, "by: a number is too large"),
+        ({"by": [1e999]}, "the number 1e999 is too large"),
         ({"Wyh": 1}, "unknown name 'Wyh'"),
         ({"bh": None}, "bh is missing"),
     ],
