@@ -148,7 +148,7 @@ def worked(case: Case, dtype: Any = np.float64) -> dict[str, np.ndarray]:
       UserError: the matrices do not fit together, or a result is too large for a float64.
     """
     check_case(case)
-    with jax.enable_x64(dtype == np.float64):
+    with jax.enable_x64(dtype == np.float64), jax.disable_jit(False):  # whatever the environment says
         # One program compiles in a tenth of the time of many operations. In float32 it would also round
         # otherwise than they do, and it is their rounding that is shown.
         program = jax.jit(_forward) if dtype == np.float64 else _forward

@@ -80,7 +80,7 @@ def worked(problem: Problem, dtype: Any = np.float64) -> dict[str, np.ndarray]:
       UserError: the matrices do not fit together, or a gradient is too large for a float64.
     """
     check_problem(problem)
-    with jax.enable_x64(dtype == np.float64):
+    with jax.enable_x64(dtype == np.float64), jax.disable_jit(False):  # whatever the environment says
         # One program compiles in a tenth of the time of many operations. In float32 it would also round
         # otherwise than they do, and it is their rounding that is shown.
         program = jax.jit(_backward) if dtype == np.float64 else _backward
