@@ -454,8 +454,8 @@ _MAX_DIGITS = 6  # No layer has a million of anything; a slip of the finger is f
 _OTHER_LAYERS = {
     "activation": "changes no shape and has no parameters: leave it out",
     "norm": "changes no shape: leave it out, and count its parameters apart",
-    "transposed": "is not known: transposed convolutions are not worked",
-    "whole": "is not known: pool over the whole image, as in avgpool7 on 7x7",
+    "transposed": "is a transposed convolution, which is not worked here",
+    "whole": "is a pooling over the whole image: write its size, as in avgpool7 on 7x7",
 }
 _OTHER = re.compile(
     r"(?P<activation>relu|leakyrelu|gelu|elu|silu|swish|tanh|sigmoid|softmax|dropout)"
@@ -484,10 +484,10 @@ def _value(field: str, text: str) -> int | Pair:
 
 def _parse_layer(word: str) -> Layer:
     kind = next(filter(word.startswith, _KINDS), None)
-    if other := _OTHER.match(word):
-        raise UserError(f"it {_OTHER_LAYERS[other.lastgroup]}; layers are {', '.join(_KINDS)}")
-    if kind is None:
-        raise UserError(f"cannot read {_quote(word)}; layers are {', '.join(_KINDS)}")
+    other = _OTHER.match(word)
+    if kind is None or other:
+        advice = f"; it {_OTHER_LAYERS[other.lastgroup]}" if other else ""
+        raise UserError(f"cannot read {_quote(word)}; layers are {', '.join(_KINDS)}{advice}")
     build, number_field, options = _KINDS[kind]
     rest = word.removeprefix(kind)
     fields, spelt = {}, {}
@@ -541,7 +541,7 @@ def parse_input(text: str) -> tuple[int, int, int]:
     Raises: UserError if it is anything else.
     """
     # × is how sizes are printed.
-    sizes = re.sub(r" *[x×X] *", "x", text.strip())
+    sizes = re.sub(r" *[x×X] *", "x", text)
     if not re.fullmatch(r"[0-9]+x[0-9]+x[0-9]+", sizes):
         raise UserError(f"input {_quote(text)} is not height x width x channels, as in 128x128x3")
     height, width, channels = _integers(sizes)
