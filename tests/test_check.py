@@ -290,7 +290,7 @@ def test_what_people_write_is_read(run, form, field, written):
     ids=["point", "decimal", "hex", "binary"],
 )
 def test_what_is_not_understood_says_why(run, form, written, named):
-    code, out, err = run(form(f"1.conv1_params = {written}\n"))
+    code, out, _ = run(form(f"1.conv1_params = {written}\n"))
     (line,) = (line for line in out.splitlines() if line.startswith("1.conv1_params"))
     assert code == 1 and "not understood" in line and named in line and len(line) < 200
 
