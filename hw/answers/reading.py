@@ -76,7 +76,8 @@ def shown(text: str) -> str:
 
 def plain(text: str) -> str:
     r"""LaTeX and full-width characters brought to the usual ones: \frac{1}{3} is ((1)/(3))."""
-    text = text.translate(_FULL_WIDTH)
+    if not text.isascii():
+        text = text.translate(_FULL_WIDTH)
     if "\\" in text or "{" in text or "\times" in text:
         for pattern, ours in _LATEX:
             text = re.sub(pattern, ours, text)
