@@ -46,8 +46,8 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(**kwargs)
 
     def error(self, message: str):
-        if "expected one argument" in message:
-            message += ": a value that begins with - is written after =, as in --option=-1"
+        if found := re.match(r"argument (?:\S+/)?(--[\w-]+).*expected one argument", message):
+            message += f": write {found[1]}=VALUE, above all where the value begins with -"
         raise UserError(f"{message} (see {self.prog} --help)")
 
     def parse_known_args(self, args=None, namespace=None):
@@ -215,6 +215,20 @@ def _fail(message: str) -> int:
     return 2
 
 
+def _missing_platform() -> str:
+    """The setting that names a platform on which JAX cannot start, as in JAX_PLATFORMS=cuda; "" for none."""
+    jax = sys.modules.get("jax")
+    settings = (name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name))
+    setting = next(settings, None)
+    if jax is None or setting is None:
+        return ""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):  # JAX has errors of several types for it
+        return f"{setting}={os.environ[setting]}"
+    return ""
+
+
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> None:
     """Runs `main(argv)` and ends the process with the exit code that its outcome calls for."""
     _open_streams()
@@ -226,6 +240,10 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         sys.stdout.flush()
     except UserError as error:
         code = _fail(str(error))
+    except (RuntimeError, AssertionError):
+        if not (setting := _missing_platform()):
+            raise
+        code = _fail(f"{setting}: JAX has no such platform on this machine; unset it, or set it to cpu")
     except Stopped as stopped:
         code = 128 + stopped.signum
     except KeyboardInterrupt:

@@ -1,5 +1,7 @@
 """A recipe from the command line: `--config=FILE.py[:VARIANT]`, its fields by `--config.a.b=V`."""
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -7,7 +9,10 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from hw import cli
+from hw import cli, files
+
+_RECIPES = Path(__file__).parents[1] / "configs"  # in a clone of the repository; a wheel has none
+_MAX_RECIPE = 1_000_000  # bytes
 
 
 class Recipe(NamedTuple):
@@ -39,6 +44,9 @@ def parse(
     Raises:
       UserError: no recipe, one that fails, an unknown field, a wrong type, or a stray argument.
     """
+    if any(re.fullmatch(r"--?flagfile(=.*)?", a, re.DOTALL) for a in argv):
+        raise cli.UserError("--flagfile is not supported: give the options on the command line")
+    argv = _with_found_file(argv)
     values = flags.FlagValues()
     arguments = [program, *argv]
     config_flags.DEFINE_config_file(
@@ -68,14 +76,55 @@ def parse(
             if not isinstance(error, flags.Error):  # from within the file
                 file = next((a.partition("=")[2] for a in argv if a.startswith("--config=")), "--config")
                 reason = f"{file}: {reason}"
-            if "No such file" in reason:
-                reason += ": recipes (configs/) come with a clone of the repository, not with a wheel"
+            if "int_max_str_digits" in reason:  # Python's advice is no help to a user
+                reason = f"{cli.shorten(reason.partition(':')[0], 60)}: the whole number is too long"
         raise cli.UserError(f"{reason} (see {program} --help)") from error
     if values.config is None:
         raise cli.UserError("--config=FILE.py is missing, for example --config=configs/resnet.py")
     path, _, variant = values["config"].config_filename.partition(":")
-    if "seed" not in values.config:
+    if not hasattr(values.config, "seed"):
         raise cli.UserError(f"{path} is no recipe: it has no field seed")
     if stray:
         raise cli.UserError(f"stray argument {stray[0]!r} (see {program} --help)")
     return Recipe(values.config, Path(path).stem, variant), values
+
+
+def _with_found_file(argv: Sequence[str]) -> list[str]:
+    """The arguments with --config's file checked, and ~ in its path expanded.
+
+    Raises:
+      UserError: there is no such file, or no recipe can be read from it.
+    """
+    found = list(argv)
+    for place, argument in enumerate(found):
+        if argument == "--":
+            break
+        if match := re.fullmatch(r"--?config=(.*)", argument, re.DOTALL):
+            found[place] = f"--config={_found(match[1])}"
+        elif argument in ("--config", "-config") and place + 1 < len(found):
+            found[place + 1] = _found(found[place + 1])
+    return found
+
+
+def _found(value: str) -> str:
+    """FILE.py[:VARIANT] with ~ expanded; FILE is a regular file."""
+    name, colon, variant = value.partition(":")
+    if not name:
+        raise cli.UserError("--config=FILE.py is missing, for example --config=configs/resnet.py")
+    path = Path(os.path.expanduser(name))
+    if os.path.exists(path):  # a path that is too long for the system does not exist
+        with files.open_regular(path, _MAX_RECIPE, mend="--config names a recipe, FILE.py[:VARIANT]"):
+            return f"{path}{colon}{variant}"
+    if "/" in variant:
+        raise cli.UserError(
+            f"--config={value}: a variant begins at the first colon, so that no folder in the path may have "
+            "one; change into that folder, or rename it"
+        )
+    ours = _RECIPES / path.name
+    if os.path.isfile(ours):
+        mend = f"paths start from the current folder; ours is --config={ours}{colon}{variant}"
+    elif _RECIPES.is_dir():
+        mend = f"paths start from the current folder; our recipes are in {_RECIPES}"
+    else:
+        mend = "recipes (configs/) come with a clone of the repository, not with a wheel"
+    raise cli.UserError(f"--config={path}: no such file; {mend}")

@@ -248,3 +248,105 @@ def test_as_a_process(hw, tmp_path):
 def test_nothing_but_the_form_is_printed(run, argv):
     out = run(*argv)[1]
     assert all(line == "" or line[0] == "#" or re.match(r"\[\d\]$|\w+ = ", line) for line in out.splitlines())
+
+
+# What students paste and type. Each form costs one line at most, and the line names the field.
+
+
+@pytest.mark.parametrize(
+    ("field", "written"),
+    [
+        ("1.conv1", r'"128 \times 128 \times 16"'),  # TOML makes \t a tab
+        ("1.conv1", r"'128 \times 128 \times 16'"),
+        ("1.conv1", r"'128 \cdot 128 \cdot 16'"),
+        ("1.conv1", '"128 ⋅ 128 ⋅ 16"'),
+        ("1.conv1", '"１２８×１２８×１６"'),
+        ("1.conv1_params", '"5x5x3x16+16"'),
+        ("1.conv1_params", '"(5x5x3+1)x16"'),
+        ("1.conv1_params", '"5×5×3×16 + 16 = 1216"'),
+        ("1.conv1_params", '"１，２１６"'),
+        ("1.flatten", r'"\frac{61504}{2}"'),  # and \f a form feed
+        ("1.flatten", r"'\frac{61504}{2}'"),
+        ("1.flatten", '"61504/2"'),
+        ("3.h1", '"5.370×10^{-1}, -4.621×10^{-1}"'),
+        ("6.scores", '"4 10;\u00a010\u00a024; 16 38"'),
+        ("6.scores", r"'4 10; 10 24; 16 \sqrt{1444}'"),
+        ("6.shape", '"3 ∙ 2"'),
+    ],
+)
+def test_what_people_write_is_read(run, form, field, written):
+    lines = dict(line.split(maxsplit=1) for line in run(form(f"{field} = {written}\n"))[1].splitlines())
+    assert lines[field] == "right", lines[field]
+
+
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [
+        ('"1.216"', "thousands are written 1216 or 1,216"),
+        ("1.216", "thousands are written 1216 or 1,216"),
+        ("0x" + "f" * 4000, "too large"),
+        ("0b1" + "1" * 20_000, "too large"),
+    ],
+    ids=["point", "decimal", "hex", "binary"],
+)
+def test_what_is_not_understood_says_why(run, form, written, named):
+    code, out, _ = run(form(f"1.conv1_params = {written}\n"))
+    (line,) = (line for line in out.splitlines() if line.startswith("1.conv1_params"))
+    assert code == 1 and "not understood" in line and named in line and len(line) < 200
+
+
+LONG_KEY = "a.b" * 20_000
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[1]\n\nconv1 = “128 x 128 x 16”\n", ["line 3", "1.conv1", "straight quotes around it"]),
+        ("[1]\nflatten = 61504/2\n", ["line 2", "1.flatten", "straight quotes around it"]),
+        ("[1]\nflatten = 30,752\n", ["line 2", "1.flatten", "straight quotes around it"]),
+        ("[1]\nconv1 = 'it's'\n", ["line 2", "1.conv1", "straight quotes around it"]),
+        ('[1]\nconv1 = "128 \\cdot 128"\n', ["line 2", "1.conv1", "single quotes"]),
+        ("[1]\nconv1 =\n", ["line 2", "1.conv1", 'conv1 = ""']),
+        ("[1]\nconv1 = 'a'\nconv1 = 'b'\n", ["line 3", "1.conv1", "twice"]),
+        ("[1]\nconv1 '1'\n", ["line 2", 'name = "answer"']),
+        ("[1]\nflatten = " + "9" * 5000, ["line 2", "1.flatten", "too large"]),
+        ("[1]\nflatten = 1e" + "9" * 30, ["line 2", "1.flatten", "too large"]),
+        ("variant = 0b1" + "1" * 20_000, ["variant", "too large"]),
+        ("variant = 0x" + "f" * 4000, ["variant", "too large"]),
+        (LONG_KEY + " = 1", ["line 1", "too many dots"]),
+        (f"[{LONG_KEY}]", ["line 1", "too many dots"]),
+        ("\n" + " . ".join(["'a'"] * 20_000) + " = 1", ["line 2", "too many dots"]),
+        ("x = {" + LONG_KEY + " = 1}", ["line 1", "too many dots"]),
+        ("x = " + "{a=" * 5000, ["too deeply"]),
+        ("[" * 100_000, ["line 1"]),
+        ("[1]\nconv1 = \x1b[31m", ["line 2", "1.conv1"]),
+        ("[1]\nconv1 = " + "x" * 150_000, ["line 2", "1.conv1"]),
+    ],
+    ids=range(20),
+)
+def test_forms_that_are_no_toml_name_line_and_field(run, form, text, named):
+    began = time.process_time()
+    code, out, err = run(form(text))
+    assert time.process_time() - began < 5
+    (line,) = err.splitlines()
+    assert code == 2 and out == "" and line.startswith("error: ") and line.isprintable() and len(line) <= 300
+    assert not [v for v in named if v not in line], line
+    assert "set_int_max_str_digits" not in line
+
+
+@pytest.mark.parametrize("digits", [4000, 5000])
+def test_a_long_variant_is_cut_in_the_middle(run, digits):
+    code, out, err = run(f"--variant={'9' * digits}")
+    assert code == 2 and out == "" and len(err) <= 301 and " … " in err
+
+
+def test_terminals_that_are_not_utf8(hw, run, form):
+    path = form(run("--key")[1])
+    for setting in (
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ):
+        checked = hw("check", path, env=setting)
+        assert checked.returncode == 0 and "Traceback" not in checked.stderr, setting
+    template = hw("check", "--template", "--json", env={"PYTHONIOENCODING": "ascii"})
+    assert template.returncode == 0 and json.loads(template.stdout)["variant"] is None

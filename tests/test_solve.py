@@ -1,13 +1,16 @@
 """hw.solve: the contract's JSON, the working, and one line for whatever does not fit."""
 
 import json
+import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
-from hw import solve
+from hw import cli, solve
+from hw.answers.notation import subscript
 from hw.cli import UserError
 
 ATTENTION = ["attention", "--q=1 2; 3 4; 5 6", "--k=2 1; 4 3", "--v=0.5 1; 1.5 2"]
@@ -157,7 +160,7 @@ def test_what_does_not_fit_costs_one_line(argv, message):
         ({"dy": [[0.2]]}, "dy is 1 × 1, but must be 3 × 1"),
         ({"Wxh": [[0.5], [0.1, 0.2]]}, "Wxh: rows of different lengths"),
         ({"Wxh": [["a"], ["b"]]}, "Wxh: needs"),
-        ({"by": [1e999]}, "by: a number is too large"),
+        ({"by": [1e999]}, "the number 1e999 is too large"),
         ({"Wyh": 1}, "unknown name 'Wyh'"),
         ({"bh": None}, "bh is missing"),
     ],
@@ -178,3 +181,216 @@ def test_a_layer_that_fails_shows_the_layers_before_it():
     *before, last = run.stderr.splitlines()
     assert last.startswith('error: layer 3 "pool2" on 0x0x4') or last.startswith('error: layer 2 "conv4k5"')
     assert any(line.startswith("pool2") for line in before)
+
+
+# --- Numbers at the edge, and work without bound ---
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command as a process would: (exit code, standard output, standard error)."""
+
+    def run(*argv):
+        with pytest.raises(SystemExit) as ended:
+            cli.run(solve.main, list(argv))
+        return ended.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--q=1e200", "--k=1e200", "--v=1"], "raw scores Q Kᵀ: a number is too large"),
+        (["--q=1e200", "--k=1e200", "--v=1", "--json"], "raw scores Q Kᵀ: a number is too large"),
+        (["--q=1", "--k=1; 2", "--v=1e200; 2e200", "--dout=1e200"], "∂L/∂A, by the weights"),
+        (["--q=1", "--k=1; 2", "--v=1e200; 2e200", "--dout=1e200", "--json"], "∂L/∂A, by the weights"),
+        (["--q=1", "--k=1e200; 1", "--v=1; 2", "--dout=1e200", "--noscale", "--json"], None),
+        (["--q=1", "--k=1e307; 1.1e307", "--v=1; 2", "--dout=1"], None),
+        (["--q=1; 1", "--k=1e-300; 1e300", "--v=1; 2", "--mask=causal", "--dout=1; 1"], None),
+        (["--q=1e301", "--k=1", "--v=1"], None),
+        (["--q=1e-200", "--k=1e-200", "--v=1e-200", "--dout=1e-200"], None),
+        (["--q=1e-310", "--k=1", "--v=1"], "'1e-310' is too large or too small for a float64"),
+        (["--q=1", "--k=1; 2", "--v=1e39; 2e39", "--dout=1"], None),
+    ],
+)
+def test_numbers_at_the_edge_are_worked_or_refused(run, argv, message):
+    code, out, err = run("attention", *argv)
+    if message is None:
+        assert code == 0 and err == "" and not re.search(r"\bnan\b|\binf\b|null", out)
+    else:
+        assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+        assert message in err
+
+
+def test_a_score_that_the_mask_hides_may_overflow(capsys):
+    report = _json(capsys, "attention", "--q=1e200; 1", "--k=1; 1e200", "--v=1; 2", "--mask=causal")
+    assert report["scores"] == [[1e200, None], [1, 1e200]] and report["weights"] == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("written", "number"),
+    [
+        ("[[1, 2], [3, 4]]", [[1, 2], [3, 4]]),
+        ("[1 2; 3 4]", [[1, 2], [3, 4]]),
+        ("(1, 2); (3, 4)", [[1, 2], [3, 4]]),
+        ("−1; 2", [[-1], [2]]),
+        ("1/√2", [[2**-0.5]]),
+        ("sqrt(2) exp(-1)", [[2**0.5, np.exp(-1)]]),
+        ("1\u00a02;\u00a03\u00a04", [[1, 2], [3, 4]]),
+        ("1.75·10^-7, 1.75×10⁻⁷, 5×10^{-1}", [[1.75e-7, 1.75e-7, 0.5]]),
+        (r"\frac{1}{3} \sqrt{2}", [[1 / 3, 2**0.5]]),
+        ("１ ２", [[1, 2]]),
+        ("12.5 %, 3 / 4", [[0.125, 0.75]]),
+        ("1e301", [[1e301]]),
+        ("-1;2", [[-1], [2]]),
+    ],
+)
+def test_one_reader_for_solve_and_check(written, number):
+    from hw.answers.checking.entries import READERS
+    from hw.answers.notation import parse_matrix
+
+    mine = np.array(parse_matrix(written, "--q"), float)
+    np.testing.assert_allclose(mine, number, rtol=1e-15)
+    assert np.array_equal(READERS["matrix"](written).values, mine)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["0,5 1; 1,5 2", "1, 2 3", "1,,2", "[[1, 2], [3]]", "x", "[[1", "1/0", "√-1"]
+)
+def test_one_reader_refuses_in_both(run, wrong):
+    from hw.answers.checking.entries import READERS
+    from hw.answers.reading import Unreadable
+
+    with pytest.raises(Unreadable):
+        READERS["matrix"](wrong)
+    code, out, err = run("attention", f"--q={wrong}", "--k=1 1", "--v=1")
+    assert code == 2 and out == "" and err.startswith("error: --q") and err.count("\n") == 1
+
+
+def _matrix(rows, columns):
+    r = np.random.default_rng(0)
+    return "; ".join(" ".join(f"{x:.3f}" for x in row) for row in r.normal(size=(rows, columns)))
+
+
+@pytest.mark.parametrize(("queries", "keys", "size"), [(64, 64, 64), (4, 1000, 4), (4096, 1, 1)])
+def test_large_attention_takes_seconds(run, queries, keys, size):
+    q, k, dout = (_matrix(n, size) for n in (queries, keys, queries))
+    began = time.process_time()
+    code, out, err = run("attention", f"--q={q}", f"--k={k}", f"--v={k}", f"--dout={dout}")
+    assert time.process_time() - began < 15  # 2 s on a machine that does nothing else
+    assert code == 0 and err == "" and len(out) < 2_000_000
+    if keys == 64:
+        assert "3,968 more lines like these are left out" in out
+
+
+@pytest.mark.parametrize(("hidden", "steps"), [(200, 5), (256, 100)])
+def test_large_rnns_take_seconds(run, tmp_path, hidden, steps):
+    r = np.random.default_rng(0)
+    shapes = {"Wxh": (hidden, 3), "Whh": (hidden, hidden), "Why": (2, hidden), "bh": hidden, "by": 2}
+    shapes |= {"x": (steps, 3), "dy": (steps, 2)}
+    values = {name: (r.normal(size=shape) / hidden**0.5).tolist() for name, shape in shapes.items()}
+    path = tmp_path / "rnn.json"
+    path.write_text("\ufeff" + json.dumps(values), encoding="utf-8")  # with a byte order mark
+    began = time.process_time()
+    code, out, err = run("rnn", f"--params={path}")
+    assert code == 0 and err == "" and f"∂h{subscript(steps)}/∂x_t" in out
+    code, out, err = run("rnn", f"--params={path}", "--json")
+    assert np.shape(json.loads(out)["h"]) == (steps, hidden)
+    assert time.process_time() - began < 20  # 3 s on a machine that does nothing else
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+def test_an_rnn_that_overflows_is_one_line(run, tmp_path, json_too):
+    path = tmp_path / "rnn.json"
+    path.write_text(json.dumps(RNN | {"Why": [[1e200, 1e200]], "dy": [[1e200]] * 3}))
+    code, out, err = run("rnn", f"--params={path}", *json_too)
+    assert code == 2 and out == "" and "a number is too large for a float64" in err
+    path.write_text(json.dumps(RNN | {"Whh": [[1e200, 1e200], [1e200, -1e200]]}))
+    code, out, err = run("rnn", f"--params={path}", *json_too)
+    assert (code, err) == (0, "") and not re.search(r"\bnan\b|\binf\b|null", out)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"bh": ' + "9" * 5000 + "}", "too long"),
+        ('{"bh": [NaN]}', "NaN"),
+        ("[]", "needs an object"),
+        (json.dumps(RNN | {"bh": [10**400, 1]}), "bh: a number is too large"),
+        (json.dumps(RNN | {"bh": [True, False]}), "bh: needs a list of numbers"),
+        (json.dumps(RNN | {"x" * 5000: 1}), "unknown name"),
+        (json.dumps(RNN | {"x": [[1.0]] * 101, "dy": [[1.0]] * 101}), "x has 101 steps: from 1 to 100"),
+        (json.dumps({"Wxh": [[0]] * 600} | {n: RNN[n] for n in RNN if n != "Wxh"}), "at most 512"),
+    ],
+    ids=range(9),
+)
+def test_hostile_parameters_are_one_line(run, tmp_path, content, message):
+    path = tmp_path / "rnn.json"
+    path.write_text(content)
+    code, out, err = run("rnn", f"--params={path}")
+    assert code == 2 and out == "" and err.count("\n") == 1 and len(err) < 310
+    assert message in err and "set_int_max_str_digits" not in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["rnn", "--steps=1000000000"], "from 1 to 50"),
+        (["rnn", f"--steps={'9' * 5000}"], "--steps: invalid int value"),
+        (["multihead", f"--seq={'9' * 4000}", "--d_model=8", "--heads=2"], "from 1 to 100000"),
+        (["cnn", "--input=8x8x3", f"--layers=conv4k{'9' * 5000}"], "at most 6 digits"),
+        (["cnn", "--input=8x8x3", f"--layers={'pool1 ' * 5000}"], "5,000 layers are too many: at most 1,000"),
+        (["cnn", "--input=8x8x3", f"--layers={'conv1k1s999999 ' * 900}"], "pixels of the input apart"),
+        (["cnn", "--input=8x8x3", "--layers=conv4k3p1 relu"], "leave it out"),
+        (["cnn", "--input=8x8x3", "--layers=convt4k3"], "layers are conv, pool, avgpool, flatten, dense"),
+        (["cnn", "--input=8x8x3", "--layers=globalpool"], "as in avgpool7 on 7x7"),
+        (["attention", "--q", "-1;2", "--k=1", "--v=1"], "--q: expected one argument: write --q=VALUE"),
+    ],
+)
+def test_work_without_bound_is_refused(run, argv, message):
+    began = time.process_time()
+    code, out, err = run(*argv)
+    assert time.process_time() - began < 10
+    *_, line = err.splitlines()
+    assert code == 2 and out == "" and line.startswith("error: ") and len(line) <= 300 and message in line
+
+
+@pytest.mark.parametrize("sizes", [(1, 100_000, 1), (2048, 12288, 96), (100_000, 100_000, 2)])
+def test_multihead_is_arithmetic(capsys, sizes):
+    argv = [f"--{name}={size}" for name, size in zip(("seq", "d_model", "heads"), sizes, strict=True)]
+    began = time.process_time()
+    assert "W_Q" in _text(capsys, "multihead", *argv)
+    report = _json(capsys, "multihead", *argv)
+    assert time.process_time() - began < 3
+    seq, width, heads = sizes
+    assert report["shapes"]["scores"] == [seq, seq] and report["shapes"]["W_Q"] == [width, width // heads]
+    assert report["params"]["without_bias"] == 4 * width**2
+
+
+def test_an_input_as_it_is_printed(capsys):
+    wanted = _json(capsys, "cnn", "--input=128x128x3", "--layers=pool2")
+    for written in ("128×128×3", "128 × 128 × 3", "128 x 128 x 3", "128X128X3"):
+        assert _json(capsys, "cnn", f"--input={written}", "--layers=pool2") == wanted
+
+
+def test_bounds_are_told_in_the_help(run):
+    for exercise, words in {"rnn": "100 steps and 512", "attention": "4,096 numbers", "cnn": "1,000"}.items():
+        assert words in " ".join(run(exercise, "--help")[1].split())
+
+
+def test_other_peoples_environments(hw):
+    plain = hw("solve", *ATTENTION, "--dout=1 0; 0 1; 1 1", "--json")
+    assert plain.returncode == 0
+    for setting in ({"JAX_ENABLE_X64": "1"}, {"JAX_DISABLE_JIT": "1"}):
+        changed = hw("solve", *ATTENTION, "--dout=1 0; 0 1; 1 1", "--json", env=setting)
+        assert (changed.stdout, changed.stderr) == (plain.stdout, plain.stderr), setting
+    for setting in ({"JAX_PLATFORMS": "cuda"}, {"JAX_PLATFORMS": "cpuu"}):
+        missing = hw("solve", *ATTENTION, env=setting)
+        assert missing.returncode == 2 and missing.stdout == "" and missing.stderr.count("\n") == 1
+        assert f"JAX_PLATFORMS={setting['JAX_PLATFORMS']}" in missing.stderr
+    ascii_only = hw("solve", *ATTENTION, env={"PYTHONIOENCODING": "ascii"})
+    assert ascii_only.returncode == 0 and ascii_only.stdout.isascii() and ascii_only.stderr == ""

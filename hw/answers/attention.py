@@ -1,6 +1,6 @@
 """Question 6: scaled dot-product attention worked in numbers, for the sheet's matrices or any others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -18,6 +18,10 @@ from hw.ops import attention as ops
 
 _DIGITS = 50  # of the mpmath route
 _MAX_EXACT = 3  # keys up to which a weight's exact form is short enough to be read
+_MAX_EXACT_WEIGHTS = 48  # beyond, sympy would take seconds
+_MAX_EXACT_LENGTH = 100  # characters of an exact form
+_MAX_ANSWER = 4096  # numbers of an output that the answer repeats
+_SHOWN_KEYS = 64  # of a row of the softmax's working; the table has them all
 
 
 class Case(NamedTuple):
@@ -54,16 +58,31 @@ def check_case(case: Case) -> None:
 def by_jax(case: Case, what: str, dtype: Any = np.float64) -> np.ndarray:
     """By `hw.ops.attention`, the code that the language model runs."""
     with jax.enable_x64(dtype == np.float64):
-        q_td, k_sd, v_se = (jnp.asarray(np.array(m, float), dtype) for m in case[:3])
-        mask_ts = ops.causal_mask(len(q_td), len(k_sd)) if case.mask == "causal" else None
-        if what == "scores":
-            return np.asarray(ops.scores(q_td, k_sd, 1.0))
-        scaled_ts = ops.scores(q_td, k_sd, None if case.scaled else 1.0)
-        if what == "scaled":
-            return np.asarray(scaled_ts)
-        if what == "weights":
-            return np.asarray(ops.masked_softmax(scaled_ts, mask_ts))
-        return np.asarray(ops.attention(q_td, k_sd, v_se, mask_ts, None if case.scaled else 1.0))
+        return np.asarray(_forward(*arrays(case, dtype), *_options(case))[what])
+
+
+def arrays(case: Case, dtype: Any = np.float64) -> list[np.ndarray]:
+    """Q, K and V; in float32, what is too large becomes inf."""
+    with np.errstate(over="ignore"):
+        return [np.array(m, float).astype(dtype) for m in case[:3]]
+
+
+def _options(case: Case) -> tuple[jax.Array | None, float | None]:
+    """(mask, scale) as `hw.ops.attention` takes them."""
+    mask_ts = ops.causal_mask(len(case.q), len(case.k)) if case.mask == "causal" else None
+    return mask_ts, None if case.scaled else 1.0
+
+
+def _forward(q_td, k_sd, v_se, mask_ts, scale) -> dict[str, jax.Array]:
+    """The four results by their names."""
+    q_td, k_sd, v_se = (jnp.asarray(m) for m in (q_td, k_sd, v_se))
+    scaled_ts = ops.scores(q_td, k_sd, scale)
+    return {
+        "scores": ops.scores(q_td, k_sd, 1.0),
+        "scaled": scaled_ts,
+        "weights": ops.masked_softmax(scaled_ts, mask_ts),
+        "output": ops.attention(q_td, k_sd, v_se, mask_ts, scale),
+    }
 
 
 def by_mpmath(case: Case, what: str) -> list[list[mpmath.mpf]]:
@@ -122,9 +141,39 @@ def claims(case: Case = SHEET) -> tuple[Claim, ...]:
     return claims_of(6, _TITLES, ROUTES, case, tolerance=1e-12)
 
 
+def worked(case: Case, dtype: Any = np.float64) -> dict[str, np.ndarray]:
+    """The four results by their names, as `by_jax` has them, by one compiled program.
+
+    Raises:
+      UserError: the matrices do not fit together, or a result is too large for a float64.
+    """
+    check_case(case)
+    with jax.enable_x64(dtype == np.float64), jax.disable_jit(False):  # whatever the environment says
+        # One program compiles in a tenth of the time of many operations. In float32 it would also round
+        # otherwise than they do, and it is their rounding that is shown.
+        program = jax.jit(_forward) if dtype == np.float64 else _forward
+        found = jax.device_get(program(*arrays(case, dtype), *_options(case)))
+    found = {what: found[what] for what in _TITLES}
+    if dtype == np.float64:
+        visible = _visible(case)  # a score that the mask hides is not used
+        check_finite(_TITLES, found | {what: found[what][visible] for what in ("scores", "scaled")})
+    return found
+
+
+def check_finite(titles: Mapping[str, str], found: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError with the title of the first result that holds an infinity or a nan."""
+    for what, title in titles.items():
+        if not np.isfinite(found[what]).all():
+            raise UserError(f"{title}: a number is too large for a float64 (1.8e308); give smaller matrices")
+
+
 def result(case: Case) -> dict[str, Any]:
-    """What `hw.solve attention --json` prints: nan, which JSON has as null, where a score is masked."""
-    found = {what: by_jax(case, what) for what in _TITLES}
+    """What `hw.solve attention --json` prints: nan, which JSON has as null, where a score is masked.
+
+    Raises:
+      UserError: see `worked`.
+    """
+    found = worked(case)
     for name in ("scores", "scaled"):
         found[name] = np.where(_visible(case), found[name], np.nan)
     return found
@@ -142,21 +191,23 @@ def _visible(case: Case) -> np.ndarray:
 
 
 def _scores_step(case: Case, scores: np.ndarray) -> Step:
-    lines = [
-        notation.sum_of_products(
-            (f"s{subscript(i, j)} = q{subscript(i)}·k{subscript(j)}", rf"s_{{{i}{j}}} = q_{i} \cdot k_{j}"),
-            q,
-            k,
-            sum((a * b for a, b in zip(q, k, strict=True)), Fraction(0)),
-        )
-        for i, q in enumerate(case.q, 1)
-        for j, k in enumerate(case.k, 1)
-    ]
+    def lines() -> Iterator[notation.Line]:
+        for i, q in enumerate(case.q, 1):
+            for j, k in enumerate(case.k, 1):
+                name = f"s{subscript(i, j)} = q{subscript(i)}·k{subscript(j)}"
+                exact = notation.is_short(q) and sum((a * b for a, b in zip(q, k, strict=True)), Fraction(0))
+                yield notation.sum_of_products(
+                    (name, rf"s_{{{i}{j}}} = q_{i} \cdot k_{j}"),
+                    q,
+                    k,
+                    scores[i - 1, j - 1] if exact is False else exact,
+                )
+
     return Step(
         "Raw scores S = Q Kᵀ",
         "Entry (i, j) is the dot product of query i and key j: row i of Q with row j of K, for K is "
         "transposed.",
-        lines,
+        notation.first_lines(lines(), scores.size),
         Table.of_matrix("S", scores, "query", "key"),
         ops.scores,
     )
@@ -164,42 +215,54 @@ def _scores_step(case: Case, scores: np.ndarray) -> Step:
 
 def _scale_step(case: Case, scores: np.ndarray, scaled: np.ndarray) -> Step:
     d_k = len(case.q[0])
-    lines = [
-        (
-            f"z{subscript(i, j)} = {notation.text(s)}/√{d_k} = {notation.text(z)}",
-            rf"z_{{{i}{j}}} = \frac{{{notation.latex(s)}}}{{\sqrt{{{d_k}}}}} = {notation.latex(z)}",
-        )
-        for i, (row, zs) in enumerate(zip(scores, scaled, strict=True), 1)
-        for j, (s, z) in enumerate(zip(row, zs, strict=True), 1)
-    ]
+
+    def lines() -> Iterator[notation.Line]:
+        for (i, j), s in np.ndenumerate(scores):
+            z = scaled[i, j]
+            yield (
+                f"z{subscript(i + 1, j + 1)} = {notation.text(s)}/√{d_k} = {notation.text(z)}",
+                rf"z_{{{i + 1}{j + 1}}} = \frac{{{notation.latex(s)}}}{{\sqrt{{{d_k}}}}} = "
+                + notation.latex(z),
+            )
+
     return Step(
         f"Scaled scores Z = S/√d_k, d_k = {d_k}",
         f"√{d_k} = {notation.text(float(np.sqrt(d_k)))}. d_k is the number of columns of Q and K, not of V.",
-        lines,
+        notation.first_lines(lines(), scores.size),
         Table.of_matrix("Z", scaled, "query", "key"),
         ops.scores,
     )
 
 
-def _softmax_step(case: Case, scaled: np.ndarray, weights: np.ndarray) -> Step:
-    visible, lines = _visible(case), []
-    exact = by_sympy(case, "weights", digits=0) if len(case.k) <= _MAX_EXACT else None
+def _exact_weights(case: Case) -> list[list[Any]] | None:
+    """The weights' exact forms where they are few and short enough to be read."""
+    few = len(case.k) <= _MAX_EXACT and len(case.q) * len(case.k) <= _MAX_EXACT_WEIGHTS
+    if not few or not all(notation.is_short(row) for matrix in case[:2] for row in matrix):
+        return None
+    exact = by_sympy(case, "weights", digits=0)
+    return exact if all(len(str(x)) <= _MAX_EXACT_LENGTH for row in exact for x in row) else None
+
+
+def _softmax_lines(case: Case, scaled: np.ndarray, weights: np.ndarray) -> Iterator[notation.Line]:
+    visible, exact = _visible(case), _exact_weights(case)
     for i, row in enumerate(scaled):
         seen = np.flatnonzero(visible[i])
         largest = row[seen].max()
-        powers = np.exp(row[seen] - largest)
-        shown = [notation.text(p) for p in powers]
-        lines.append(
-            (
-                f"row {i + 1}: largest {notation.text(largest)}; exponentials of the differences "
-                f"{', '.join(shown)}; their sum {notation.text(powers.sum())}",
-                rf"\text{{row }}{i + 1}: \quad "
-                + r",\; ".join(
-                    rf"e^{{{notation.latex(row[j])} - {notation.latex(largest)}}} = {notation.latex(p)}"
-                    for j, p in zip(seen, powers, strict=True)
-                )
-                + rf", \quad \textstyle\sum = {notation.latex(powers.sum())}",
+        with np.errstate(over="ignore"):  # a difference that is -inf has the exponential 0
+            powers = np.exp(row[seen] - largest)
+        first = list(zip(seen, powers, strict=True))[:_SHOWN_KEYS]
+        more = len(seen) > len(first)
+        yield (
+            f"row {i + 1}: largest {notation.text(largest)}; exponentials of the differences "
+            f"{', '.join(notation.text(p) for _, p in first)}{', …' * more}; "
+            f"their sum {notation.text(powers.sum())}",
+            rf"\text{{row }}{i + 1}: \quad "
+            + r",\; ".join(
+                rf"e^{{{notation.latex(row[j])} - {notation.latex(largest)}}} = {notation.latex(p)}"
+                for j, p in first
             )
+            + r",\; \dots" * more
+            + rf", \quad \textstyle\sum = {notation.latex(powers.sum())}",
         )
         for j, p in zip(seen, powers, strict=True):
             plain = (
@@ -213,37 +276,40 @@ def _softmax_step(case: Case, scaled: np.ndarray, weights: np.ndarray) -> Step:
             if exact:
                 plain += f" = {exact[i][j]}"
                 tex += f" = {sympy.latex(exact[i][j])}"
-            lines.append((plain, tex))
+            yield plain, tex
+
+
+def _softmax_step(case: Case, scaled: np.ndarray, weights: np.ndarray) -> Step:
     return Step(
         "Weights A = softmax(Z), row by row",
         "Each row is exponentiated and divided by its sum, so that it sums to 1. Taking the row's "
         "largest score away first changes nothing, for it cancels, and keeps the exponentials from "
         "overflowing." + (" Keys that the mask forbids get weight 0." if case.mask == "causal" else ""),
-        lines,
+        notation.first_lines(_softmax_lines(case, scaled, weights), len(scaled) + int(_visible(case).sum())),
         Table.of_matrix("A", weights, "query", "key"),
         ops.masked_softmax,
     )
 
 
 def _output_step(case: Case, weights: np.ndarray, output: np.ndarray) -> Step:
-    lines = [
+    lines = (
         notation.sum_of_products(
             (f"o{subscript(i + 1, e + 1)}", rf"o_{{{i + 1}{e + 1}}}"), weights[i], column, output[i, e]
         )
         for i in range(len(case.q))
         for e, column in enumerate(zip(*case.v, strict=True))
-    ]
+    )
     return Step(
         "Output O = A V",
         "Row i of the output is the mean of the rows of V, weighted by row i of A.",
-        lines,
+        notation.first_lines(lines, output.size),
         Table.of_matrix("O", output, "query", "column"),
         ops.attention,
     )
 
 
 def _unscaled_table(case: Case, weights: np.ndarray) -> Table:
-    other = by_jax(case._replace(scaled=not case.scaled), "weights")
+    other = worked(case._replace(scaled=not case.scaled))["weights"]
     scaled, raw = (weights, other) if case.scaled else (other, weights)
     rows = [
         (f"query {i}", float(a.max()), float(b.max()))
@@ -253,11 +319,12 @@ def _unscaled_table(case: Case, weights: np.ndarray) -> Table:
 
 
 def _precision_table(case: Case, weights: np.ndarray) -> Table:
-    single = by_jax(case, "weights", np.float32).astype(float)
-    rows = [
-        (f"query {i}", float(np.abs(s - w).max() / w.max()), float(np.max(np.abs(s - w)[w > 0] / w[w > 0])))
-        for i, (s, w) in enumerate(zip(single, weights, strict=True), 1)
-    ]
+    single = worked(case, np.float32)["weights"].astype(float)
+    rows = []
+    for i, (s, w) in enumerate(zip(single, weights, strict=True), 1):
+        off = np.abs(s - w)
+        errors = (float(off.max() / w.max()), float(np.max(off[w > 0] / w[w > 0])))
+        rows.append((f"query {i}", *map(notation.or_too_large, errors)))
     header = ("", "error, relative to the row's largest", "worst error of one weight, relative to itself")
     return Table("The same in float32", header, tuple(rows))
 
@@ -266,11 +333,10 @@ def answer(case: Case = SHEET) -> Answer:
     """The whole working.
 
     Raises:
-      UserError: the matrices do not fit together.
+      UserError: see `worked`.
     """
-    check_case(case)
+    scores, scaled, weights, output = worked(case).values()
     (n_q, d_k), (n_k, d_v) = (len(case.q), len(case.q[0])), (len(case.v), len(case.v[0]))
-    scores, scaled, weights, output = (by_jax(case, what) for what in _TITLES)
     steps = [_scores_step(case, scores)]
     if case.scaled:
         steps.append(_scale_step(case, scores, scaled))
@@ -304,7 +370,7 @@ def answer(case: Case = SHEET) -> Answer:
                 "it sums a query's entries with the keys' columns.",
             )
         )
-    (plain, _) = notation.matrix(output.tolist())
+    plain = notation.matrix(output.tolist())[0] if output.size <= _MAX_ANSWER else "O, in the table above"
     return Answer(
         number=6,
         title="Scaled dot-product attention in numbers",

@@ -1,6 +1,6 @@
 """Question 8: the gradients of attention, in matrix form, derived line by line and worked in numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,13 +10,14 @@ import numpy as np
 import sympy
 
 from hw.answers import notation
-from hw.answers.attention import SHEET, Case, by_jax, check_case
+from hw.answers.attention import SHEET, Case, check_case, check_finite
 from hw.answers.claims import Answer, Claim, Step, Table, claims_of
 from hw.answers.notation import Matrix, parse_matrix
 from hw.cli import UserError
 from hw.ops import attention as ops
 
 _DIGITS = 60  # of the differences: a third of them is lost, and the third row's weights are near 2e-7
+_MAX_JACOBIAN = 64  # keys up to which the softmax's Jacobian is shown
 
 
 class Problem(NamedTuple):
@@ -50,15 +51,43 @@ def check_problem(problem: Problem) -> None:
 
 def by_formula(problem: Problem, what: str, dtype: Any = np.float64) -> np.ndarray:
     """By `hw.ops.attention.attention_backward`, the code that the language model runs."""
-    case = problem.case
     with jax.enable_x64(dtype == np.float64):
-        q_td, k_sd, v_se, do_te = (jnp.asarray(np.array(m, float), dtype) for m in (*case[:3], problem.dout))
-        mask_ts = ops.causal_mask(len(q_td), len(k_sd)) if case.mask == "causal" else None
-        scale = None if case.scaled else 1.0
-        a_ts = ops.masked_softmax(ops.scores(q_td, k_sd, scale), mask_ts)
-        grads = ops.attention_backward(q_td, k_sd, v_se, a_ts, do_te, scale)
-        by_name = {"dv": grads.dv_se, "da": grads.da_ts, "dz": grads.dz_ts}
-        return np.asarray((by_name | {"dq": grads.dq_td, "dk": grads.dk_sd})[what])
+        return np.asarray(_backward(*_arguments(problem, dtype))[what])
+
+
+def _arguments(problem: Problem, dtype: Any) -> tuple[Any, ...]:
+    """(Q, K, V, ∂L/∂Output, mask, scale); in float32, what is too large becomes inf."""
+    case = problem.case
+    with np.errstate(over="ignore"):
+        matrices = [np.array(m, float).astype(dtype) for m in (*case[:3], problem.dout)]
+    mask_ts = ops.causal_mask(len(case.q), len(case.k)) if case.mask == "causal" else None
+    return *matrices, mask_ts, None if case.scaled else 1.0
+
+
+def _backward(q_td, k_sd, v_se, do_te, mask_ts, scale) -> dict[str, jax.Array]:
+    """The weights as "a", and every gradient by its name."""
+    q_td, k_sd, v_se, do_te = (jnp.asarray(m) for m in (q_td, k_sd, v_se, do_te))
+    a_ts = ops.masked_softmax(ops.scores(q_td, k_sd, scale), mask_ts)
+    grads = ops.attention_backward(q_td, k_sd, v_se, a_ts, do_te, scale)
+    found = {"a": a_ts, "dv": grads.dv_se, "da": grads.da_ts, "dz": grads.dz_ts}
+    return found | {"dq": grads.dq_td, "dk": grads.dk_sd}
+
+
+def worked(problem: Problem, dtype: Any = np.float64) -> dict[str, np.ndarray]:
+    """The weights as "a", and every gradient as `by_formula` has it, by one compiled program.
+
+    Raises:
+      UserError: the matrices do not fit together, or a gradient is too large for a float64.
+    """
+    check_problem(problem)
+    with jax.enable_x64(dtype == np.float64), jax.disable_jit(False):  # whatever the environment says
+        # One program compiles in a tenth of the time of many operations. In float32 it would also round
+        # otherwise than they do, and it is their rounding that is shown.
+        program = jax.jit(_backward) if dtype == np.float64 else _backward
+        found = jax.device_get(program(*_arguments(problem, dtype)))
+    if dtype == np.float64:
+        check_finite({"da": "∂L/∂A, by the weights", **_GRADIENTS}, found)
+    return found
 
 
 def by_autodiff(problem: Problem, what: str) -> np.ndarray:
@@ -162,8 +191,13 @@ def claims(problem: Problem = PROBLEM) -> tuple[Claim, ...]:
 
 
 def result(problem: Problem) -> dict[str, Any]:
-    """What `hw.solve attention --dout=… --json` adds to the forward pass."""
-    return {what: by_formula(problem, what) for what in ("dq", "dk", "dv")}
+    """What `hw.solve attention --dout=… --json` adds to the forward pass.
+
+    Raises:
+      UserError: see `worked`.
+    """
+    found = worked(problem)
+    return {what: found[what] for what in ("dq", "dk", "dv")}
 
 
 # The derivation. Each line: what, plain text, LaTeX, why.
@@ -204,24 +238,25 @@ _LINES = (
 )
 
 
-def _derivation(problem: Problem) -> list[Step]:
+def _derivation(found: Mapping[str, np.ndarray]) -> list[Step]:
     codes = {"dZ": ops.softmax_backward}
     return [
         Step(
             plain,
             why,
             [(plain, tex)],
-            Table.of_matrix(name, by_formula(problem, name.lower()), "row", "column"),
+            Table.of_matrix(name, found[name.lower()], "row", "column"),
             codes.get(name, ops.attention_backward),
         )
         for name, plain, tex, why in _LINES
     ]
 
 
-def _jacobian_step(problem: Problem) -> Step:
-    a = by_jax(problem.case, "weights")[0]
-    jacobian = np.diag(a) - np.outer(a, a)
-    (plain, tex) = notation.matrix(jacobian.tolist())
+def _jacobian_step(found: Mapping[str, np.ndarray]) -> Step:
+    a, lines = found["a"][0], []
+    if len(a) <= _MAX_JACOBIAN:
+        plain, tex = notation.matrix((np.diag(a) - np.outer(a, a)).tolist())
+        lines.append((f"row 1: J = {plain}", rf"J = \operatorname{{diag}}(a) - a a^\top = {tex}"))
     return Step(
         "(b) How the softmax's derivative enters",
         "∂a_i/∂z_j = a_i (δ_ij − a_j): every weight of a row depends on every score of that row, and on "
@@ -229,19 +264,20 @@ def _jacobian_step(problem: Problem) -> Step:
         "constant to all scores of a row changes nothing), and so do the rows of dZ. It need not be in "
         "memory: J da is a ∘ (da − a·da), n_k numbers a row instead of n_k². Where one weight is near "
         "1, all entries of J are near 0: a saturated row passes almost no gradient to Q and K.",
-        [(f"row 1: J = {plain}", rf"J = \operatorname{{diag}}(a) - a a^\top = {tex}")],
+        lines,
         code=ops.softmax_backward,
     )
 
 
-def _scaling_step(problem: Problem) -> Step:
-    rows = []
-    for scaled in (True, False):
-        changed = problem._replace(case=problem.case._replace(scaled=scaled))
-        dz = by_formula(changed, "dz")
-        largest = [float(np.abs(row).max()) for row in dz]
-        rows.append(("scaled" if scaled else "unscaled", *largest))
-    header = ("largest |dZ| of each row", *(f"query {i}" for i in range(1, len(problem.case.q) + 1)))
+def _scaling_step(problem: Problem, found: Mapping[str, np.ndarray]) -> Step:
+    case = problem.case
+    other = worked(problem._replace(case=case._replace(scaled=not case.scaled)))
+    scaled, raw = (found, other) if case.scaled else (other, found)
+    rows = [
+        (name, *(float(np.abs(row).max()) for row in grads["dz"]))
+        for name, grads in (("scaled", scaled), ("unscaled", raw))
+    ]
+    header = ("largest |dZ| of each row", *(f"query {i}" for i in range(1, len(case.q) + 1)))
     return Step(
         "(c) Why 1/√d_k steadies training",
         "If the components of q and k are independent, of mean 0 and variance 1, then q·k is a sum of "
@@ -253,16 +289,16 @@ def _scaling_step(problem: Problem) -> Step:
     )
 
 
-def _float32_step(problem: Problem) -> Step:
-    exact = by_formula(problem, "dz")
-    single = by_formula(problem, "dz", np.float32).astype(float)
-    a_ts, da_ts = by_jax(problem.case, "weights", np.float32), by_formula(problem, "da", np.float32)
-    textbook = (a_ts * (da_ts - (a_ts * da_ts).sum(-1, keepdims=True))).astype(float)
-    rows = []
-    for i, row in enumerate(exact):
-        size = np.abs(row).max() or 1.0
-        errors = (float(np.abs(x[i] - row).max() / size) for x in (textbook, single))
-        rows.append((f"query {i + 1}", *errors))
+def _float32_step(problem: Problem, found: Mapping[str, np.ndarray]) -> Step:
+    single = worked(problem, np.float32)
+    with np.errstate(all="ignore"):  # float32 holds numbers up to 3.4e38 only
+        a_ts, da_ts = single["a"], single["da"]
+        textbook = (a_ts * (da_ts - (a_ts * da_ts).sum(-1, keepdims=True))).astype(float)
+        rows = []
+        for i, row in enumerate(found["dz"]):
+            size = np.abs(row).max() or 1.0
+            errors = (float(np.abs(x[i] - row).max() / size) for x in (textbook, single["dz"].astype(float)))
+            rows.append((f"query {i + 1}", *map(notation.or_too_large, errors)))
     return Step(
         "A warning: the textbook form in float32",
         "On a saturated row, da at the large weight and the row sum agree in almost all digits, and "
@@ -285,9 +321,9 @@ def answer(problem: Problem = PROBLEM) -> Answer:
     """The derivation, its numbers, and what the softmax and the scale do to them.
 
     Raises:
-      UserError: the matrices do not fit together.
+      UserError: see `worked`.
     """
-    check_problem(problem)
+    found = worked(problem)
     return Answer(
         number=8,
         title="Gradients through attention",
@@ -295,13 +331,13 @@ def answer(problem: Problem = PROBLEM) -> Answer:
         "for (a)); (b) say how the softmax's derivative enters, and (c) why 1/√d_k helps.",
         answer="∂L/∂Q = [A ∘ (dO Vᵀ − rowsum(A ∘ dO Vᵀ))] K/√d_k",
         steps=(
-            *_derivation(problem),
-            _jacobian_step(problem),
-            _scaling_step(problem),
-            _float32_step(problem),
+            *_derivation(found),
+            _jacobian_step(found),
+            _scaling_step(problem, found),
+            _float32_step(problem, found),
         ),
         why="Each gradient has the shape of what it belongs to, and each row of dZ sums to zero: a softmax "
         "cannot feel a constant added to its scores.",
         claims=claims(problem),
-        figures={"dz": by_formula(problem, "dz").tolist()},
+        figures={"dz": found["dz"].tolist()},
     )

@@ -14,7 +14,7 @@ import sympy
 from hw.answers import notation
 from hw.answers.claims import Answer, Claim, Step, Table, claims_of
 from hw.answers.notation import subscript
-from hw.answers.unrolled_rnn import SHEET, Problem, arrays
+from hw.answers.unrolled_rnn import GRADIENTS, SHEET, Problem, arrays, to_the_end, worked
 from hw.ops import rnn as ops
 
 _DIGITS = 50  # of the differences
@@ -22,7 +22,7 @@ _DIGITS = 50  # of the differences
 NON_NORMAL = ((0.9, 5.0), (0.0, 0.9))
 SATURATING = 1.5
 _POWERS = 40
-_PARAMETERS = ("dWxh", "dWhh", "dWhy", "dbh", "dby")
+_SHOWN_TIMES = 20  # of the table of norms: each needs a singular value decomposition
 
 
 # The routes: functions of a problem that give one gradient by its name. "chain" is what reaches h_1 from h_T
@@ -38,7 +38,7 @@ def by_formula(problem: Problem, what: str) -> np.ndarray:
             direct_n = params.why_on.T @ dy_to[-1]  # ∂L/∂h_T
             return np.asarray(ops.jacobian(params.whh_nk, h_tn, len(x_ti), 1).T @ direct_n)
         grads = ops.bptt(params, x_ti, h_tn, dy_to)
-        found = dict(zip(_PARAMETERS, grads.params, strict=True)) | {"dh": grads.dh_tn}
+        found = dict(zip(GRADIENTS, grads.params, strict=True)) | {"dh": grads.dh_tn}
         return np.asarray(found[what])
 
 
@@ -60,7 +60,7 @@ def by_autodiff(problem: Problem, what: str) -> np.ndarray:
         by_weights, by_bumps = jax.grad(loss, argnums=(0, 1))(tuple(weights), bumps, what == "chain")
         if what == "chain":
             return np.asarray(by_bumps[0])
-        return np.asarray(by_bumps if what == "dh" else by_weights[_PARAMETERS.index(what)])
+        return np.asarray(by_bumps if what == "dh" else by_weights[GRADIENTS.index(what)])
 
 
 def by_differences(problem: Problem, what: str) -> np.ndarray:
@@ -83,7 +83,7 @@ def by_differences(problem: Problem, what: str) -> np.ndarray:
                     )
             return total
 
-        index = 5 if what in ("chain", "dh") else _PARAMETERS.index(what)
+        index = 5 if what in ("chain", "dh") else GRADIENTS.index(what)
         step, grad = mpmath.mpf(10) ** (-_DIGITS // 3), np.empty(parts[index].shape, object)
         for place in np.ndindex(grad.shape):
             ends = []
@@ -165,7 +165,7 @@ def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
     titles = {
         "chain": "what ∂L/∂h_1 gets from ∂L/∂h_T, through the hidden states between",
         "dh": "∂L/∂h_t in all, through every later output too",
-        **{name: f"∂L/∂{name[1:]}" for name in _PARAMETERS},
+        **{name: f"∂L/∂{name[1:]}" for name in GRADIENTS},
     }
     growth = {
         "products": growth_by_product,
@@ -185,13 +185,12 @@ def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
 
 
 def result(problem: Problem) -> dict[str, Any]:
-    """What `hw.solve rnn --json` prints: hidden states, outputs, and every gradient."""
-    with jax.enable_x64(True):
-        params, x_ti, dy_to = arrays(problem)
-        h_tn, y_to = ops.forward(params, x_ti)
-        grads = ops.bptt(params, x_ti, h_tn, dy_to)
-        named = dict(zip(_PARAMETERS, grads.params, strict=True))
-        return jax.device_get({"h": h_tn, "y": y_to, "dh": grads.dh_tn, **named})
+    """What `hw.solve rnn --json` prints: hidden states, outputs, and every gradient.
+
+    Raises:
+      UserError: a result is too large for a float64.
+    """
+    return worked(problem)
 
 
 # The working.
@@ -273,25 +272,35 @@ def symbolic(steps: int) -> tuple[Step, ...]:
     )
 
 
+def _norm(matrix: np.ndarray) -> float:
+    """The largest singular value, of a matrix of any scale; inf where an element is not finite."""
+    if not np.isfinite(matrix).all():
+        return np.inf
+    # From the eigenvalues of M Mᵀ: four times as fast as a singular value decomposition.
+    size = np.abs(matrix).max() or 1.0
+    scaled = matrix / size
+    return float(size * np.sqrt(np.linalg.eigvalsh(scaled @ scaled.T)[-1]))
+
+
 def _numbers(problem: Problem) -> Step:
-    with jax.enable_x64(True):
-        params, x_ti, dy_to = arrays(problem)
-        h_tn, _ = ops.forward(params, x_ti)
-        direct_n, last, rows = params.why_on.T @ dy_to[-1], len(x_ti), []
-        total = ops.bptt(params, x_ti, h_tn, dy_to).dh_tn
-        for t in range(1, last + 1):
-            jacobian = ops.jacobian(params.whh_nk, h_tn, last, t)
-            rows.append(
-                (
-                    f"h{subscript(t)}",
-                    float(jnp.linalg.norm(jacobian, 2)),
-                    float(ops.jacobian_bound(params.whh_nk, h_tn, last, t)),
-                    float(jnp.linalg.norm(jacobian.T @ direct_n)),
-                    float(jnp.linalg.norm(total[t - 1])),
+    found, last, rows = worked(problem), len(problem.x), []
+    whh_nk = np.array(problem.whh, float)
+    direct_n = np.array(problem.why, float).T @ np.array(problem.dy[-1], float)
+    sigma = _norm(whh_nk)
+    shown = set(np.linspace(1, last, min(last, _SHOWN_TIMES)).round().astype(int).tolist())
+    bound = 1.0  # `ops.jacobian_bound`, a factor more for each time further back
+    with np.errstate(all="ignore"):  # what is not finite is said to be too large
+        for t, jacobian in to_the_end(problem, found["h"]):
+            if t in shown:
+                numbers = (
+                    _norm(jacobian),
+                    bound,
+                    float(np.linalg.norm(jacobian.T @ direct_n)),
+                    float(np.linalg.norm(found["dh"][t - 1])),
                 )
-            )
-        sigma = float(jnp.linalg.norm(params.whh_nk, 2))
-        radius = float(np.abs(np.linalg.eigvals(np.asarray(params.whh_nk))).max())
+                rows.insert(0, (f"h{subscript(t)}", *map(notation.or_too_large, numbers)))
+            bound *= float((1 - found["h"][t - 1] ** 2).max()) * sigma
+        radius = float(np.abs(np.linalg.eigvals(whh_nk)).max())
     header = ("", f"‖∂h{subscript(last)}/∂h_t‖", "its bound", "gradient through h_T alone", "gradient in all")
     return Step(
         "With numbers",

@@ -1,64 +1,59 @@
 """How numbers and matrices are read and written in an answer. Nothing is computed here."""
 
+import itertools
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+from hw.answers.reading import NotANumber, Unreadable, read_number, shown, split_matrix
 from hw.cli import UserError
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 # One line of working: plain text for a terminal, LaTeX for a page.
 Line = tuple[str, str]
 
-_NUMBER = re.compile(
-    r"[+-]?(\d{1,40}/\d{1,40}|(\d{1,40}\.?\d{0,40}|\.\d{1,40})(e[+-]?\d{1,3})?)", re.IGNORECASE
-)
-_MAX_EXPONENT = 300  # beyond, a float64 has no such number
 _MAX_ENTRIES = 4096  # of a matrix: the working is to be read
+_MOST_LINES = 128  # of a step's working; the tables are whole
+_MOST_TERMS = 64  # of a sum on one line
+_FIRST_TERMS = 8  # of a longer one
 
 _SUBSCRIPTS = str.maketrans("0123456789,", "₀₁₂₃₄₅₆₇₈₉,")
 
 
 def parse_number(text: str, where: str) -> Fraction:
-    """An integer, a decimal or a fraction such as 1/3, exactly.
+    """A number as `reading.read_number` takes it, such as -0.5, 1/3 or 1/√2; exact without a root.
 
     Raises:
       UserError: it is none, naming `where` it stands.
     """
     word = text.strip()
-    shown = word if len(word) <= 40 else word[:37] + "..."
-    if not _NUMBER.fullmatch(word):
-        raise UserError(f"{where}: {shown!r} is no number (3, -0.5, 2e-3, 1/3)")
-    exponent = re.search(r"e([+-]?\d+)", word.lower())
-    if exponent and abs(int(exponent[1])) > _MAX_EXPONENT:
-        raise UserError(f"{where}: {shown!r} is too large or too small for a float64")
     try:
-        value = Fraction(word)
-        float(value)
-    except ZeroDivisionError as error:
-        raise UserError(f"{where}: {shown!r} divides by zero") from error
-    except OverflowError as error:
-        raise UserError(f"{where}: {shown!r} is too large for a float64") from error
-    return value
+        return Fraction(read_number(word).value)
+    except NotANumber as error:
+        raise UserError(f"{where}: {shown(word)} is no number (3, -0.5, 2e-3, 1/3)") from error
+    except Unreadable as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def parse_matrix(text: str, name: str) -> Matrix:
-    """A matrix: `;` ends a row, entries are separated by blanks or commas.
+    """A matrix as `reading.split_matrix` takes it: `;` ends a row, entries stand between blanks or commas.
 
     Raises:
-      UserError: an entry that is no number, rows of different lengths, or nothing at all.
+      UserError: an entry that is no number, rows of different lengths, too many entries, or nothing at all.
     """
+    try:
+        words = split_matrix(text)
+    except Unreadable as error:
+        raise UserError(f"{name}: {error}") from error
     rows = []
-    pieces = text.strip().rstrip(";").split(";")
-    for i, piece in enumerate(pieces, start=1):
-        words = piece.replace(",", " ").split()
-        if not words:
+    for i, row in enumerate(words, start=1):
+        if not row:
             raise UserError(f"{name}: row {i} is empty (rows end with ';', as in \"1 2; 3 4\")")
-        rows.append(tuple(parse_number(w, f"{name}, row {i}, entry {j}") for j, w in enumerate(words, 1)))
-        if len(rows[-1]) != len(rows[0]):
-            raise UserError(f"{name}: row {i} has {len(rows[-1])} entries, row 1 has {len(rows[0])}")
+        rows.append(tuple(parse_number(w, f"{name}, row {i}, entry {j}") for j, w in enumerate(row, 1)))
+        if len(row) != len(rows[0]):
+            raise UserError(f"{name}: row {i} has {len(row)} entries, row 1 has {len(rows[0])}")
     if len(rows) * len(rows[0]) > _MAX_ENTRIES:
         raise UserError(f"{name}: {len(rows)} × {len(rows[0])} entries are more than {_MAX_ENTRIES}")
     return tuple(rows)
@@ -70,6 +65,16 @@ def subscript(*indices: int) -> str:
     return joiner.join(map(str, indices)).translate(_SUBSCRIPTS)
 
 
+def _float_or_decimal(value: Fraction) -> float | Decimal:
+    try:
+        nearest = float(value)
+    except OverflowError:
+        nearest = math.inf
+    if math.isfinite(nearest) and (nearest or not value):
+        return nearest
+    return Decimal(value.numerator) / Decimal(value.denominator)
+
+
 def text(value: Any, digits: int = 6) -> str:
     """A number in plain text: exact if it is short, else so many significant digits.
 
@@ -78,7 +83,8 @@ def text(value: Any, digits: int = 6) -> str:
     if isinstance(value, Fraction):
         if value.denominator == 1 and abs(value.numerator) < 10**15:
             return str(value.numerator)
-        decimal = f"{float(value):.{digits}g}"
+        # Beyond a float64's range Decimal has the digits.
+        decimal = f"{_float_or_decimal(value):.{digits}g}"
         if Fraction(decimal) == value:
             return decimal
         if max(abs(value.numerator), value.denominator) < 10**6:
@@ -122,13 +128,37 @@ def _latex_factor(value: Any) -> str:
     return f"({plain})" if plain.startswith("-") else plain
 
 
+def is_short(numbers: Sequence[Any]) -> bool:
+    """Whether so many numbers may be written on one line."""
+    return len(numbers) <= _MOST_TERMS
+
+
+def first_lines(lines: Iterator[Line], count: int) -> list[Line]:
+    """The first of `count` lines of working; one line says how many are left out."""
+    shown = list(itertools.islice(lines, _MOST_LINES))
+    if left := count - len(shown):
+        says = f"{left:,} more lines like these are left out"
+        shown.append((f"… {says}", rf"\text{{{says}}}"))
+    return shown
+
+
+def or_too_large(value: float) -> float | str:
+    """A number for a table; words where it is no finite one."""
+    return value if math.isfinite(value) else "too large"
+
+
 def sum_of_products(
     name: Line, left: Sequence[Any], right: Sequence[Any], total: Any, digits: int = 6
 ) -> Line:
-    """`name = a·b + c·d = total`, the numbers put in."""
+    """`name = a·b + c·d = total`, the numbers put in; of a long sum the first terms."""
     pairs = list(zip(left, right, strict=True))
-    plain = " + ".join(f"{factor(a)}·{factor(b)}" for a, b in pairs)
+    more = ""
+    if not is_short(pairs):
+        more = f" + … ({len(pairs)} terms)"
+        pairs = pairs[:_FIRST_TERMS]
+    plain = " + ".join(f"{factor(a)}·{factor(b)}" for a, b in pairs) + more
     tex = " + ".join(rf"{_latex_factor(a)} \cdot {_latex_factor(b)}" for a, b in pairs)
+    tex += rf" + \dots \text{{{more.removeprefix(' + …')}}}" if more else ""
     return (
         f"{name[0]} = {plain} = {text(total, digits)}",
         f"{name[1]} = {tex} = {latex(total, digits)}",

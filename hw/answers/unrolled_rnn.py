@@ -1,7 +1,6 @@
 """Question 3: the tanh RNN unrolled: its graph, its nested expression, and how h_T depends on every input."""
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +12,14 @@ import numpy as np
 from hw.answers import notation
 from hw.answers.claims import Answer, Claim, Step, Table, claims_of
 from hw.answers.notation import subscript
-from hw.cli import UserError
+from hw.cli import UserError, shorten
+from hw.files import parse_json
 from hw.ops import rnn as ops
 
 _DIGITS = 40  # of the mpmath routes
 MAX_STEPS = 50  # beyond, nobody reads the graph
+MAX_WITH_NUMBERS = 100  # steps of a file of parameters
+MAX_HIDDEN = 512  # units of such a file
 
 
 class Problem(NamedTuple):
@@ -45,6 +47,8 @@ SHEET = Problem(
     x=((1.0,), (-0.5,), (0.25,)),
     dy=((0.2,), (-0.1,), (1.0,)),
 )
+# ∂L/∂ of every parameter, in the order of `ops.RNNParams`.
+GRADIENTS = ("dWxh", "dWhh", "dWhy", "dbh", "dby")
 # Names in a file of parameters, as the sheet writes them.
 _FILE_NAMES = {"Wxh": 2, "Whh": 2, "Why": 2, "bh": 1, "by": 1, "x": 2, "dy": 2}
 
@@ -60,13 +64,14 @@ def read_problem(content: bytes, path: Path) -> Problem:
       UserError: it is no JSON, or something is missing, no number, or of the wrong shape.
     """
     try:
-        values = json.loads(content.decode(), parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON of finite numbers ({str(error)[:80]})") from error
+        values = parse_json(content)
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON of finite numbers ({error})") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: needs an object with {', '.join(_FILE_NAMES)}")
     if unknown := sorted(values.keys() - _FILE_NAMES.keys()):
-        raise UserError(f"{path}: unknown name {unknown[0]!r}; the names are {', '.join(_FILE_NAMES)}")
+        name = shorten(repr(unknown[0]), 60)
+        raise UserError(f"{path}: unknown name {name}; the names are {', '.join(_FILE_NAMES)}")
     arrays = {}
     for name, axes in _FILE_NAMES.items():
         if name not in values:
@@ -74,6 +79,8 @@ def read_problem(content: bytes, path: Path) -> Problem:
         arrays[name] = _array(values[name], axes, f"{path}: {name}")
     hidden, inputs = arrays["Wxh"].shape
     outputs, steps = len(arrays["Why"]), len(arrays["x"])
+    if hidden > MAX_HIDDEN:
+        raise UserError(f"{path}: Wxh has {hidden} hidden units: at most {MAX_HIDDEN}, please")
     wanted = {
         "Whh": (hidden, hidden),
         "Why": (outputs, hidden),
@@ -89,26 +96,26 @@ def read_problem(content: bytes, path: Path) -> Problem:
                 f"{notation.times(shape)} to fit the others (Wxh [hidden, input], Whh [hidden, hidden], "
                 "Why [output, hidden], x and dy one vector a step)"
             )
-    if not 1 <= steps <= MAX_STEPS:
-        raise UserError(f"{path}: x has {steps} steps: from 1 to {MAX_STEPS}, please")
+    if not 1 <= steps <= MAX_WITH_NUMBERS:
+        raise UserError(f"{path}: x has {steps} steps: from 1 to {MAX_WITH_NUMBERS}, please")
     return Problem(*(_tuples(arrays[name]) for name in _FILE_NAMES))
 
 
-def _no_number(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
-
-
 def _array(value: Any, axes: int, where: str) -> np.ndarray:
+    shape = f"needs {'a list' if axes == 1 else 'a list of lists'} of numbers"
+    rows = [value] if axes == 1 else value
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, list) and row for row in rows):
+        raise UserError(f"{where}: {shape}")
+    # JSON's true is a number to numpy.
+    if not all(type(number) in (int, float) for row in rows for number in row):
+        raise UserError(f"{where}: {shape}")
+    if any(len(row) != len(rows[0]) for row in rows):
+        raise UserError(f"{where}: rows of different lengths")
     try:
-        array = np.array(value)
-    except ValueError as error:
-        raise UserError(f"{where}: rows of different lengths") from error
-    if array.ndim != axes or array.size == 0 or array.dtype.kind not in "if":
-        raise UserError(f"{where}: needs {'a list' if axes == 1 else 'a list of lists'} of numbers")
-    array = array.astype(float)
-    if not np.isfinite(array).all():
-        raise UserError(f"{where}: a number is too large")
-    return array
+        array = np.array(rows, float)
+    except OverflowError as error:
+        raise UserError(f"{where}: a number is too large for a float64") from error
+    return array if axes == 2 else array[0]
 
 
 def _tuples(array: np.ndarray) -> tuple:
@@ -196,6 +203,41 @@ def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
     return claims_of(3, titles, ROUTES, problem, tolerance=1e-10)
 
 
+def _forward_and_back(params, x_ti, dy_to) -> dict[str, jax.Array]:
+    h_tn, y_to = ops.forward(params, x_ti)
+    grads = ops.bptt(params, x_ti, h_tn, dy_to)
+    found = dict(zip(GRADIENTS, grads.params, strict=True))
+    return found | {"h": h_tn, "y": y_to, "dh": grads.dh_tn}
+
+
+def worked(problem: Problem) -> dict[str, np.ndarray]:
+    """Hidden states h [T, n], outputs y [T, o], and every gradient by `ops.bptt`, under the names in JSON.
+
+    Raises:
+      UserError: a result is too large for a float64.
+    """
+    with jax.enable_x64(True), jax.disable_jit(False):  # whatever the environment says
+        found = jax.device_get(jax.jit(_forward_and_back)(*arrays(problem)))
+    for name, values in found.items():
+        if not np.isfinite(values).all():
+            raise UserError(f"{name}: a number is too large for a float64 (1.8e308); give smaller numbers")
+    return found
+
+
+def to_the_end(problem: Problem, h_tn: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(t, ∂h_T/∂h_t [n, n]) for t = T … 1: the products of `ops.jacobian`, each from the one before.
+
+    Args:
+      problem: the weights.
+      h_tn: the hidden states.
+    """
+    whh_nk, product = np.array(problem.whh, float), np.eye(len(problem.bh))
+    for t in range(len(h_tn), 0, -1):
+        yield t, product
+        with np.errstate(all="ignore"):  # weights near a float64's limit: the caller sees what is not finite
+            product = product @ ((1 - h_tn[t - 1] ** 2)[:, None] * whh_nk)
+
+
 # The graph and the expression, for any T.
 
 _QUESTION = (
@@ -235,13 +277,7 @@ def nested(steps: int) -> notation.Line:
 
 
 def symbolic(steps: int) -> tuple[Step, ...]:
-    """What can be said without numbers.
-
-    Raises:
-      UserError: no such number of steps.
-    """
-    if not 1 <= steps <= MAX_STEPS:
-        raise UserError(f"--steps={steps}: from 1 to {MAX_STEPS}, please")
+    """What can be said without numbers."""
     lines = []
     for t in range(1, steps + 1):
         before = "0" if t == 1 else f"h{subscript(t - 1)}"
@@ -271,7 +307,13 @@ def symbolic(steps: int) -> tuple[Step, ...]:
 
 
 def expressions(steps: int) -> Answer:
-    """The answer without numbers."""
+    """The answer without numbers.
+
+    Raises:
+      UserError: no such number of steps.
+    """
+    if not 1 <= steps <= MAX_STEPS:
+        raise UserError(f"--steps={steps}: from 1 to {MAX_STEPS}, please")
     return Answer(
         number=3,
         title="An RNN unrolled",
@@ -284,10 +326,19 @@ def expressions(steps: int) -> Answer:
 
 
 def answer(problem: Problem = SHEET) -> Answer:
-    """The graph, the expression, and the dependence measured on numbers."""
+    """The graph, the expression, and the dependence measured on numbers.
+
+    Raises:
+      UserError: a result is too large for a float64.
+    """
     steps = len(problem.x)
-    hidden, (norms,) = by_ops(problem, "hidden"), by_ops(problem, "depends")
-    rows = [(f"x{subscript(t)}", float(n)) for t, n in enumerate(norms, 1)]
+    hidden, rows = worked(problem)["h"], []
+    wxh_ni = np.array(problem.wxh, float)
+    for t, jacobian in to_the_end(problem, hidden):
+        with np.errstate(all="ignore"):
+            by_input = jacobian @ ((1 - hidden[t - 1] ** 2)[:, None] * wxh_ni)
+            norm = float(np.linalg.norm(by_input))
+        rows.insert(0, (f"x{subscript(t)}", notation.or_too_large(norm)))
     size = len(problem.bh)
     states = Table.of_matrix("Hidden states", hidden, "h", "unit")
     return Answer(

@@ -36,6 +36,10 @@ Shape = tuple[int, ...]
 Padding = Literal["same", "valid"] | Pair
 
 
+# Pixels between neighbouring outputs: more than any image has. Strides multiply without an end.
+_MAX_JUMP = 10**12
+
+
 # One axis.
 
 
@@ -245,6 +249,8 @@ def _slide(
         window = (n, k, s, pad, d, ceil)
         return output_size(*window), r + (k - 1) * d * j, j * s, pad, discarded_pixels(*window)
 
+    if max(x.jump) > _MAX_JUMP:
+        raise UserError(f"neighbouring outputs are more than {_MAX_JUMP:,} pixels of the input apart")
     h, w, c = x.output
     rules = (padding, padding) if isinstance(padding, str) else padding
     axes = zip((h, w), x.receptive_field, x.jump, kernel, stride, dilation, rules, strict=True)
@@ -440,7 +446,24 @@ _OPTIONS = {  # option: (field, value), the value None if it is the number N
 _NUMBER = re.compile(r"[0-9]+(?:x[0-9]+)?")
 _OPTION = re.compile(rf"same|valid|ceil|nobias|[kspdg]{_NUMBER.pattern}")
 _SINGLE = ("channels", "units", "groups")
+_MAX_LAYERS = 1000
 _MAX_DIGITS = 6  # No layer has a million of anything; a slip of the finger is found here.
+
+
+# Layers that people write and that have no word here, with what to do instead.
+_OTHER_LAYERS = {
+    "activation": "changes no shape and has no parameters: leave it out",
+    "norm": "changes no shape: leave it out, and count its parameters apart",
+    "transposed": "is a transposed convolution, which is not worked here",
+    "whole": "is a pooling over the whole image: write its size, as in avgpool7 on 7x7",
+}
+_OTHER = re.compile(
+    r"(?P<activation>relu|leakyrelu|gelu|elu|silu|swish|tanh|sigmoid|softmax|dropout)"
+    r"|(?P<norm>bn$|batchnorm|layernorm|groupnorm|norm)"
+    r"|(?P<transposed>conv_?t(?:rans\w*)?(?=[\d_]|$)|deconv|transposed?conv|upsample)"
+    r"|(?P<whole>(?:avg|max)?globalpool|global_?(?:avg|max|average)|gap$|adaptive)",
+    re.IGNORECASE,
+)
 
 
 def _integers(text: str) -> Shape:
@@ -461,8 +484,10 @@ def _value(field: str, text: str) -> int | Pair:
 
 def _parse_layer(word: str) -> Layer:
     kind = next(filter(word.startswith, _KINDS), None)
-    if kind is None:
-        raise UserError(f"cannot read {_quote(word)}; layers are {', '.join(_KINDS)}")
+    other = _OTHER.match(word)
+    if kind is None or other:
+        advice = f"; it {_OTHER_LAYERS[other.lastgroup]}" if other else ""
+        raise UserError(f"cannot read {_quote(word)}; layers are {', '.join(_KINDS)}{advice}")
     build, number_field, options = _KINDS[kind]
     rest = word.removeprefix(kind)
     fields, spelt = {}, {}
@@ -497,7 +522,10 @@ def parse_layers(spec: str) -> list[tuple[str, Layer]]:
     Raises: UserError naming the word, its place (from 1) and what is wrong with it.
     """
     layers = []
-    for index, word in enumerate(spec.split()):
+    words = spec.split()
+    if len(words) > _MAX_LAYERS:
+        raise UserError(f"{len(words):,} layers are too many: at most {_MAX_LAYERS:,}")
+    for index, word in enumerate(words):
         try:
             layers.append((word, _parse_layer(word)))
         except UserError as error:
@@ -508,12 +536,14 @@ def parse_layers(spec: str) -> list[tuple[str, Layer]]:
 
 
 def parse_input(text: str) -> tuple[int, int, int]:
-    """Reads a picture's height x width x channels, as in 128x128x3.
+    """Reads a picture's height x width x channels, as in 128x128x3 or 128 × 128 × 3.
 
     Raises: UserError if it is anything else.
     """
-    if not re.fullmatch(r"[0-9]+x[0-9]+x[0-9]+", text):
+    # × is how sizes are printed.
+    sizes = re.sub(r" *[x×X] *", "x", text)
+    if not re.fullmatch(r"[0-9]+x[0-9]+x[0-9]+", sizes):
         raise UserError(f"input {_quote(text)} is not height x width x channels, as in 128x128x3")
-    height, width, channels = _integers(text)
+    height, width, channels = _integers(sizes)
     _check_positive(height=height, width=width, channels=channels)
     return height, width, channels

@@ -9,6 +9,8 @@ from hw.answers.checking.marks import Mark
 from hw.answers.claims import Answer, Step, Table, Verdict
 
 _WIDTH = 100
+_MAX_ROWS = 1024  # of a table: more than a network has layers
+_MAX_COLUMNS = 65  # the first holds the names of the rows
 
 
 def _cell(value: Any) -> str:
@@ -29,8 +31,12 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def table(shown: Table) -> str:
-    """A table with its title."""
-    return f"{shown.title}\n{columns(shown.header, shown.rows)}"
+    """A table with its title; of a large one the first rows and columns."""
+    header = shown.header[:_MAX_COLUMNS]
+    drawn = f"{shown.title}\n{columns(header, [row[:_MAX_COLUMNS] for row in shown.rows[:_MAX_ROWS]])}"
+    left = {"rows": len(shown.rows) - _MAX_ROWS, "columns": len(shown.header) - _MAX_COLUMNS}
+    more = " and ".join(f"{count:,} more {name}" for name, count in left.items() if count > 0)
+    return f"{drawn}\n… {more} are left out" if more else drawn
 
 
 def step(shown: Step, number: int) -> str:

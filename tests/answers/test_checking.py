@@ -15,10 +15,11 @@ import students
 from hw import cli
 from hw.answers import attention, attention_gradient, bptt, cnn, multi_head, unrolled_rnn
 from hw.answers.checking import fields, form, questions
-from hw.answers.checking.entries import READERS, Unreadable
+from hw.answers.checking.entries import READERS
 from hw.answers.checking.marking import mark, right_answers
 from hw.answers.checking.sheet import SHEET, variant
 from hw.answers.checking.sheet import numbers as numbers_of
+from hw.answers.reading import Unreadable
 
 SEEDS = range(1000, 1040)  # none used to tune how sheets are drawn
 README = " ".join((Path(__file__).parents[2] / "README.md").read_text().split())

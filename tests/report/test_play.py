@@ -425,9 +425,17 @@ _NUMBERS = (
 ).split()
 
 
+# hw.solve reads these as hw.check does, or says better why not; the page refuses them all.
+_BEYOND_THE_PAGE = {"1e301", "1e-301", "1/-2", "1e", "1e1234", "1/3e2", "9" * 81, "0." + "1" * 41}
+
+
 def test_numbers_are_read_and_refused_alike(ask):
+    assert set(_NUMBERS) >= _BEYOND_THE_PAGE
     body = "const x = hw.parseNumber(c, 'Q'); return [hw.text(x), hw.toNumber(x)];"
     for word, found in zip(_NUMBERS, ask(body, _NUMBERS), strict=True):
+        if word in _BEYOND_THE_PAGE:
+            assert found["name"] == "UserError"
+            continue
         try:
             number = notation.parse_number(word, "Q")
         except UserError as error:

@@ -1,15 +1,5 @@
-"""What a student has written, read: numbers with the digits they were given with, matrices, shapes, counts.
+"""What a student has written, read: numbers with their precision, matrices, shapes, counts."""
 
-Arithmetic is read by a small parser of our own, never by `eval`: + − · / ^, parentheses, sqrt, exp, tanh, e.
-
-    sum      = product {("+" | "−") product}
-    product  = factor {["·" | "/"] factor}         4 sqrt(2): the sign of a product may be left out
-    factor   = ("+" | "−") factor | power
-    power    = atom ["^" factor]
-    atom     = number | "e" | "(" sum ")" | name "(" sum ")" | "√" atom
-"""
-
-import math
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -17,14 +7,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hw.answers.reading import (
+    Number,
+    Unreadable,
+    plain,
+    read_number,
+    shown,
+    split,
+    split_matrix,
+    split_row,
+    unbracketed,
+)
+
 _MAX_TEXT = 2000  # characters of an entry
-_MAX_NUMBER = 120  # characters of one number of it
-_MAX_DEPTH = 20  # parentheses within parentheses
 _MAX_LENGTH = 64  # of a list
-
-
-class Unreadable(Exception):
-    """An entry that is none, with the reason in words."""
+_MAX_BITS = 4096  # of a whole number
 
 
 class Entry(NamedTuple):
@@ -41,186 +38,6 @@ class Entry(NamedTuple):
     digits: np.ndarray
 
 
-class _Number(NamedTuple):
-    value: float
-    unit: float = 0.0
-    digits: float = math.inf
-
-
-# One number.
-
-_TOKEN = re.compile(r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[A-Za-z]+|[-+*/^()√])")
-_LITERAL = re.compile(r"([+-]?)(\d+\.?\d*|\.\d+)(?:(?:[eE]|\*10\^)(\(?[+-]?\d+\)?))?")
-_FUNCTIONS: dict[str, Callable[[float], float]] = {"sqrt": math.sqrt, "exp": math.exp, "tanh": math.tanh}
-_SAME = {"−": "-", "–": "-", "·": "*", "×": "*", "⋅": "*", "∙": "*", "**": "^", "⁄": "/", "÷": "/"}
-_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
-
-
-def shown(text: str) -> str:
-    """What a student wrote, harmless to a terminal and at most 40 characters of it."""
-    quoted = repr(text)
-    return quoted if len(quoted) <= 42 else quoted[:38] + "...'"
-
-
-def _plain(text: str) -> str:
-    """The many ways to write a sign, brought to one."""
-    for theirs, ours in _SAME.items():
-        text = text.replace(theirs, ours)
-    text = re.sub(r"(?<=\d)\s*[xX]\s*(?=10\^|10[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺])", "*", text)
-    return re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda m: f"^({m[0].translate(_RAISED)})", text)
-
-
-class _Parser:
-    """Recursive descent over the grammar above."""
-
-    def __init__(self, text: str):
-        self._tokens: list[str] = []
-        self._depth, end = 0, 0
-        while text[end:].strip():
-            if not (token := _TOKEN.match(text, end)):
-                raise Unreadable(f"{shown(text)} is no number: I stop at {shown(text[end:].strip()[0])}")
-            self._tokens.append(token[1])
-            end = token.end()
-        self._text = text
-
-    def number(self) -> float:
-        value = self._sum()
-        if self._tokens:
-            raise self._lost()
-        return value
-
-    def _lost(self) -> Unreadable:
-        at = f"I stop at {shown(self._tokens[0])}" if self._tokens else "it ends too early"
-        return Unreadable(f"{shown(self._text)} is no number: {at}")
-
-    def _next(self) -> str:
-        return self._tokens[0] if self._tokens else ""
-
-    def _take(self, *wanted: str) -> str:
-        if self._next() not in wanted:
-            raise self._lost()
-        return self._tokens.pop(0)
-
-    def _sum(self) -> float:
-        value = self._product()
-        while self._next() in ("+", "-"):
-            value = value + self._product() if self._take("+", "-") == "+" else value - self._product()
-        return value
-
-    def _product(self) -> float:
-        value = self._factor()
-        while self._next() and self._next() not in ("+", "-", ")"):
-            if self._next() == "/":
-                self._take("/")
-                value /= self._factor()
-            else:
-                if self._next() == "*":
-                    self._take("*")
-                elif self._next()[0].isdigit() or self._next()[0] == ".":
-                    raise self._lost()  # "1 2" is two numbers, not a product
-                value *= self._factor()
-        return value
-
-    def _factor(self) -> float:
-        self._depth += 1  # signs before signs go deep too
-        if self._depth > _MAX_DEPTH:
-            raise Unreadable(f"{shown(self._text)} has too much within one another")
-        if self._next() in ("+", "-"):
-            value = self._factor() if self._take("+", "-") == "+" else -self._factor()
-        else:
-            value = self._power()
-        self._depth -= 1
-        return value
-
-    def _power(self) -> float:
-        base = self._atom()
-        if self._next() != "^":
-            return base
-        self._take("^")
-        return math.pow(base, self._factor())
-
-    def _atom(self) -> float:
-        token = self._next()
-        if token == "(":
-            self._take("(")
-            value = self._sum()
-            self._take(")")
-            return value
-        if token == "√":
-            self._take("√")
-            self._depth += 1
-            if self._depth > _MAX_DEPTH:
-                raise Unreadable(f"{shown(self._text)} has too much within one another")
-            value = math.sqrt(self._atom())
-            self._depth -= 1
-            return value
-        if token in _FUNCTIONS:
-            self._take(token)
-            if self._next() != "(":
-                raise self._lost()
-            return _FUNCTIONS[token](self._atom())
-        if token == "e":
-            self._take("e")
-            return math.e
-        if not token or not (token[0].isdigit() or token[0] == "."):
-            raise self._lost()
-        return float(self._take(token))
-
-
-def _number(text: str) -> _Number:
-    """One number with its precision."""
-    if len(text) > _MAX_NUMBER:
-        raise Unreadable(f"{shown(text)} is too long for a number")
-    plain = _plain(text.strip())
-    share = plain.endswith("%")
-    plain = plain.removesuffix("%").strip()
-    try:
-        literal = _LITERAL.fullmatch(plain.replace(" ", ""))
-        if not literal or (" " in plain and "*" not in plain):
-            value, found = _Parser(plain).number(), None
-        else:
-            sign, mantissa, exponent = literal.groups()
-            power = int((exponent or "0").strip("()")[:6]) - 2 * share
-            value = float(f"{sign}{mantissa}e{power}")
-            decimals = len(mantissa.partition(".")[2])
-            digits = len(mantissa.replace(".", "").lstrip("0"))
-            found = _Number(value, 10.0 ** (power - decimals), digits)
-    except (OverflowError, ValueError) as error:
-        raise Unreadable(f"{shown(text)} is too large, or has no value") from error
-    except ZeroDivisionError as error:
-        raise Unreadable(f"{shown(text)} divides by zero") from error
-    if not math.isfinite(value):
-        raise Unreadable(f"{shown(text)} is too large for a number")
-    return found or _Number(value / 100 if share else value)
-
-
-def _split(text: str, separators: str) -> list[str]:
-    """Splits at separators that stand outside parentheses."""
-    pieces, depth, start = [], 0, 0
-    for place, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
-        if depth <= 0 and character in separators:
-            pieces.append(text[start:place])
-            start = place + 1
-    return [*pieces, text[start:]]
-
-
-def _row(text: str) -> list[_Number]:
-    """Numbers separated by commas, or where there is none by blanks."""
-    # Blanks around these cannot separate numbers.
-    text = re.sub(r"\s*([*·×⋅/^])\s*|\s+(?=%)", r"\1", _unbracketed(text))
-    pieces = _split(text, ",")
-    if len(pieces) > 1 and re.search(r"[\d)]\s+[\d(]", text):
-        raise Unreadable(f"{shown(text)} mixes commas and blanks: one of them, please; decimals have a point")
-    if len(pieces) == 1:
-        pieces = [piece for piece in _split(text, " \t\n\r") if piece]
-    elif not pieces[-1].strip():
-        pieces.pop()
-    if not pieces or not all(piece.strip() for piece in pieces):
-        raise Unreadable("a number is missing between the separators")
-    return [_number(piece) for piece in pieces]
-
-
 # The layouts.
 
 
@@ -229,24 +46,15 @@ def _text_of(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         kind = {bool: "true or false", list: "a list", dict: "a table"}.get(type(value), "a date or a time")
         raise Unreadable(f"{kind} where numbers belong")
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        raise Unreadable("the whole number is too large")  # Python would refuse to write it in digits
     text = str(value)
     if len(text) > _MAX_TEXT:
         raise Unreadable(f"{shown(text)} is too long ({len(text)} characters)")
-    return text
+    return plain(text)
 
 
-def _unbracketed(text: str) -> str:
-    """Without the one pair of brackets or parentheses around everything."""
-    text = text.strip()
-    for opening, closing in ("[]", "()"):
-        if text.startswith(opening) and text.endswith(closing):
-            depths = np.cumsum([(c == opening) - (c == closing) for c in text])
-            if (depths[:-1] > 0).all() and depths[-1] == 0:
-                return text[1:-1].strip()
-    return text
-
-
-def _rows(value: Any) -> list[list[_Number]]:
+def _rows(value: Any) -> list[list[Number]]:
     """Rows of numbers from any layout: "1 2; 3 4", "[[1, 2], [3, 4]]", [[1, 2], [3, 4]], [1, 2], lines."""
     if isinstance(value, list):
         if not value:
@@ -254,20 +62,15 @@ def _rows(value: Any) -> list[list[_Number]]:
         if max(map(len, [value, *(item for item in value if isinstance(item, list))])) > _MAX_LENGTH:
             raise Unreadable(f"a list of more than {_MAX_LENGTH} entries")
         if all(isinstance(item, list) for item in value):
-            rows = [[_number(_text_of(item)) for item in row] for row in value]
+            rows = [[read_number(_text_of(item)) for item in row] for row in value]
         elif any(isinstance(item, list) for item in value):
             raise Unreadable("a list of numbers and lists mixed")
-        elif any(isinstance(item, str) and len(_split(item.strip(), ", ")) > 1 for item in value):
-            rows = [_row(_unbracketed(_text_of(item))) for item in value]  # ["1 2", "3 4"]
+        elif any(isinstance(item, str) and len(split(item.strip(), ", ")) > 1 for item in value):
+            rows = [list(map(read_number, split_row(_text_of(item)))) for item in value]  # ["1 2", "3 4"]
         else:
-            rows = [[_number(_text_of(item)) for item in value]]
+            rows = [[read_number(_text_of(item)) for item in value]]
     else:
-        text = _unbracketed(_text_of(value))
-        if "[" in text:
-            pieces = re.split(r"\]\s*[,;]?\s*\[", text.removeprefix("[").removesuffix("]"))
-        else:
-            pieces = re.split(r"[;\n]", text)
-        rows = [_row(piece) for piece in pieces if piece.strip(" ,\t\r")]
+        rows = [list(map(read_number, row)) for row in split_matrix(_text_of(value)) if row]
     if not rows or not all(rows):
         raise Unreadable("a row is empty")
     for place, row in enumerate(rows, 1):
@@ -299,25 +102,28 @@ def read_shape(value: Any, axes: int) -> Entry:
     if isinstance(value, list):
         pieces = [_text_of(item) for item in value[:_MAX_LENGTH]]
     else:
-        text = re.sub(r"\\times|by", "x", _unbracketed(_text_of(value)))
-        pieces = [piece for piece in re.split(r"\s*[xX×*·,;]\s*|\s+", text.strip()) if piece]
+        text = re.sub("by", "x", unbracketed(_text_of(value)))
+        pieces = [piece for piece in re.split(r"\s*[xX×*·⋅∙✕,;]\s*|\s+", text.strip()) if piece]
     for piece in pieces:
-        if not re.fullmatch(r"\s*[0-9]{1,9}\s*", piece):
+        if not re.fullmatch(r"\s*\d{1,9}\s*", piece):
             raise Unreadable(f"{shown(piece)} is no size: whole numbers, as in 10 x 20")
     if len(pieces) != axes:
         raise Unreadable(f"{len(pieces)} size{'s' * (len(pieces) != 1)} where {axes} belong")
-    return _entry([_Number(float(piece)) for piece in pieces])
+    return _entry([Number(float(piece)) for piece in pieces])
 
 
 def read_count(value: Any) -> Entry:
     """A whole number: [1]; with its working before it, as in 2·3 + 4 = 10, the last part counts."""
     text = _text_of(value).rpartition("=")[2].strip()
-    if re.fullmatch(r"\d{1,3}([,' _  ]\d{3})+", text):
+    if re.fullmatch(r"\d{1,3}([,' _\u00a0\u202f]\d{3})+", text):
         text = re.sub(r"\D", "", text)
-    if re.fullmatch(r"\d[\d\s]*([x×]\s*\d+\s*)+", text):
-        text = re.sub("[x×]", "*", text)
-    number = _number(text)
-    return _entry([_Number(number.value)])
+    if re.fullmatch(r"\d{1,3}(\.\d{3}){1,4}", text):
+        whole = text.replace(".", "")
+        says = f"a point begins decimals; thousands are written {whole} or {int(whole):,}"
+        raise Unreadable(f"{shown(text)}: {says}")
+    # A letter x between numbers or parentheses is a sign of multiplication here: 5x5x3x16 + 16.
+    text = re.sub(r"(?<=[\d)])\s*[xX]\s*(?=[\d(])", "*", text)
+    return _entry([Number(read_number(text).value)])
 
 
 # By kind: how an answer is read, and how it is to be written.

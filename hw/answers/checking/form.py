@@ -1,6 +1,7 @@
 """The form as TOML: written empty or filled with the key, and read."""
 
 import difflib
+import re
 import textwrap
 import tomllib
 from decimal import Decimal
@@ -9,17 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from hw.answers.checking.entries import LAYOUTS, shown
+from hw.answers.checking.entries import LAYOUTS
 from hw.answers.checking.fields import Field
 from hw.answers.checking.marking import right_answers
 from hw.answers.checking.questions import ITEMS, QUESTIONS
 from hw.answers.checking.sheet import SHEET, Sheet, numbers, variant
 from hw.answers.notation import text
-from hw.cli import UserError
+from hw.answers.reading import shown
+from hw.cli import UserError, shorten
 
 MAX_BYTES = 200_000
 MAX_VARIANT = 2**31 - 1
 _DIGITS = 10  # of the key
+# A key of so many parts is none of a form, and tomllib's time grows with the square of them.
+_DOTTED = re.compile(r"""(?:[ \t]*\.[ \t]*(?:[\w-]+|"[^"\n]*"|'[^'\n]*')){32}""")
 _INTRODUCTION = """\
 How to write answers, between the quotes or in place of them:
   numbers   3  -0.5  1.75e-7  1.75·10^-7  1/3  sqrt(2)  3/sqrt(2)  4√2  exp(-1.5)  12.5 %
@@ -94,7 +98,7 @@ def sheet_of(seed: int | None) -> Sheet:
     if seed is None:
         return SHEET
     if not 0 <= seed <= MAX_VARIANT:
-        raise UserError(f"variant {seed}: a whole number from 0 to {MAX_VARIANT}, please")
+        raise UserError(f"variant {shorten(str(seed), 40)}: a whole number from 0 to {MAX_VARIANT}, please")
     return variant(seed)
 
 
@@ -115,16 +119,17 @@ def read(data: bytes, path: Path, seed: int | None = None) -> tuple[Sheet, dict[
     if len(data) > MAX_BYTES:
         raise UserError(f"{path} is larger than {MAX_BYTES:,} bytes: that is no form")
     try:
-        # Decimals, so that 0.10 keeps both of its digits.
-        table = tomllib.loads(data.decode("utf-8-sig"), parse_float=Decimal)
+        content = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text") from error
-    except (ValueError, ArithmeticError, RecursionError) as error:
-        reason = str(error)[:120] if not isinstance(error, RecursionError) else "nested too deeply"
-        raise UserError(f"{path} is no sound TOML: {reason}") from error
+        raise UserError(f"{path} is no UTF-8 text (iconv -t UTF-8 converts)") from error
+    table = _table(content, path)
     stated = table.pop("variant", "sheet" if seed is None else seed)
     if stated != "sheet" and (isinstance(stated, bool) or not isinstance(stated, int)):
         raise UserError(f'{path}: variant = {shown(str(stated)[:40])}: "sheet", or a whole number')
+    if stated != "sheet" and not 0 <= stated <= MAX_VARIANT:
+        # Python would refuse to write a number of thousands of digits.
+        says = f"{stated} is" if stated.bit_length() < 64 else "is too large,"
+        raise UserError(f"{path}: variant {says} no whole number from 0 to {MAX_VARIANT}")
     own = None if stated == "sheet" else stated
     if seed not in (None, own):
         raise UserError(f"--variant={seed}, but {path} says variant = {_named(own)}")
@@ -137,6 +142,68 @@ def read(data: bytes, path: Path, seed: int | None = None) -> tuple[Sheet, dict[
                 raise UserError(f"{path}: unknown field {shown(field)}{_like(field)}")
             written[field] = value
     return sheet_of(own), written
+
+
+def _table(content: str, path: Path) -> dict[str, Any]:
+    """The form's TOML.
+
+    Raises:
+      UserError: it is no sound TOML, with the line, the field, and how to mend it.
+    """
+    if long := _DOTTED.search(content):
+        raise UserError(f"{_place(content, path, long.start())}a key of too many dots")
+    try:
+        # Decimals, so that 0.10 keeps both of its digits.
+        return tomllib.loads(content, parse_float=Decimal)
+    except RecursionError as error:
+        raise UserError(f"{path} is no sound TOML: nested too deeply") from error
+    except tomllib.TOMLDecodeError as error:
+        reason = str(error)
+        at = re.search(r" \(at line (\d+), column (\d+)\)$", reason)
+        line = int(at[1]) if at else content.count("\n") + 1
+        start = sum(len(text) for text in content.splitlines(keepends=True)[: line - 1])
+        reason = shorten(reason[: at.start()] if at else reason, 80)
+        raise UserError(_place(content, path, start) + _advice(_line(content, start), reason)) from error
+    except (ValueError, ArithmeticError) as error:
+        # Python takes no whole number of more than 4,300 digits, decimal no exponent of more than 18.
+        long = re.search(r"[\d_]{4000,}|[eE][+-]?\d{10,}", content)
+        place = _place(content, path, long.start()) if long else f"{path} is no sound TOML: "
+        raise UserError(f"{place}a number is too large") from error
+
+
+def _line(content: str, start: int) -> str:
+    """The line of a form that holds a place."""
+    first = content.rfind("\n", 0, start) + 1
+    return content[first:].partition("\n")[0].strip()
+
+
+def _place(content: str, path: Path, start: int) -> str:
+    """The beginning of a message about a place: "FORM is no sound TOML: line 7, 1.conv1: "."""
+    before = content[: content.rfind("\n", 0, start) + 1]
+    name = _line(content, start).partition("=")[0].strip()
+    field = ""
+    if re.fullmatch(r"[\w.-]{1,40}", name):
+        headers = re.findall(r"^[ \t]*\[[ \t]*([\w-]{1,20})[ \t]*\]", before, re.M)
+        field = f", {headers[-1]}.{name}" if headers else f", {name}"
+    return f"{path} is no sound TOML: line {before.count(chr(10)) + 1}{field}: "
+
+
+def _advice(line: str, reason: str) -> str:
+    """How a line that TOML does not take is mended."""
+    name, equals, value = (part.strip() for part in line.partition("="))
+    if not equals:
+        return f'{reason}; a line is name = "answer"'
+    if not value:
+        return f'nothing stands after the =: write {shorten(name, 30)} = ""'
+    if any(quote in value for quote in "“”„‟«»‘’‚"):
+        return f'curly quotes: put straight quotes around it, {shorten(name, 30)} = "…"'
+    if "\\" in value and value.startswith('"'):
+        return "a backslash within double quotes: put single quotes around it, '…'"
+    if "overwrite" in reason:
+        return "the field stands there twice"
+    if value.startswith(("[", "{")):
+        return f'{reason}; a list is [1, 2], text stands in straight quotes, "…"'
+    return f'put straight quotes around it, {shorten(name, 30)} = "…" ({reason})'
 
 
 def _like(name: str) -> str:
