@@ -10,9 +10,9 @@ One run on several hosts: start it on each, with the same --config, --coordinato
 alone writes, and its --workdir alone is read.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -22,7 +22,7 @@ from hw.training import hosts
 
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
-        "workdir", "", "where to write (default: runs/NAME[-VARIANT]-sSEED)", flag_values=values
+        "workdir", None, "where to write (default: runs/NAME[-VARIANT]-sSEED)", flag_values=values
     )
     several = "of a run of several processes: "
     for name, default, help in (
@@ -43,13 +43,17 @@ def main(argv: Sequence[str]) -> int:
     if parsed is None:
         return 0
     (config, name, variant), values = parsed
+    default = f"runs/{name}{'-' + variant if variant else ''}-s{config.seed}"
+    try:
+        workdir = cli.path(default if values.workdir is None else values.workdir)
+    except argparse.ArgumentTypeError as error:
+        raise cli.UserError(f"--workdir: {error}") from error
     several = hosts.find(hosts.Hosts(*(values[field].value for field in hosts.Hosts._fields)))
     if several and (code := hosts.join(several)) is not None:
         return code
     from hw.training import loop  # after the flags: a mistake in them is told at once
 
-    default = f"runs/{name}{'-' + variant if variant else ''}-s{config.seed}"
-    loop.train(config, Path(values.workdir or default), name=name, variant=variant)
+    loop.train(config, workdir, name=name, variant=variant)
     return 0
 
 
