@@ -62,6 +62,9 @@ def main(argv: Sequence[str]) -> int:
     source.add_argument("--model", choices=["resnet", "gru", "attention"], help="a released model")
     parser.add_argument("--data-dir", default="", help="where the prepared data lies")
     parser.add_argument(
+        "--data-path", type=cli.path, metavar="FILE", help="the text of a run that was given config.data.path"
+    )
+    parser.add_argument(
         "--batch-size", type=int, default=0, help="examples at a time (default: the run's own)"
     )
     parser.add_json_option()
@@ -74,7 +77,9 @@ def main(argv: Sequence[str]) -> int:
     from hw.training import checkpoint, log
 
     folder = options.workdir or checkpoint.released(options.model)
-    report = inference.evaluate(folder, data_dir=options.data_dir, batch_size=options.batch_size)
+    report = inference.evaluate(
+        folder, data_dir=options.data_dir, data_path=options.data_path, batch_size=options.batch_size
+    )
     if options.workdir:
         log.write_report(options.workdir, report)
     if options.json:

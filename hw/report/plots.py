@@ -147,7 +147,7 @@ def heat_map(
 
 
 def _no_formula(name: str) -> str:
-    """A name with dollars in it, such as a run's or a class's, so that matplotlib takes none for a formula."""
+    """A name with dollars in it, such as a run's or a class's, so that none is taken for a formula."""
     return name.replace("$", r"\$")
 
 

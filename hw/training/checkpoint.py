@@ -84,7 +84,7 @@ def steps(directory: Path) -> list[int]:
     return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]{0,17}", name))
 
 
-def _remove(folder: Path) -> None:
+def remove(folder: Path) -> None:
     """Deletes a folder in such a way that no half of it ever bears a checkpoint's name."""
     doomed = folder.with_name(_DELETING + folder.name)
     folder.rename(doomed)
@@ -170,7 +170,7 @@ def save(directory: Path, state: Any, progress: dict[str, Any], keep: int) -> in
                 "intact: make room, then run the same command again"
             ) from error
     for old in steps(directory)[:-keep]:
-        _remove(directory / str(old))
+        remove(directory / str(old))
     return step
 
 
@@ -228,7 +228,7 @@ def restore_newest(
         except Damaged as damage:
             aside = directory / f"damaged-{step}"
             if aside.exists():
-                _remove(aside)
+                remove(aside)
             folder.rename(aside)
             say(f"WARNING: CHECKPOINT {step} IS DAMAGED ({damage}); set aside as {aside}")
     damaged = sorted(p.name for p in directory.glob("damaged-*"))

@@ -23,7 +23,7 @@ from hw.cli import Stopped, UserError
 from hw.data.cache import cache_dir
 from hw.training import checkpoint, hosts, optim
 from hw.training.log import RunLog, Silence, draw_curves, write_report
-from hw.training.parallel import Parallel, keep_programs
+from hw.training.parallel import OutOfMemory, Parallel, keep_programs
 from hw.training.step import TrainState, train_step
 from hw.training.tasks import CHECKS, TASKS
 from hw.training.tasks.task import Task
@@ -187,11 +187,15 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
         run = _Run(config, folder, parallel, clock)
         batch = run.batch
         return run.run(name=name, variant=variant)
+    except OutOfMemory:
+        folder.forget_start()
+        raise
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if parallel.lost(error):
             hosts.leave()
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        folder.forget_start()
         raise UserError(f"out of memory at {batch}: choose a smaller one") from error
     except OSError as error:
         raise UserError(

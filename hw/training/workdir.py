@@ -139,6 +139,16 @@ class Workdir:
             os.close(self._lock)
             self._lock = -1
 
+    def forget_start(self) -> None:
+        """Removes a checkpoint of step 0 where it is the only one, so that the run may be begun anew.
+
+        For a start that runs out of memory: the same command with a smaller batch must not be refused. In the
+        processes of a run that have no folder it does nothing.
+        """
+        if self._identity is not None and checkpoint.steps(self.checkpoints) == [0]:
+            checkpoint.remove(self.checkpoints / "0")
+            (self.path / "metrics.jsonl").unlink(missing_ok=True)
+
     def save_config(self) -> None:
         """Writes config.json, unless it is there with the same content."""
         path = self.path / "config.json"

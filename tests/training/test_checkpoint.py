@@ -219,7 +219,7 @@ def test_load_run_prefers_final_weights_and_falls_back(saved, tmp_path):
         checkpoint.load_run(workdir, print)
     (workdir / "config.json").write_text("{}")
     for step in (3, 5):  # progress as the loop writes it
-        checkpoint._remove(saved / str(step))
+        checkpoint.remove(saved / str(step))
         checkpoint.save(saved, _state(step), {"dataset": {"name": "x"}}, keep=2)
     said = []
     _, provenance, variables = checkpoint.load_run(workdir, said.append)
