@@ -11,6 +11,8 @@ alone writes, and its --workdir alone is read.
 """
 
 import argparse
+import atexit
+import os
 import sys
 from collections.abc import Sequence
 
@@ -57,5 +59,17 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _leave(code: int) -> None:
+    """Ends the process, without waiting for threads that a failed save has left behind."""
+    saving = sys.modules.get("hw.training.checkpoint")
+    if saving is not None and saving.failed:
+        atexit._run_exitfuncs()  # JAX takes leave of the other processes
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    cli.run(main, sys.argv[1:])
+    try:
+        cli.run(main, sys.argv[1:])
+    except SystemExit as ended:
+        _leave(ended.code)

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,10 @@ _SPACE_BESIDE_ARRAYS = 2**20  # bytes for manifest, metadata and the entries of 
 _FILES = 64  # of a checkpoint, folders included: about 25 are usual
 # Folders with these prefixes are unfinished work of a process that ended; they may be removed.
 _SAVING, _DELETING = ".saving-", ".deleting-"
+
+
+# Whether a save has failed in this process: threads of orbax may then wait for ever.
+failed = False
 
 
 class Damaged(Exception):
@@ -113,6 +118,22 @@ def _alone() -> Iterator[None]:
         jax.process_count = count
 
 
+@contextlib.contextmanager
+def reachable(path: Path) -> Iterator[Path]:
+    """The path in a form that orbax takes: absolute, and without bytes that are not UTF-8.
+
+    Where the name of a workdir has such bytes, a link from a temporary folder leads there.
+    """
+    path = path.absolute()
+    if cli.encodable(str(path)) == str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "checkpoint"
+        link.symlink_to(path.parent)
+        yield link / path.name
+
+
 def _silence_orbax() -> None:
     """Keeps tracebacks of orbax's own tasks from standard error.
 
@@ -143,6 +164,7 @@ def save(directory: Path, state: Any, progress: dict[str, Any], keep: int) -> in
     Raises:
       UserError: it could not be written, for instance on a full disk. Older ones are intact.
     """
+    global failed
     step = int(state.step)
     final, partial = directory / str(step), directory / f"{_SAVING}{step}"
     _silence_orbax()
@@ -155,14 +177,15 @@ def save(directory: Path, state: Any, progress: dict[str, Any], keep: int) -> in
             # A file system that does not count its files says that it has none.
             if disk.f_bavail * disk.f_frsize < need or (disk.f_files and disk.f_favail < _FILES):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            with _alone():
-                ocp.save((partial / "state").absolute(), state)  # orbax takes no relative path
+            with _alone(), reachable(partial / "state") as path:
+                ocp.save(path, state)
             (partial / _PROGRESS).write_text(cli.to_json(progress), encoding="utf-8")
             (partial / MANIFEST).write_text(_manifest(step, _hashes(partial)), encoding="utf-8")
             _sync(partial, *partial.rglob("*"))
             partial.rename(final)
             _sync(directory)
         except Exception as error:  # orbax reports a full disk by several types
+            failed = True
             shutil.rmtree(partial, ignore_errors=True)
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise UserError(
@@ -255,13 +278,12 @@ def _load(path: Path, like: Any) -> Any:
       Damaged: it cannot be loaded.
       UserError: it has other arrays than `like`.
     """
-    path = path.absolute()
     try:
-        with _alone():
-            found = _shapes(ocp.metadata(path).metadata)
+        with _alone(), reachable(path) as named:
+            found = _shapes(ocp.metadata(named).metadata)
             if found == _shapes(like):
                 _silence_orbax()
-                return ocp.load(path, like)
+                return ocp.load(named, like)
     except (jax.errors.JaxRuntimeError, PermissionError):  # the machine's fault, such as too little memory
         raise
     except Exception as error:  # orbax and tensorstore report damage by many types
