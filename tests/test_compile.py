@@ -134,6 +134,22 @@ def test_mistakes_cost_one_line(arguments, expected):
         command.main(arguments)
 
 
+def test_commands_are_quiet_where_libtpu_finds_no_tpu():
+    # First of its kind: libtpu is silent while another process, such as this one, has it loaded.
+    pytest.importorskip("libtpu", reason="libtpu is missing: pip install libtpu")
+    if cli._may_have_tpu():
+        pytest.skip("this machine may have a TPU")
+    alone = "import jax; jax.devices()"
+    ours = "from hw import cli; cli.run(lambda argv: __import__('jax').devices() and 0, [])"
+    env = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+    said = [
+        subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+        for code in (alone, ours)
+    ]
+    assert "TPU" in said[0].stderr, "JAX is quiet by itself: cli._settle_jax is no longer needed"
+    assert said[1].returncode == 0 and said[1].stderr == ""
+
+
 def test_a_missing_libtpu_is_named(monkeypatch):
     from jax.experimental import topologies
 
@@ -159,22 +175,6 @@ def test_a_tpu_that_is_not_there(topology, count):
     assert (train.devices, train.kind, train.steps) == (count, "TPU v5 lite", 50)
     assert train.memory_limit == 16 * 2**30 and 0 < train.memory < train.memory_limit
     assert train.seconds > 0 and bool(train.collectives) == (count > 1)
-
-
-def test_commands_are_quiet_where_libtpu_finds_no_tpu():
-    pytest.importorskip("libtpu", reason="libtpu is missing: pip install libtpu")
-    if cli._may_have_tpu():
-        pytest.skip("this machine may have a TPU")
-    alone = "import jax; jax.devices()"
-    ours = "from hw import cli; cli.run(lambda argv: __import__('jax').devices() and 0, [])"
-    # libtpu, loaded for another test, sets variables of its own.
-    env = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS" and not k.startswith("TPU_")}
-    said = [
-        subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
-        for code in (alone, ours)
-    ]
-    assert "TPU" in said[0].stderr, "JAX is quiet by itself: cli._settle_jax is no longer needed"
-    assert said[1].returncode == 0 and said[1].stderr == ""
 
 
 @pytest.mark.slow
