@@ -187,9 +187,11 @@ def save(directory: Path, state: Any, progress: dict[str, Any], keep: int) -> in
         except Exception as error:  # orbax reports a full disk by several types
             failed = True
             shutil.rmtree(partial, ignore_errors=True)
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            full = os.strerror(errno.ENOSPC)
+            first = (str(error).strip() or repr(error)).splitlines()[0]
+            reason = full if full in str(error) else getattr(error, "strerror", None) or first
             raise UserError(
-                f"could not save step {step} in {directory} ({reason[:300]}); older checkpoints are "
+                f"could not save step {step} ({cli.shorten(reason, 100)}); older checkpoints in {directory} are "
                 "intact: make room, then run the same command again"
             ) from error
     for old in steps(directory)[:-keep]:

@@ -20,7 +20,8 @@ from hw.cli import UserError
 # What JAX's runtime writes before it aborts a process for another one's silence or death.
 _LOST = re.compile(rb"JAX distributed service detected fatal errors.*", re.DOTALL)
 _REASON = re.compile(rb"[A-Z_]+: ([^\n]*)")
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Windows, which only lacks training, has no SIGHUP.
+_FORWARDED = tuple(getattr(signal, s) for s in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, s))
 # The exit code of a worker that has met another one's death itself.
 _LEFT_ALONE = 3
 
@@ -105,7 +106,7 @@ def join(hosts: Hosts) -> int | None:
         return None
     os.close(alive)
     # Under nohup a closed terminal stops neither of the two.
-    forwarded = [s for s in _FORWARDED if s != signal.SIGHUP or signal.getsignal(s) is not signal.SIG_IGN]
+    forwarded = [s for s in _FORWARDED if s.name != "SIGHUP" or signal.getsignal(s) is not signal.SIG_IGN]
     before = {s: signal.signal(s, lambda signum, _: os.kill(child, signum)) for s in forwarded}
     try:
         _, status = os.waitpid(child, 0)

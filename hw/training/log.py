@@ -83,7 +83,9 @@ class RunLog:
         self._total = total_steps
         self._every_seconds = every_seconds
         self._unit = unit
-        self._text = (workdir / "train.log").open("a", encoding="utf-8", errors="backslashreplace")
+        self._text = open(  # noqa: SIM115 (closed by close)
+            workdir / "train.log", "a", encoding="utf-8", errors="backslashreplace", opener=_without_waiting
+        )
         self._metrics = None
         self._events = None
         self._latest = 0.0  # wall time of the last event, seconds
@@ -110,6 +112,8 @@ class RunLog:
           The lines of metrics that stay.
         """
         kept, path = [], self._metrics_path
+        if step and not path.exists():
+            self.say(f"WARNING: {path} IS MISSING: the run goes on, without the metrics up to step {step}")
         lines = files.read_bytes(path, _MAX_METRICS).split(b"\n")[:-1] if path.exists() else []
         for number, text in enumerate(lines, 1):
             line = _metrics_line(path, number, text)
@@ -226,6 +230,11 @@ class RunLog:
             if file is not None:
                 with contextlib.suppress(OSError):  # a full disk has been told of by now
                     file.close()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a file to write; a pipe in its place is an error, and nobody waits for its reader."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 def _on_terminal() -> contextlib.AbstractContextManager[None]:

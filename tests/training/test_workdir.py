@@ -251,6 +251,21 @@ def test_a_pipe_for_a_config(command, text, begun):
     assert code == 2 and "pipe" in said and "remove it" in said
 
 
+def test_pipes_for_logs(command, text, begun):
+    (begun / "train.log").unlink()
+    os.mkfifo(begun / "train.log")
+    code, said = command(begun, text)
+    assert code == 2 and "train.log" in said
+    (begun / "train.log").unlink()
+    (begun / "metrics.jsonl").unlink()
+    os.mkfifo(begun / "metrics.jsonl")
+    code, said = command(begun, text)
+    assert code == 2 and "metrics.jsonl" in said and "pipe" in said
+    (begun / "metrics.jsonl").unlink()
+    code, said = command(begun, text)
+    assert code == 0 and "IS MISSING" in said and "left out" not in said, said
+
+
 def test_the_saved_state_knows_its_recipe(command, text, begun):
     (begun / "config.json").unlink()
     before = _content(begun)
