@@ -17,6 +17,8 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,7 +148,12 @@ def _silence_orbax() -> None:
         if "Event loop is closed" not in str(unraisable.exc_value) and "orbax" not in str(code):
             sys.__unraisablehook__(unraisable)
 
-    sys.unraisablehook = tell
+    def tell_of_thread(ended: Any) -> None:
+        frames = traceback.walk_tb(ended.exc_traceback)
+        if not any("orbax" in frame.f_code.co_filename for frame, _ in frames):
+            threading.__excepthook__(ended)
+
+    sys.unraisablehook, threading.excepthook = tell, tell_of_thread
 
 
 def save(directory: Path, state: Any, progress: dict[str, Any], keep: int) -> int:
@@ -191,8 +198,8 @@ def save(directory: Path, state: Any, progress: dict[str, Any], keep: int) -> in
             first = (str(error).strip() or repr(error)).splitlines()[0]
             reason = full if full in str(error) else getattr(error, "strerror", None) or first
             raise UserError(
-                f"could not save step {step} ({cli.shorten(reason, 100)}); older checkpoints in {directory} are "
-                "intact: make room, then run the same command again"
+                f"could not save step {step} ({cli.shorten(reason, 100)}); older checkpoints in {directory} "
+                "are intact: make room, then run the same command again"
             ) from error
     for old in steps(directory)[:-keep]:
         remove(directory / str(old))
