@@ -137,7 +137,7 @@ def test_evaluated_again(finished, run):
     assert process.returncode == 0, process.stderr
     assert f"{before['nats_stateful']:.4f}" in process.stdout
     after = _json(workdir / "evaluation.json")
-    assert after.pop("dataset")["num_eval"] == 1200
+    assert after["dataset"]["num_eval"] == 1200
     assert after == before
 
 
