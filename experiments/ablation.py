@@ -15,9 +15,8 @@ from pathlib import Path
 
 import configs.resnet
 from experiments.seeds import RESULTS, RUNS, train
-from hw import cli, files
+from hw import cli, files, plotting
 from hw.answers.runs import interval
-from hw.training import log
 
 STUDY = RESULTS / "ablation"
 # A fifth of the default's epochs; one evaluation, without views.
@@ -118,7 +117,7 @@ def table(rows: Mapping[str, Mapping]) -> str:
 def _draw(rows: Mapping[str, Mapping], path: Path) -> None:
     """The differences with their intervals."""
     names = [name for name in rows if name != "the recipe"]
-    figure, (axis,) = log.new_figure(7.2, 0.28 * len(names) + 1.2, 1)
+    figure, (axis,) = plotting.new_figure(7.2, 0.28 * len(names) + 1.2, 1)
     for height, name in enumerate(reversed(names)):
         row = rows[name]
         low, high = row["interval"]
@@ -128,7 +127,7 @@ def _draw(rows: Mapping[str, Mapping], path: Path) -> None:
     axis.set_yticks(range(len(names)), list(reversed(names)))
     axis.set(xlabel="difference, percentage points, with 95 % interval")
     axis.grid(alpha=0.3, axis="x")
-    log.save_svg(figure, path)
+    files.write_atomic(path, plotting.svg(figure))
 
 
 def main(argv: Sequence[str]) -> int:

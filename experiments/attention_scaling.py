@@ -15,8 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.seeds import RESULTS
-from hw import cli, files
-from hw.training import log
+from hw import cli, files, plotting
 
 STUDY = RESULTS / "attention_scaling"
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -68,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     }
     sizes = {"d_k": SIZES, "queries": QUERIES, "keys": KEYS, "seeds": SEEDS}
     files.write_atomic(STUDY / "data.json", cli.to_json({"sizes": sizes, "cases": results}) + "\n")
-    figure, axes = log.new_figure(13, 3.4, len(MEASURES))
+    figure, axes = plotting.new_figure(13, 3.4, len(MEASURES))
     for axis, (name, title) in zip(axes, MEASURES.items(), strict=True):
         shown = CASES if name == "variance" else CASES[:2]
         for style, case in zip(("-", "--", "-.", ":"), shown, strict=False):
@@ -80,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
             axis.set_yscale("log")
             axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
-    log.save_svg(figure, STUDY / "figure.svg")
+    files.write_atomic(STUDY / "figure.svg", plotting.svg(figure))
     print(f"{'d_k':>4}  " + "  ".join(f"{name + ', ' + case:>20}" for name in MEASURES for case in CASES[:2]))
     for i, d_k in enumerate(SIZES):
         cells = (np.mean(results[case][name][i]) for name in MEASURES for case in CASES[:2])

@@ -16,10 +16,9 @@ import mpmath
 import numpy as np
 
 from experiments.seeds import RESULTS
-from hw import cli, files
+from hw import cli, files, plotting
 from hw.answers.attention import SHEET, by_jax
 from hw.ops import attention as ops
-from hw.training import log
 
 STUDY = RESULTS / "float32_attention_gradient"
 GAPS = np.arange(0.0, 40.5, 0.5)
@@ -65,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     marked = np.abs(scaled[:, 1] - scaled[:, 0])
     data = {"gaps": GAPS, "errors": values, "question 6": marked, "seeds": SEEDS}
     files.write_atomic(STUDY / "data.json", cli.to_json(data) + "\n")
-    figure, (axis,) = log.new_figure(6.4, 3.8, 1)
+    figure, (axis,) = plotting.new_figure(6.4, 3.8, 1)
     for style, (name, title) in zip(("-", "--"), FORMS.items(), strict=True):
         shown = np.maximum(values[name], 1e-9)  # an error of nothing has no place on this scale
         (line,) = axis.plot(GAPS, 10 ** np.log10(shown).mean(1), linestyle=style, label=title)
@@ -81,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     axis.set_ylim(1e-9, 10)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    log.save_svg(figure, STUDY / "figure.svg")
+    files.write_atomic(STUDY / "figure.svg", plotting.svg(figure))
     for row, gap in enumerate(marked, start=1):
         at = int(np.abs(GAPS - gap).argmin())
         means = "  ".join(f"{name} {values[name][at].mean():.1e}" for name in FORMS)

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 
 import configs.recall
 from experiments.seeds import RESULTS, RUNS
-from hw import cli, files
+from hw import cli, files, plotting
 from hw.answers.runs import interval
-from hw.training import log, loop
+from hw.training import loop
 
 STUDY = RESULTS / "memory_task"
 DELAYS = (5, 10, 20, 30, 40, 80)
@@ -48,7 +48,7 @@ def curve(runs: Mapping[str, Mapping[str, Mapping]], cell: str) -> dict[str, lis
 
 
 def _draw(curves: Mapping[str, Mapping], guessing: float) -> None:
-    figure, (axis,) = log.new_figure(5.8, 3.8, 1)
+    figure, (axis,) = plotting.new_figure(5.8, 3.8, 1)
     for (cell, title), style in zip(CELLS.items(), ("o-", "s--", "^-."), strict=True):
         of = curves[cell]
         (line,) = axis.plot(of["delay"], of["mean"], style, label=title)
@@ -61,7 +61,7 @@ def _draw(curves: Mapping[str, Mapping], guessing: float) -> None:
     axis.set_title("Memory task: mean and range over seeds")
     axis.grid(alpha=0.3)
     axis.legend()
-    log.save_svg(figure, STUDY / "figure.svg")
+    files.write_atomic(STUDY / "figure.svg", plotting.svg(figure))
 
 
 def main(argv: Sequence[str]) -> int:

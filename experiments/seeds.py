@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hw import cli, files
+from hw import cli, files, plotting
 from hw.answers.runs import interval
 from hw.cli import Stopped, UserError
 from hw.training import log
@@ -108,14 +108,14 @@ def _draw(study: Path, seeds: Sequence[int]) -> None:
         lines = log.read_metrics(study / f"seed-{seed}" / "metrics.jsonl")
         train = [(line["epoch"], line["loss"]) for line in lines if line["split"] == "train"]
         epoch, loss = np.array(train).T
-        curves.append(log.smooth(loss, max(1, len(loss) // 50)))
-    figure, (axis,) = log.new_figure(5.4, 3.6, 1)
+        curves.append(plotting.smooth(loss, max(1, len(loss) // 50)))
+    figure, (axis,) = plotting.new_figure(5.4, 3.6, 1)
     axis.fill_between(epoch, np.min(curves, 0), np.max(curves, 0), alpha=0.3, label="all seeds")
     axis.plot(epoch, np.mean(curves, 0), label="mean")
     axis.set(xlabel="epoch", ylabel="training loss, nats", title=f"{study.name}: {len(seeds)} seeds")
     axis.grid(alpha=0.3)
     axis.legend()
-    log.save_svg(figure, study / "seeds.svg")
+    files.write_atomic(study / "seeds.svg", plotting.svg(figure))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.seeds import RESULTS, summaries
-from hw import cli, files
+from hw import cli, files, plotting
 from hw.answers.runs import interval
-from hw.training import log
 
 
 def studies(task: str = "images", split: str = "test") -> list[tuple[Path, list[dict]]]:
@@ -117,7 +116,7 @@ def points() -> list[dict[str, Any]]:
 
 def draw(path: Path) -> None:
     """Draws test accuracy against the minutes of a whole run; the drawn numbers go beside it."""
-    figure, (axis,) = log.new_figure(5.6, 3.8, 1)
+    figure, (axis,) = plotting.new_figure(5.6, 3.8, 1)
     for point in points():
         x, y = point["minutes"], 100 * point["accuracy"]
         if point["ours"]:
@@ -136,7 +135,7 @@ def draw(path: Path) -> None:
         title="CIFAR-10: accuracy against time",
     )
     axis.grid(alpha=0.3, which="both")
-    log.save_svg(figure, path)
+    files.write_atomic(path, plotting.svg(figure))
     files.write_atomic(path.with_suffix(".json"), cli.to_json(points(), indent=2) + "\n")
 
 

@@ -19,9 +19,8 @@ import numpy as np
 from jax import lax
 
 from experiments.seeds import RESULTS
-from hw import cli, files
+from hw import cli, files, plotting
 from hw.ops import rnn
-from hw.training import log
 
 STUDY = RESULTS / "vanishing_gradient"
 STEPS, HIDDEN, INPUTS, SEEDS = 100, 64, 16, 10
@@ -120,7 +119,7 @@ def summary(values: np.ndarray) -> dict[str, list[float]]:
 
 def draw(results: dict[str, dict], path) -> None:
     """A panel a kind: norm against time on a logarithmic scale, a line a radius with the seeds' band."""
-    figure, axes = log.new_figure(15, 3.4, len(KINDS))
+    figure, axes = plotting.new_figure(15, 3.4, len(KINDS))
     back = np.arange(STEPS - 1, -1, -1)
     for axis, (kind, title) in zip(axes, KINDS.items(), strict=True):
         for style, radius in zip(("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))), RADII, strict=True):
@@ -131,7 +130,7 @@ def draw(results: dict[str, dict], path) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("‖∂L/∂h_t‖")
     axes[0].legend(fontsize=8)
-    log.save_svg(figure, path)
+    files.write_atomic(path, plotting.svg(figure))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ SIGINT / SIGTERM with the state saved. Results go to standard output, everything
 import argparse
 import contextlib
 import hashlib
+import importlib.util
 import io
 import json
 import math
@@ -229,9 +230,49 @@ def _missing_platform() -> str:
     return ""
 
 
+# Settings of JAX that would change the numbers of a command, or end it where it has a message of its own.
+_OF_NUMBERS = (
+    *("JAX_ENABLE_X64", "JAX_DISABLE_JIT", "JAX_DEBUG_NANS", "JAX_DEBUG_INFS", "JAX_CHECK_TRACER_LEAKS"),
+    *("JAX_DEFAULT_PRNG_IMPL", "JAX_THREEFRY_PARTITIONABLE", "JAX_ENABLE_CUSTOM_PRNG"),
+    *("JAX_NUMPY_DTYPE_PROMOTION", "JAX_NUMPY_RANK_PROMOTION"),
+)
+
+
+def _settle_jax() -> None:
+    """Sets JAX's environment for a command, before anything imports JAX.
+
+    The numbers must not depend on settings that a user has for other programs. And where libtpu is installed
+    (for `hw.compile`) and no TPU is there, JAX would try it all the same: its library then writes five lines
+    on standard error.
+    """
+    for name in _OF_NUMBERS:
+        os.environ.pop(name, None)
+    chosen = any(
+        name in os.environ for name in ("JAX_PLATFORMS", "JAX_FORCE_TPU_INIT", "TPU_WORKER_HOSTNAMES")
+    )
+    # A GPU's plugin is tried after the TPU: which one there is, is for JAX to find out.
+    gpu = importlib.util.find_spec("jax_plugins")
+    if not chosen and not gpu and importlib.util.find_spec("libtpu") and not _may_have_tpu():
+        os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def _may_have_tpu() -> bool:
+    """Whether this machine has a device that could be a TPU: Google's, and neither network nor disk."""
+    if list(Path("/dev").glob("accel*")) or Path("/dev/vfio").exists():
+        return True
+    for vendor in Path("/sys/bus/pci/devices").glob("*/vendor"):
+        with contextlib.suppress(OSError):
+            if vendor.read_text(encoding="ascii").strip() == "0x1ae0":
+                kind = (vendor.parent / "class").read_text(encoding="ascii")
+                if not kind.startswith(("0x01", "0x02")):
+                    return True
+    return False
+
+
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> None:
     """Runs `main(argv)` and ends the process with the exit code that its outcome calls for."""
     _open_streams()
+    _settle_jax()
     try:
         try:
             code = main(sys.argv[1:] if argv is None else argv) or 0

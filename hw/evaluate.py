@@ -71,6 +71,9 @@ def main(argv: Sequence[str]) -> int:
     source.add_argument("--model", choices=["resnet", "gru", "attention"], help="a released model")
     parser.add_argument("--data-dir", default="", help="where the prepared data lies")
     parser.add_argument(
+        "--data-path", type=cli.path, metavar="FILE", help="the text of a run that was given config.data.path"
+    )
+    parser.add_argument(
         "--batch-size", type=int, default=0, help="examples at a time (default: the run's own)"
     )
     parser.add_json_option()
@@ -83,7 +86,9 @@ def main(argv: Sequence[str]) -> int:
     from hw.training import log, saved
 
     folder = options.workdir or saved.released(options.model)
-    report = inference.evaluate(folder, data_dir=options.data_dir, batch_size=options.batch_size)
+    report = inference.evaluate(
+        folder, data_dir=options.data_dir, data_path=options.data_path, batch_size=options.batch_size
+    )
     if options.workdir:
         try:
             log.write_report(options.workdir, report)

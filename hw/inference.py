@@ -1,6 +1,7 @@
 """A finished run at work: its evaluation again; anybody's pictures named, texts continued and scored."""
 
 import math
+import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,13 +19,16 @@ from hw.training.parallel import Parallel
 from hw.training.tasks import images
 
 
-def evaluate(folder: Path, *, data_dir: str, batch_size: int) -> dict[str, Any]:
+def evaluate(
+    folder: Path, *, data_dir: str, batch_size: int, data_path: Path | None = None
+) -> dict[str, Any]:
     """Evaluates the weights in `folder` on the split that their run is judged by.
 
     Args:
       folder: a workdir or a release.
       data_dir: where the prepared data lies; "" for the run's own and the usual places.
       batch_size: examples at a time; 0 for the run's own.
+      data_path: the text, where the run was given a file of the user's own; None for where it was then.
 
     Returns:
       What evaluation.json holds, with the data it was measured on.
@@ -39,6 +43,8 @@ def evaluate(folder: Path, *, data_dir: str, batch_size: int) -> dict[str, Any]:
     if "dir" in config.data:
         config.data.dir = data_dir or config.data.dir
     config.eval.batch_size = batch_size or config.eval.batch_size
+    if provenance["source"] == "file":
+        _find_text(config.data, data_path)
     dataset = data.load(config.data)
     if dataset.provenance["fingerprint"] != provenance.get("fingerprint"):
         cli.say(f"note: trained on another copy of the data ({provenance.get('note', 'not described')})")
@@ -54,6 +60,21 @@ def evaluate(folder: Path, *, data_dir: str, batch_size: int) -> dict[str, Any]:
     if task.samples:
         report |= task.samples(variables)[1]
     return report | {"dataset": dataset.provenance}
+
+
+def _find_text(config: ConfigDict, named: Path | None) -> None:
+    """Sets `config.path` to the text named now, else leaves the one that the run was given.
+
+    Raises:
+      UserError: that one is not there, as where it was given relative to another folder.
+    """
+    if named is not None:
+        config.path = str(named)
+    elif not os.path.exists(os.path.expanduser(config.path)):
+        raise UserError(
+            f"the run was trained on config.data.path={config.path}, which is not there: name the text with "
+            "--data-path=FILE"
+        )
 
 
 def predict(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:

@@ -10,9 +10,11 @@ One run on several hosts: start it on each, with the same --config, --coordinato
 alone writes, and its --workdir alone is read.
 """
 
+import argparse
+import atexit
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -22,7 +24,7 @@ from hw.training import hosts
 
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
-        "workdir", "", "where to write (default: runs/NAME[-VARIANT]-sSEED)", flag_values=values
+        "workdir", None, "where to write (default: runs/NAME[-VARIANT]-sSEED)", flag_values=values
     )
     several = "of a run of several processes: "
     for name, default, help in (
@@ -43,15 +45,31 @@ def main(argv: Sequence[str]) -> int:
     if parsed is None:
         return 0
     (config, name, variant), values = parsed
+    default = f"runs/{name}{'-' + variant if variant else ''}-s{config.seed}"
+    try:
+        workdir = cli.path(default if values.workdir is None else values.workdir)
+    except argparse.ArgumentTypeError as error:
+        raise cli.UserError(f"--workdir: {error}") from error
     several = hosts.find(hosts.Hosts(*(values[field].value for field in hosts.Hosts._fields)))
     if several and (code := hosts.join(several)) is not None:
         return code
     from hw.training import loop  # after the flags: a mistake in them is told at once
 
-    default = f"runs/{name}{'-' + variant if variant else ''}-s{config.seed}"
-    loop.train(config, Path(values.workdir or default), name=name, variant=variant)
+    loop.train(config, workdir, name=name, variant=variant)
     return 0
 
 
+def _leave(code: int) -> None:
+    """Ends the process, without waiting for threads that a failed save has left behind."""
+    saving = sys.modules.get("hw.training.checkpoint")
+    if saving is not None and saving.failed:
+        atexit._run_exitfuncs()  # JAX takes leave of the other processes
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    cli.run(main, sys.argv[1:])
+    try:
+        cli.run(main, sys.argv[1:])
+    except SystemExit as ended:
+        _leave(ended.code)

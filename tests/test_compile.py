@@ -2,12 +2,15 @@
 
 import importlib
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
-from hw import compilation, data
+from hw import cli, compilation, data
 from hw import compile as command
 from hw.cli import UserError
 from hw.training.parallel import Parallel
@@ -146,6 +149,22 @@ def test_what_does_not_fit_is_said(capsys, monkeypatch):
 def test_mistakes_cost_one_line(arguments, expected):
     with pytest.raises(UserError, match=expected):
         command.main(arguments)
+
+
+def test_commands_are_quiet_where_libtpu_finds_no_tpu():
+    # First of its kind: libtpu is silent while another process, such as this one, has it loaded.
+    pytest.importorskip("libtpu", reason="libtpu is missing: pip install libtpu")
+    if cli._may_have_tpu():
+        pytest.skip("this machine may have a TPU")
+    alone = "import jax; jax.devices()"
+    ours = "from hw import cli; cli.run(lambda argv: __import__('jax').devices() and 0, [])"
+    env = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+    said = [
+        subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+        for code in (alone, ours)
+    ]
+    assert "TPU" in said[0].stderr, "JAX is quiet by itself: cli._settle_jax is no longer needed"
+    assert said[1].returncode == 0 and said[1].stderr == ""
 
 
 def test_a_missing_libtpu_is_named(monkeypatch):

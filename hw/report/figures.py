@@ -10,8 +10,8 @@ import numpy as np
 
 from hw.answers import notation
 from hw.answers.claims import Answer, Table
+from hw.plotting import smooth
 from hw.report import drawings, logs, plots
-from hw.training.log import smooth
 
 
 @dataclass(frozen=True)

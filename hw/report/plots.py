@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hw import plotting
 from hw.report.drawings import escape
 
 # Drawn in this colour, shown in the page's ink: light or dark, printed or not.
@@ -37,12 +38,8 @@ def plot(
       draw: gets one matplotlib Axes.
       size: in inches.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     settings = {
         "svg.hashsalt": name,
-        "svg.fonttype": "none",
         "font.size": 10,
         "legend.framealpha": 0,
         "axes.grid": True,
@@ -52,9 +49,9 @@ def plot(
         **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
     }
     buffer = StringIO()
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.subplots())
+    with plotting.style(settings):
+        figure, (axes,) = plotting.new_figure(*size, 1)
+        draw(axes)
         # Tight: a tick's power may reach over what the layout has left for it.
         figure.savefig(
             buffer,
@@ -105,7 +102,7 @@ def lines(
         for number, (label, x, y) in enumerate(series):
             colour, line, marker = STYLES[styles[number] if styles else number % len(STYLES)]
             axes.plot(x, y, color=colour, linestyle=line, marker=marker if markers else None, markersize=4,
-                      label=label)  # fmt: skip
+                      label=_no_formula(label))  # fmt: skip
             if number < len(bands) and bands[number] is not None:
                 low, high = bands[number]
                 axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -141,12 +138,17 @@ def heat_map(
         axes.invert_yaxis()
         axes.grid(False)
         slant = {"rotation": 40, "ha": "right"} if max(map(len, columns)) > 6 else {}
-        axes.set_xticks(np.arange(len(columns)) + 0.5, columns, **slant)
-        axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
+        axes.set_xticks(np.arange(len(columns)) + 0.5, [*map(_no_formula, columns)], **slant)
+        axes.set_yticks(np.arange(len(rows)) + 0.5, [*map(_no_formula, rows)])
         axes.tick_params(length=0)
         axes.set(xlabel=labels[0], ylabel=labels[1])
 
     return draw
+
+
+def _no_formula(name: str) -> str:
+    """A name with dollars in it, such as a run's or a class's, so that none is taken for a formula."""
+    return name.replace("$", r"\$")
 
 
 def thin(values: Sequence[float], count: int = 200) -> list[float]:

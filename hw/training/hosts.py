@@ -5,6 +5,7 @@ has died. So the process that was started does not work itself: it forks one tha
 says what its end means.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -19,7 +20,8 @@ from hw.cli import UserError
 # What JAX's runtime writes before it aborts a process for another one's silence or death.
 _LOST = re.compile(rb"JAX distributed service detected fatal errors.*", re.DOTALL)
 _REASON = re.compile(rb"[A-Z_]+: ([^\n]*)")
-_FORWARDED = (signal.SIGINT, signal.SIGTERM)
+# Windows, which only lacks training, has no SIGHUP.
+_FORWARDED = tuple(getattr(signal, s) for s in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, s))
 # The exit code of a worker that has met another one's death itself.
 _LEFT_ALONE = 3
 
@@ -103,7 +105,9 @@ def join(hosts: Hosts) -> int | None:
         _connect(hosts, noise)
         return None
     os.close(alive)
-    before = {s: signal.signal(s, lambda signum, _: os.kill(child, signum)) for s in _FORWARDED}
+    # Under nohup a closed terminal stops neither of the two.
+    forwarded = [s for s in _FORWARDED if s.name != "SIGHUP" or signal.getsignal(s) is not signal.SIG_IGN]
+    before = {s: signal.signal(s, lambda signum, _: os.kill(child, signum)) for s in forwarded}
     try:
         _, status = os.waitpid(child, 0)
     finally:
@@ -122,7 +126,8 @@ def join(hosts: Hosts) -> int | None:
             + "; what was saved is intact: start all of them again"
         )
     if code < 0:
-        sys.stderr.buffer.write(said)
+        with contextlib.suppress(OSError):  # standard error may be closed or full
+            os.write(2, said)
         cli.say(f"ended by {signal.Signals(-code).name}; what was saved is intact")
         return 128 - code
     return code
@@ -151,7 +156,7 @@ def _connect(hosts: Hosts, noise: int) -> None:
     """Finds the other processes by JAX; what C++ writes from now on goes to `noise`, not what Python does."""
     for stream in (1, 2):
         name = "stdout" if stream == 1 else "stderr"
-        setattr(sys, name, os.fdopen(os.dup(stream), "w", buffering=1, encoding="utf-8"))
+        setattr(sys, name, os.fdopen(os.dup(stream), "w", 1, "utf-8", "backslashreplace"))
         os.dup2(noise, stream)
     import jax
 

@@ -1,29 +1,62 @@
 """What a run leaves for people: lines on the terminal and in train.log, metrics.jsonl, events, figures."""
 
 import contextlib
-import json
 import os
+import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
-from hw import cli, files
+from hw import cli, files, plotting
+from hw.cli import UserError
+
+_MAX_METRICS = 2**28  # bytes: over a million lines
+_EVENTS = "events.out.tfevents."
+# tqdm's watch over slow bars is a thread, which would die aloud when the terminal is gone.
+tqdm.monitor_interval = 0
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The objects of a metrics.jsonl; a last line that a crash cut short is left out."""
+    """The objects of a metrics.jsonl; a last line that a crash cut short is left out.
+
+    Raises:
+      UserError: it is no regular file, is too large, or a line is damaged.
+    """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1]]  # whole lines end in a newline
+    lines = files.read_bytes(path, _MAX_METRICS).split(b"\n")
+    # Whole lines end in a newline.
+    return [_metrics_line(path, number, line) for number, line in enumerate(lines[:-1], 1)]
+
+
+def _metrics_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    """The object that a line of metrics.jsonl holds.
+
+    Raises:
+      UserError: it is damaged; names the line, counted from 1.
+    """
+    try:
+        value = files.parse_json(line)
+        if not isinstance(value, dict):
+            raise ValueError("it is no object")
+        if type(value.get("step")) is not int or value.get("split") not in ("train", "eval"):
+            raise ValueError("it has no step or no split")
+        numbers = (v for name, v in value.items() if name != "split")
+        if "epoch" not in value or not all(v is None or type(v) in (int, float) for v in numbers):
+            raise ValueError("it has no epoch, or what is no number")
+    except ValueError as error:
+        raise UserError(
+            f"line {number} of {path} is damaged ({error}): remove that line, or choose another --workdir"
+        ) from error
+    return value
 
 
 class Silence:
@@ -50,9 +83,12 @@ class RunLog:
         self._total = total_steps
         self._every_seconds = every_seconds
         self._unit = unit
-        self._text = (workdir / "train.log").open("a", encoding="utf-8")
+        self._text = open(  # noqa: SIM115 (closed by close)
+            workdir / "train.log", "a", encoding="utf-8", errors="backslashreplace", opener=_without_waiting
+        )
         self._metrics = None
         self._events = None
+        self._latest = 0.0  # wall time of the last event, seconds
         self._bar = None
         self._last_line = time.monotonic()
         self._last_call: float | None = None
@@ -60,12 +96,13 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """Prints a line on standard error, above the bar where there is one, and in train.log."""
-        tqdm.write(line, file=sys.stderr)
+        with _on_terminal():
+            tqdm.write(cli.printable(line), file=sys.stderr)
         self.note(line)
 
     def note(self, line: str) -> None:
         """Writes a line in train.log alone."""
-        self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {cli.printable(line)}\n")
         self._text.flush()
 
     def begin(self, step: int) -> list[dict[str, Any]]:
@@ -74,21 +111,47 @@ class RunLog:
         Returns:
           The lines of metrics that stay.
         """
-        kept = [
-            line
-            for line in read_metrics(self._metrics_path)
+        kept, path = [], self._metrics_path
+        if step and not path.exists():
+            self.say(f"WARNING: {path} IS MISSING: the run goes on, without the metrics up to step {step}")
+        lines = files.read_bytes(path, _MAX_METRICS).split(b"\n")[:-1] if path.exists() else []
+        for number, text in enumerate(lines, 1):
+            line = _metrics_line(path, number, text)
+            if line["step"] > step:
+                break
             # The last evaluation is not part of any checkpoint: it is repeated on every resumption.
-            if line["step"] <= step and not (line["split"] == "eval" and line["step"] == self._total)
-        ]
-        files.write_atomic(self._metrics_path, "".join(cli.to_json(line) + "\n" for line in kept))
-        self._metrics = self._metrics_path.open("a", encoding="utf-8")
-        # Not SummaryWriter: its thread dies of a full disk, aloud, and its queue then blocks for ever.
-        self._events = EventsWriter(str(self._workdir / "events"))
+            if not (line["split"] == "eval" and line["step"] == self._total):
+                kept.append(line)
+        files.write_atomic(path, "".join(cli.to_json(line) + "\n" for line in kept))
+        self._open_metrics()
+        self._open_events()
         # From here on TensorBoard forgets what an earlier process wrote of later steps.
         self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=self._total, initial=step, unit="step", dynamic_ncols=True)
+        with _on_terminal():
+            if sys.stderr.isatty():
+                self._bar = tqdm(total=self._total, initial=step, unit="step", dynamic_ncols=True)
         return kept
+
+    def _open_metrics(self) -> None:
+        # To be read too: it is written anew from this descriptor where somebody removes it.
+        self._metrics = self._metrics_path.open("a+", encoding="utf-8")
+
+    def _open_events(self) -> None:
+        """Opens a new file of TensorBoard events.
+
+        TensorBoard reads the files of a folder in the order of the seconds in their names. Where the clock
+        was set back, the new file's name must still come after all others.
+        """
+        # Not SummaryWriter: its thread dies of a full disk, aloud, and its queue then blocks for ever.
+        # Not its EventsWriter either, which names the file by the clock alone.
+        seconds = (p.name.removeprefix(_EVENTS)[:10] for p in self._workdir.glob(_EVENTS + "*"))
+        newest = max((int(s) for s in seconds if s.isascii() and s.isdigit()), default=0)
+        self._latest = float(max(int(time.time()), newest + 1))
+        name = f"{_EVENTS}{int(self._latest):010d}.{socket.gethostname()}"
+        # Absolute: "s3:run" would be taken for a service.
+        self._events = RecordWriter(str((self._workdir / name).absolute()))
+        first = Event(wall_time=self._latest, file_version="brain.Event:2")
+        self._events.write(first.SerializeToString())
 
     def metrics(self, line: dict[str, Any]) -> None:
         """Appends one object to metrics.jsonl and its numbers to the TensorBoard events."""
@@ -102,7 +165,9 @@ class RunLog:
         self._event(line["step"], summary=Summary(value=values))
 
     def _event(self, step: int, **content: Any) -> None:
-        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+        self._latest = max(self._latest, time.time())
+        event = Event(wall_time=self._latest, step=step, **content)
+        self._events.write(event.SerializeToString())
 
     def progress(self, step: int, values: dict[str, float], count: int, per_step: int) -> None:
         """Shows where the run is: moves the bar, and writes a plain line every so many seconds.
@@ -120,9 +185,10 @@ class RunLog:
             self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate
         self._last_call = now
         if self._bar is not None:
-            self._bar.update(step - self._bar.n)
             shown = {k: f"{v:.4g}" for k, v in values.items()}
-            self._bar.set_postfix(shown | {f"{self._unit}/s": f"{self._rate:.0f}"}, refresh=False)
+            with _on_terminal():
+                self._bar.update(step - self._bar.n)
+                self._bar.set_postfix(shown | {f"{self._unit}/s": f"{self._rate:.0f}"}, refresh=False)
         if now - self._last_line >= self._every_seconds or step == self._total:
             self._last_line = now
             numbers = "  ".join(f"{k} {v:.4f}" for k, v in values.items())
@@ -131,104 +197,86 @@ class RunLog:
                 left = round((self._total - step) * per_step / self._rate)
                 line += f"  {self._rate:.0f} {self._unit}/s  {left // 60}:{left % 60:02d} left"
             if self._bar is None:
-                print(line, file=sys.stderr)
+                cli.say(line)
             self.note(line)
 
     def sync(self) -> None:
-        """Waits until the metrics are on the disk: a checkpoint must not be newer than its metrics."""
-        if self._metrics is not None:
-            os.fsync(self._metrics.fileno())
-            self._events.flush()
+        """Waits until the metrics are on the disk: a checkpoint must not be newer than its metrics.
+
+        Where metrics.jsonl was removed or replaced, it is written anew.
+        """
+        if self._metrics is None:
+            return
+        mine = os.fstat(self._metrics.fileno())
+        try:
+            there = os.path.samestat(mine, self._metrics_path.stat())
+        except FileNotFoundError:
+            there = False
+        if not there:
+            self.say(f"WARNING: {self._metrics_path} WAS REMOVED OR REPLACED: it is written anew")
+            # What was removed is kept by the system as long as it is open.
+            files.write_atomic(self._metrics_path, os.pread(self._metrics.fileno(), mine.st_size, 0))
+            self._metrics.close()
+            self._open_metrics()
+        os.fsync(self._metrics.fileno())
+        self._events.flush()
 
     def close(self) -> None:
         """Closes what is open."""
         if self._bar is not None:
-            self._bar.close()
+            with _on_terminal():
+                self._bar.close()
         for file in (self._metrics, self._events, self._text):
             if file is not None:
                 with contextlib.suppress(OSError):  # a full disk has been told of by now
                     file.close()
 
 
-def save_svg(figure: Any, path: Path) -> None:
-    """Writes a figure as SVG, the same bytes for the same figure."""
-    from io import StringIO
-
-    import matplotlib
-
-    buffer = StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "hw"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    files.write_atomic(path, buffer.getvalue())
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a file to write; a pipe in its place is an error, and nobody waits for its reader."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
-def new_figure(width: float, height: float, panels: int) -> tuple[Any, Sequence[Any]]:
-    """A figure of `panels` axes side by side, width × height in inches."""
-    # Not pyplot: it keeps global state and looks for a screen. Imported here, for a resumed run
-    # should not wait for a plotting library before its first step.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, np.atleast_1d(figure.subplots(1, panels))
+def _on_terminal() -> contextlib.AbstractContextManager[None]:
+    """Ignores a standard error that is closed or full, or a terminal that is gone: train.log has it all."""
+    return contextlib.suppress(OSError, ValueError)
 
 
-def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Running mean over the last `window` values (fewer at the start)."""
-    sums = np.cumsum(np.insert(values, 0, 0.0))
-    low = np.maximum(np.arange(1, len(values) + 1) - window, 0)
-    high = np.arange(1, len(values) + 1)
-    return (sums[high] - sums[low]) / (high - low)
+def write_report(workdir: Path, report: dict[str, Any], say: Callable[[str], None] = cli.say) -> None:
+    """Writes an evaluation's report as evaluation.json, and draws what can be drawn of it.
 
-
-def draw_curves(workdir: Path, title: str) -> None:
-    """Draws curves.svg from metrics.jsonl, with the drawn numbers beside it in curves.json."""
-    lines = read_metrics(workdir / "metrics.jsonl")
-    names = [n for n in ("loss", "accuracy") if any(n in line for line in lines)]
-    figure, axes = new_figure(4.8 * len(names), 3.6, len(names))
-    data: dict[str, Any] = {}
-    for axis, name in zip(axes, names, strict=True):
-        for split, style in (("train", "-"), ("eval", "o")):
-            points = [(v["epoch"], v[name]) for v in lines if v["split"] == split and name in v]
-            if not points:
-                continue
-            epoch, value = np.array(points, float).T
-            data.setdefault(split, {"epoch": epoch.tolist()})[name] = value.tolist()
-            if split == "train":
-                axis.plot(epoch, value, color="0.8", linewidth=0.8)
-                value = smooth(value, window=max(1, len(value) // 50))
-            axis.plot(epoch, value, style, label=split)
-        axis.set(xlabel="epoch", ylabel=f"{name}, nats" if name == "loss" else name)
-        axis.grid(alpha=0.3)
-        axis.legend()
-    figure.suptitle(title, fontsize=10)
-    save_svg(figure, workdir / "curves.svg")
-    files.write_atomic(workdir / "curves.json", cli.to_json(data) + "\n")
-
-
-def draw_confusion(path: Path, confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
-    """Draws a confusion matrix [true, predicted] with its counts; the data is in evaluation.json."""
-    matrix = np.array(confusion)
-    figure, (axis,) = new_figure(6.4, 5.8, 1)
-    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for (i, j), count in np.ndenumerate(matrix):
-        axis.text(
-            j,
-            i,
-            count,
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if share[i, j] > 0.5 else "black",
-        )
-    axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axis.set_yticks(range(len(classes)), classes)
-    axis.set(xlabel="predicted class", ylabel="true class", title="Confusion matrix (pictures)")
-    save_svg(figure, path)
-
-
-def write_report(workdir: Path, report: dict[str, Any]) -> None:
-    """Writes an evaluation's report as evaluation.json, and draws what can be drawn of it."""
+    Args:
+      workdir: where the files go.
+      report: of a task's evaluation.
+      say: is told what could not be drawn.
+    """
     files.write_atomic(workdir / "evaluation.json", cli.to_json(report, indent=2) + "\n")
     if "confusion" in report:
-        draw_confusion(workdir / "confusion.svg", report["confusion"], report["classes"])
+        drawing = workdir / "confusion.svg"
+        with _only_shown(drawing, say):
+            files.write_atomic(drawing, plotting.confusion(report["confusion"], report["classes"]))
+
+
+def draw_curves(workdir: Path, title: str, say: Callable[[str], None] = cli.say) -> None:
+    """Draws curves.svg from metrics.jsonl, with the drawn numbers beside it in curves.json.
+
+    Args:
+      workdir: has metrics.jsonl.
+      title: of the drawing.
+      say: is told where it could not be drawn.
+    """
+    drawing = workdir / "curves.svg"
+    with _only_shown(drawing, say):
+        svg, data = plotting.curves(read_metrics(workdir / "metrics.jsonl"), cli.printable(title))
+        files.write_atomic(drawing, svg)
+        files.write_atomic(workdir / "curves.json", cli.to_json(data) + "\n")
+
+
+@contextlib.contextmanager
+def _only_shown(drawing: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Says in one line that a drawing is left out, whatever stopped it: the run must finish all the same."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        say(f"note: {drawing.name} is left out ({type(error).__name__}: {reason})")

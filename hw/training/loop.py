@@ -2,7 +2,6 @@
 
 import bisect
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -24,37 +23,13 @@ from hw.cli import Stopped, UserError
 from hw.data.cache import cache_dir
 from hw.training import checkpoint, hosts, optim
 from hw.training.log import RunLog, Silence, draw_curves, write_report
-from hw.training.parallel import Parallel, keep_programs
+from hw.training.parallel import OutOfMemory, Parallel, keep_programs
 from hw.training.step import TrainState, train_step
 from hw.training.tasks import CHECKS, TASKS
 from hw.training.tasks.task import Task, run_rng
+from hw.training.workdir import Signals, Workdir
 
-# What may change between two starts of one run: it does not touch the numbers.
-_MAY_CHANGE = ("parallel", "data.dir", "checkpoint", "log")
 _STEPS_PER_DISPATCH = 50  # on GPU and TPU: a step takes milliseconds there, a dispatch stays short
-
-
-class _Signals:
-    """Notes SIGINT and SIGTERM, so that the loop can save at the next whole step; a second one kills.
-
-    Attributes:
-      received: the signal; 0 before.
-    """
-
-    def __init__(self):
-        self.received = 0
-
-    def __enter__(self):
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exc_info):
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-
-    def _note(self, signum, frame):
-        self.received = signum
-        signal.signal(signum, signal.SIG_DFL)
 
 
 class _Clock:
@@ -79,65 +54,6 @@ class _Clock:
         self._open[name] = time.monotonic()
         yield
         self.spent[name] += time.monotonic() - self._open.pop(name)
-
-
-def _lock(workdir: Path) -> int:
-    """Makes the workdir ours: creates it, proves that it can be written, and locks it until we end."""
-    import fcntl  # not on Windows, where only training is missing
-
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".probe-{os.getpid()}"
-        probe.write_bytes(b"x")
-        probe.unlink()
-        descriptor = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise UserError(f"cannot write in {workdir} ({error.strerror}): choose another --workdir") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise UserError(
-            f"another process is training in {workdir}: wait for it, or choose another --workdir"
-        ) from error
-    return descriptor
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def _matters(name: str) -> bool:
-    """Whether a field of the config must stay what it is for as long as a run goes on."""
-    return not any(name == m or name.startswith(m + ".") for m in _MAY_CHANGE)
-
-
-def _check_config(workdir: Path, text: str) -> None:
-    """Saves the run's config, or raises UserError where a saved one differs in what matters."""
-    path = workdir / "config.json"
-    if not path.exists():
-        files.write_atomic(path, text)
-    if path.read_text() == text:
-        return
-    try:
-        old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read: choose another --workdir") from error
-    differing = [
-        f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
-        for name in sorted(old.keys() | new.keys())
-        if (name in old) != (name in new) or (old[name] != new[name] and _matters(name))
-    ]
-    if differing:
-        raise UserError(
-            f"{workdir} holds a run of another configuration ({'; '.join(differing)}): give the same "
-            "one, or another --workdir"
-        )
-    files.write_atomic(path, text)  # what may change has changed
 
 
 def _check_numbers(config: ConfigDict) -> None:
@@ -255,38 +171,30 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
 
     Raises:
       UserError: any mistake the user can mend, before work begins wherever it can be found then.
-      Stopped: SIGINT or SIGTERM came; everything up to the last whole step is saved.
+      Stopped: SIGINT, SIGTERM or SIGHUP came; everything up to the last whole step is saved.
     """
     clock = _Clock()
     parallel = Parallel(config.parallel)
     check(config, parallel)  # what is cheap to check comes first
     batch = f"config.train.batch_size={config.train.batch_size}"
-    config_text = cli.to_json(config.to_dict(), indent=2) + "\n"
-    locks: list[int] = []
-
-    def begin() -> dict | None:
-        """Makes the workdir ours; returns the summary of a run that is finished."""
-        locks.append(_lock(workdir))
-        _check_config(workdir, config_text)
-        if not (workdir / "summary.json").exists():
-            return None
-        cli.say(f"{workdir} is finished: see summary.json there")
-        return json.loads((workdir / "summary.json").read_text())
-
+    folder = Workdir(workdir, config.to_dict())
     try:
-        finished = parallel.on_first(begin)
-        mattering = {k: v for k, v in _flat(json.loads(config_text)).items() if _matters(k)}
-        parallel.check_same(cli.to_json(mattering), "configurations")
+        finished = parallel.on_first(folder.begin)
+        parallel.check_same(cli.to_json(folder.recipe), "configurations")
         if finished is not None:
             return finished
-        run = _Run(config, workdir, parallel, clock)
+        run = _Run(config, folder, parallel, clock)
         batch = run.batch
-        return run.run(name=name, variant=variant, config_sha256=cli.sha256(config_text))
-    except jax.errors.JaxRuntimeError as error:
+        return run.run(name=name, variant=variant)
+    except OutOfMemory:
+        folder.forget_start()
+        raise
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if parallel.lost(error):
             hosts.leave()
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        folder.forget_start()
         raise UserError(f"out of memory at {batch}: choose a smaller one") from error
     except OSError as error:
         raise UserError(
@@ -294,16 +202,15 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
             "run the same command again"
         ) from error
     finally:
-        for lock in locks:
-            os.close(lock)
+        folder.close()
 
 
 class _Run:
     """One run, from data to summary, in the order in which the methods stand."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, parallel: Parallel, clock: _Clock):
-        self.workdir, self.parallel, self.clock = workdir, parallel, clock
-        self.checkpoints = workdir / "checkpoints"
+    def __init__(self, config: ConfigDict, folder: Workdir, parallel: Parallel, clock: _Clock):
+        self.folder, self.parallel, self.clock = folder, parallel, clock
+        self.workdir, self.checkpoints = folder.path, folder.checkpoints
         keep_programs(cache_dir(cli.say))
         self.dataset = parallel.on_all(lambda: data.load(config.data))
         self.provenance = self.dataset.provenance
@@ -322,13 +229,15 @@ class _Run:
         every = self.config.eval.every_epochs * self.task.num_examples / self.batch_size
         self.eval_steps = max(1, round(every)) if every else self.total
         self.per_dispatch = steps_per_dispatch(self.config, parallel)
+        # Only now, when the data and the model are there: a mistake in them leaves no trace of this recipe.
+        parallel.on_first(lambda: None if folder.has_checkpoints else folder.save_config())
         # Of several processes the first alone has a log, as it alone has a workdir.
-        log = (workdir, self.total, self.config.log.every_seconds, self.task.unit)
+        log = (self.workdir, self.total, self.config.log.every_seconds, self.task.unit)
         self.log = RunLog(*log) if parallel.is_first else Silence()
 
     def run(self, **identity: str) -> dict[str, Any]:
         try:
-            with _Signals() as self.signals:
+            with Signals() as self.signals:
                 self._announce()
                 state = self._start()
                 state = self._steps(state)
@@ -361,14 +270,11 @@ class _Run:
         def restore() -> dict | None:
             """Restores the newest sound state, if any; returns what was saved beside it."""
             checkpoint.clean(self.checkpoints)
-            restored = checkpoint.restore_newest(self.checkpoints, like, self.log.say)
+            restored = checkpoint.restore_newest(self.checkpoints, like, self.log.say, self._check_progress)
             if restored is None:
-                if (self.workdir / "metrics.jsonl").exists():
-                    raise UserError(
-                        f"{self.workdir} has metrics but no checkpoint, so its state is lost: remove the "
-                        "workdir to start again, or choose another --workdir"
-                    )
+                self.folder.check_lost()
                 return None
+            self.folder.save_config()
             states.append(restored[0])
             return restored[1]
 
@@ -377,13 +283,6 @@ class _Run:
             state = self.parallel.from_first(jax.jit(create)(rng, self.task.start), like)
             self._save(state)
         else:
-            before = progress["dataset"]
-            if before["fingerprint"] != self.provenance["fingerprint"]:
-                raise UserError(
-                    f"{self.workdir} was begun on other data ({before['name']}, {before['source']}, "
-                    f"fingerprint {before['fingerprint'][:12]}; now {self.provenance['source']}, "
-                    f"{self.provenance['fingerprint'][:12]}): give the same, or another --workdir"
-                )
             self.clock.spent.update(progress["seconds"])
             state = self.parallel.from_first(states[0] if states else None, like)
             self.log.say(f"continuing at step {int(state.step)}")
@@ -395,10 +294,37 @@ class _Run:
         self.num_params = sum(x.size for x in jax.tree.leaves(state.params))
         return state
 
+    def _check_progress(self, progress: Any) -> None:
+        """Raises Damaged unless `progress` is what `_save` leaves, UserError if another run left it."""
+        saved = progress if isinstance(progress, dict) else {}
+        seconds, before, recipe = (saved.get(name) for name in ("seconds", "dataset", "recipe"))
+        sound = (
+            isinstance(seconds, dict)
+            and seconds.keys() == self.clock.spent.keys()
+            and all(type(value) in (int, float) for value in seconds.values())
+            and isinstance(before, dict)
+            and all(isinstance(before.get(name), str) for name in ("name", "source", "fingerprint"))
+            and isinstance(recipe, dict | None)
+        )
+        if not sound:
+            raise checkpoint.Damaged("its progress.json is not what a run saves")
+        self.folder.check_recipe(recipe)
+        if before["fingerprint"] != self.provenance["fingerprint"]:
+            raise UserError(
+                f"{self.workdir} was begun on other data ({before['name']}, {before['source']}, "
+                f"fingerprint {before['fingerprint'][:12]}; now {self.provenance['source']}, "
+                f"{self.provenance['fingerprint'][:12]}): give the same, or another --workdir"
+            )
+
     def _save(self, state: TrainState) -> None:
         def save() -> int:
+            self.folder.check_there()
             self.log.sync()  # a checkpoint must not be newer than its metrics
-            progress = {"seconds": self.clock.now(), "dataset": self.provenance}
+            progress = {
+                "seconds": self.clock.now(),
+                "dataset": self.provenance,
+                "recipe": self.folder.recipe,
+            }
             whole = self.parallel.local(state)
             return checkpoint.save(self.checkpoints, whole, progress, self.config.checkpoint.keep)
 
@@ -513,13 +439,13 @@ class _Run:
         self.log.say(f"step {step}/{self.total}  evaluation: {numbers}")
         return report
 
-    def _finish(self, state: TrainState, *, name: str, variant: str, config_sha256: str) -> dict:
+    def _finish(self, state: TrainState, *, name: str, variant: str) -> dict:
         """Evaluates the last state and writes what remains of the workdir, the summary last."""
         report = self._evaluate(state, self.total)
         whole = self.parallel.local(state)
-        return self.parallel.on_first(lambda: self._write(whole, report, name, variant, config_sha256))
+        return self.parallel.on_first(lambda: self._write(whole, report, name, variant))
 
-    def _write(self, state: TrainState, report: dict, name: str, variant: str, config_sha256: str) -> dict:
+    def _write(self, state: TrainState, report: dict, name: str, variant: str) -> dict:
         """Writes what `report` and the last state leave; returns the summary."""
         checkpoint.save_params(self.workdir / "params.npz", state.result)
         if self.task.samples:
@@ -527,9 +453,10 @@ class _Run:
                 text, judged = self.task.samples(state.result)
             files.write_atomic(self.workdir / "samples.txt", text)
             report |= judged
-        write_report(self.workdir, report | {"dataset": self.provenance})
+        write_report(self.workdir, report | {"dataset": self.provenance}, self.log.say)
         data = f"{self.provenance['name']} ({self.provenance['source']})"
-        draw_curves(self.workdir, title=f"{self.workdir.name} on {data}, seed {self.config.seed}")
+        title = f"{self.workdir.name} on {data}, seed {self.config.seed}"
+        draw_curves(self.workdir, title, self.log.say)
         seconds = self.clock.now()
         speed = self.total * self.per_step / max(seconds["train"], 1e-9)
         summary = {
@@ -551,7 +478,7 @@ class _Run:
                 "cpu_count": os.cpu_count(),
             },
             "versions": _versions(),
-            "config_sha256": config_sha256,
+            "config_sha256": self.folder.config_sha256,
             "state_sha256": checkpoint.fingerprint(state),
             f"{self.task.unit}_per_second": round(speed, 1),
             **self.task.summarize(report),

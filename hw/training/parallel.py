@@ -24,6 +24,10 @@ _EXCHANGE = ("Gloo", "NCCL", "coordination service")
 _MEMORY = {"TPU v4": 32 * 2**30, "TPU v5 lite": 16 * 2**30, "TPU v5": 95 * 2**30, "TPU v6 lite": 32 * 2**30}
 
 
+class OutOfMemory(UserError):
+    """A program needs more memory than a device has."""
+
+
 def keep_programs(folder: Path | None) -> None:
     """Keeps compiled programs in `folder`, so that a second start need not compile; None: nowhere.
 
@@ -195,10 +199,10 @@ class Parallel:
             return _MEMORY.get(device.device_kind, math.inf)  # a device that is not there
 
     def check_memory(self, program: Any, batch: str) -> None:
-        """Raises UserError if a compiled program needs more memory than a device has."""
+        """Raises OutOfMemory if a compiled program needs more memory than a device has."""
         need, limit = memory_need(program), self.memory_limit
         if need > limit:
-            raise UserError(
+            raise OutOfMemory(
                 f"{batch} needs {need / 2**30:.1f} GiB on each device, "
                 f"which has {limit / 2**30:.1f}: choose a smaller one"
             )

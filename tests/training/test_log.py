@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from hw import plotting
+from hw.report import plots
 from hw.training import log
 
 
@@ -52,7 +54,7 @@ def test_lines_are_strict_json(tmp_path):
 def test_smooth_equals_a_loop():
     values = np.random.default_rng(0).normal(size=30)
     expected = [values[max(0, i - 6) : i + 1].mean() for i in range(30)]
-    np.testing.assert_allclose(log.smooth(values, 7), expected)
+    np.testing.assert_allclose(plotting.smooth(values, 7), expected)
 
 
 def test_figures_are_the_same_bytes_and_have_their_data(workdir):
@@ -66,3 +68,68 @@ def test_figures_are_the_same_bytes_and_have_their_data(workdir):
     report = {"confusion": [[3, 1], [0, 4]], "classes": ["cat", "dog"]}
     log.write_report(workdir, report)
     assert b"cat" in (workdir / "confusion.svg").read_bytes()
+
+
+@pytest.fixture
+def users_style():
+    """The settings of a user who has LaTeX, fonts and formulas; of this machine, which has none of it."""
+    import matplotlib
+
+    with matplotlib.rc_context({"text.usetex": True, "font.family": "Nothing", "lines.linewidth": 9}):
+        yield
+
+
+def test_drawings_have_our_style_and_are_silent(workdir, users_style, recwarn, capsys, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "module://nothing")
+    log.draw_curves(workdir, "cost$_$ 红楼梦 \\frac \x1b[31m")
+    svg = (workdir / "curves.svg").read_text(encoding="utf-8")
+    assert "cost$_$ 红楼梦" in svg and "\x1b" not in svg and "Nothing" not in svg
+    log.write_report(workdir, {"confusion": [[3, 1], [0, 4]], "classes": ["$a$", "红"]})
+    assert "$a$" in (workdir / "confusion.svg").read_text(encoding="utf-8")
+    assert not recwarn.list and capsys.readouterr().err == ""
+    import matplotlib
+
+    assert matplotlib.rcParams["text.usetex"], "the user's own settings are put back"
+
+
+def test_pages_are_drawn_in_our_style_too(users_style):
+    draw = plots.lines([("cost$_$", [1, 2], [1, 100]), ("红", [1, 2], [1, 100])], ("x", "y"), log_y=True)
+    drawn = plots.plot("name", "title", "description", draw)
+    assert "cost$_$" in drawn and "Nothing" not in drawn and "mathdefault" not in drawn
+
+
+def test_a_drawing_that_fails_costs_one_line(workdir, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("no\nfonts")
+
+    monkeypatch.setattr(plotting, "svg", fail)
+    said = []
+    log.draw_curves(workdir, "title", said.append)
+    report = {"confusion": [[3, 1], [0, 4]], "classes": ["cat", "dog"]}
+    log.write_report(workdir, report, said.append)
+    assert [v.split(" is left out")[0] for v in said] == ["note: curves.svg", "note: confusion.svg"]
+    assert all("no fonts" in v for v in said)
+    assert json.loads((workdir / "evaluation.json").read_text(encoding="utf-8")) == report
+
+
+def test_events_stay_in_order_when_the_clock_is_set_back(workdir, monkeypatch):
+    # TensorBoard reads the files by name; and of a step that two of them have, the later file's.
+    now = log.time.time()
+    for back in (3600, 7200):
+        monkeypatch.setattr(log.time, "time", lambda back=back: now - back)
+        before = sorted(workdir.glob("events.*"))
+        run = log.RunLog(workdir, total_steps=10, every_seconds=0.0, unit="images")
+        run.begin(5)
+        run.metrics(_line(6))
+        run.close()
+        (new,) = set(workdir.glob("events.*")) - set(before)
+        assert max(workdir.glob("events.*")) == new
+    assert len(list(workdir.glob("events.*"))) == 3
+
+
+def test_a_log_takes_any_name(tmp_path, monkeypatch, capsys):
+    run = log.RunLog(tmp_path, total_steps=10, every_seconds=0.0, unit="images")
+    run.say("caf\udce9 \x1b[31m 红")
+    run.close()
+    for text in ((tmp_path / "train.log").read_text(encoding="utf-8"), capsys.readouterr().err):
+        assert r"caf\xe9 \x1b[31m 红" in text

@@ -1,5 +1,6 @@
 """Classification of pictures: augmentation, progressive resolution, test-time views, calibration."""
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -105,6 +106,14 @@ def evaluate_images(
 
 def check(config: Any) -> None:
     """Refuses what `images` has no use for; cheap, before any data is there."""
+    for field in ("mean", "std"):
+        values = config.data[field]
+        numbers = [v for v in values if type(v) in (int, float) and math.isfinite(v)]
+        if len(values) != 3 or len(numbers) != 3 or (field == "std" and min(numbers) <= 0):
+            positive = "positive " if field == "std" else ""
+            raise UserError(
+                f"config.data.{field}={tuple(values)}: give three {positive}numbers, for red, green and blue"
+            )
     if config.augment.flip not in augment.FLIPS:
         raise UserError(f"config.augment.flip={config.augment.flip!r}: choose from {sorted(augment.FLIPS)}")
     if not 0 <= config.augment.shift < 16:

@@ -1,0 +1,297 @@
+"""A run's folder: whose it is, which recipe it holds, whether it is finished; and the signals that save it.
+
+A folder becomes a run's with its first checkpoint. Before that the run may be begun anew, with another recipe
+too. Files of the user's own are never written over.
+"""
+
+import errno
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hw import cli, files
+from hw.cli import UserError
+from hw.training import checkpoint
+
+# What may change between two starts of one run: it does not touch the numbers. (The data is known by its
+# fingerprint, wherever it lies.)
+_MAY_CHANGE = ("parallel", "data.dir", "data.path", "checkpoint", "log")
+# What only a run that was begun has.
+_OF_A_RUN = ("metrics.jsonl", "params.npz", "summary.json")
+# All names that a run writes beside its checkpoints, and TensorBoard's.
+_NAMES = {
+    *_OF_A_RUN,
+    *("config.json", "train.log", "samples.txt", "evaluation.json", "confusion.svg"),
+    *("curves.svg", "curves.json"),
+}
+_EVENTS = "events.out.tfevents."
+_MAX_CONFIG = 2**20  # bytes
+_MAX_SUMMARY = 2**24
+# What flock answers where another process has the lock; anything else means that it cannot lock there.
+_TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+
+
+class Signals:
+    """Notes SIGINT, SIGTERM and SIGHUP, so that the loop can save at the next whole step.
+
+    A second SIGINT or SIGTERM kills. A second SIGHUP does not: a terminal that closes sends one, and the
+    shell in it another.
+
+    Attributes:
+      received: the signal; 0 before.
+    """
+
+    def __init__(self):
+        self.received = 0
+
+    def __enter__(self):
+        caught = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: the run survives the terminal
+            caught.append(signal.SIGHUP)
+        self._before = {s: signal.signal(s, self._note) for s in caught}
+        return self
+
+    def __exit__(self, *exc_info):
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum, frame):
+        self.received = signum
+        signal.signal(signum, signal.SIG_IGN if signum == signal.SIGHUP else signal.SIG_DFL)
+
+
+class Workdir:
+    """The folder of one run, ours from `begin` until `close`.
+
+    Attributes:
+      path: of the folder.
+      checkpoints: where they lie.
+      recipe: the fields of the config that must stay what they are, by their flat names.
+      has_checkpoints: whether a run was begun there, sound or not; known after `begin`.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any]):
+        """Describes a run's folder; nothing is written.
+
+        Args:
+          path: created by `begin`.
+          config: all fields, nested.
+        """
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self._text = cli.to_json(config, indent=2) + "\n"
+        # As JSON gives them back: tuples as lists.
+        self._fields = _flat(files.parse_json(self._text))
+        self.recipe = {name: value for name, value in self._fields.items() if _matters(name)}
+        self.has_checkpoints = False
+        self._lock = -1
+        self._identity: os.stat_result | None = None
+
+    @property
+    def config_sha256(self) -> str:
+        """Of the bytes of config.json."""
+        return cli.sha256(self._text)
+
+    def begin(self) -> dict[str, Any] | None:
+        """Makes the folder ours: creates it, locks it, and proves that it can be written.
+
+        Returns:
+          The summary of a run that is finished, else None.
+
+        Raises:
+          UserError: it cannot be written, another process trains there, it holds another run, or files
+            that are not a run's.
+        """
+        path = self.path
+        try:
+            if path.exists() and not path.is_dir():
+                raise UserError(f"cannot write in {path} (it is no folder): choose another --workdir")
+            path.mkdir(parents=True, exist_ok=True)
+            self._saved_config()  # refuses a folder of the user's own before anything is written there
+            self._take()
+            files.remove_partials(path)
+            for leftover in path.glob(".probe-*"):
+                leftover.unlink(missing_ok=True)
+            probe = path / f".probe-{os.getpid()}"
+            probe.write_bytes(b"x")
+            probe.unlink()
+            self._identity = path.stat()
+            self.has_checkpoints = self._any_checkpoint()
+            config = self._saved_config()
+        except OSError as error:
+            raise UserError(f"cannot write in {path} ({error.strerror}): choose another --workdir") from error
+        begun = self.has_checkpoints or any((path / name).exists() for name in _OF_A_RUN)
+        if config is not None and begun:
+            self._compare(config, self._fields)
+        if not (path / "summary.json").exists():
+            return None
+        if config is None:
+            # A checkpoint tells which recipe the run has, and the summary is written anew from it.
+            return None
+        return self._summary()
+
+    def close(self) -> None:
+        """Leaves the folder to other processes."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def forget_start(self) -> None:
+        """Removes a checkpoint of step 0 where it is the only one, so that the run may be begun anew.
+
+        For a start that runs out of memory: the same command with a smaller batch must not be refused. In the
+        processes of a run that have no folder it does nothing.
+        """
+        if self._identity is not None and checkpoint.steps(self.checkpoints) == [0]:
+            checkpoint.remove(self.checkpoints / "0")
+            (self.path / "metrics.jsonl").unlink(missing_ok=True)
+
+    def save_config(self) -> None:
+        """Writes config.json, unless it is there with the same content."""
+        path = self.path / "config.json"
+        if not path.is_file() or path.read_bytes() != self._text.encode():
+            files.write_atomic(path, self._text)
+
+    def check_recipe(self, saved: dict[str, Any] | None) -> None:
+        """Raises UserError unless a checkpoint was saved by this run's recipe.
+
+        Args:
+          saved: the recipe in the checkpoint; None in those of earlier versions, which had none.
+        """
+        if saved is not None:
+            self._compare(saved, self.recipe)
+        elif not (self.path / "config.json").exists():
+            raise UserError(
+                f"{self.path} has checkpoints but no config.json, so their recipe is not known: put it back, "
+                "or choose another --workdir"
+            )
+
+    def check_lost(self) -> None:
+        """Raises UserError where there is no checkpoint but what only a run that was begun has."""
+        for name in _OF_A_RUN:
+            if (self.path / name).exists():
+                what = "metrics" if name == "metrics.jsonl" else name
+                raise UserError(
+                    f"{self.path} has {what} but no checkpoint, so its state is lost: remove the workdir to "
+                    "start again, or choose another --workdir"
+                )
+
+    def check_there(self) -> None:
+        """Raises UserError if somebody has removed or replaced the folder since `begin`."""
+        try:
+            there = self._identity is None or os.path.samestat(self._identity, self.path.stat())
+        except OSError:
+            there = False
+        if not there:
+            raise UserError(
+                f"{self.path} was removed or replaced while the run went on, so its log and checkpoints are "
+                "lost: run the same command again to start anew"
+            )
+
+    def _any_checkpoint(self) -> bool:
+        return bool(checkpoint.steps(self.checkpoints)) or any(self.checkpoints.glob("damaged-*"))
+
+    def _saved_config(self) -> dict[str, Any] | None:
+        """The fields of config.json; None where there is none.
+
+        Raises:
+          UserError: it is damaged, or the folder holds files that no run wrote.
+        """
+        path = self.path / "config.json"
+        begun = self._any_checkpoint()
+        if not os.path.lexists(path):
+            theirs = sorted(
+                p.name for p in self.path.iterdir() if p.name in _NAMES or p.name.startswith(_EVENTS)
+            )
+            if begun:
+                # Checkpoints of another program have no manifest of ours.
+                begun = any(self.checkpoints.glob(f"*/{checkpoint.MANIFEST}"))
+                theirs.append("checkpoints")
+            if theirs and not begun:
+                raise UserError(
+                    f"{self.path} holds {theirs[0]}, which no run of ours wrote (there is no config.json "
+                    "beside it): choose another --workdir"
+                )
+            return None
+        mend = "remove it, and the checkpoints tell the recipe" if begun else "choose another --workdir"
+        saved = files.read_json(path, _MAX_CONFIG, mend=mend)
+        if not (isinstance(saved, dict) and {"task", "seed", "data", "model"} <= saved.keys()):
+            raise UserError(f"{path} is not the config of a run of hw.train: {mend}")
+        return _flat(saved)
+
+    def _compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        """Raises UserError where two recipes differ in what matters, naming each field."""
+        differing = [
+            f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
+            for name in sorted(old.keys() | new.keys())
+            if _matters(name) and ((name in old) != (name in new) or old[name] != new[name])
+        ]
+        if differing:
+            raise UserError(
+                f"{self.path} holds a run of another configuration ({'; '.join(differing)}): give the same "
+                "one, or another --workdir"
+            )
+
+    def _summary(self) -> dict[str, Any] | None:
+        """The content of summary.json; None where it is damaged and a checkpoint can replace it."""
+        path = self.path / "summary.json"
+        try:
+            summary = files.read_json(path, _MAX_SUMMARY)
+            if not (isinstance(summary, dict) and {"task", "dataset", "config_sha256"} <= summary.keys()):
+                raise UserError(f"{path} is not the summary of a run of hw.train")
+        except UserError as error:
+            if not self.has_checkpoints:
+                raise UserError(f"{error}: remove the workdir, or choose another --workdir") from error
+            cli.say(f"{error}: it is written anew from the last checkpoint")
+            return None
+        cli.say(f"{self.path} is finished: see summary.json there")
+        return summary
+
+    def _take(self) -> None:
+        """Locks the folder until `close`, or says that this file system has no locks.
+
+        Raises:
+          UserError: another process has it.
+        """
+        import fcntl  # not on Windows, where only training is missing
+
+        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o600)
+        # Where flock is missing, as on some NFS, the locks of POSIX may be there.
+        locks: tuple[Callable[[int, int], None], ...] = (fcntl.flock, fcntl.lockf)
+        for lock in locks:
+            try:
+                lock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError as error:
+                if error.errno in _TAKEN:
+                    self.close()
+                    raise UserError(
+                        f"another process is training in {self.path}: wait for it, or choose another "
+                        "--workdir"
+                    ) from error
+                reason = error.strerror
+        cli.say(
+            f"note: the file system of {self.path} has no locks ({reason}): nothing keeps a second process "
+            "from training there"
+        )
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat, rest = {}, [("", tree)]
+    while rest:
+        prefix, node = rest.pop()
+        for key, value in node.items():
+            if isinstance(value, dict):
+                rest.append((f"{prefix}{key}.", value))
+            else:
+                flat[prefix + key] = value
+    return flat
+
+
+def _matters(name: str) -> bool:
+    """Whether a field of the config must stay what it is for as long as a run goes on."""
+    return not re.match(rf"({'|'.join(map(re.escape, _MAY_CHANGE))})(\.|$)", name)
