@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from hw import cli, data, generation
 from hw.cli import UserError
