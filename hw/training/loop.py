@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from hw import cli, data, files, models
 from hw.cli import Stopped, UserError
 from hw.data.cache import cache_dir
-from hw.training import checkpoint, hosts, optim
+from hw.training import checkpoint, hosts, optim, saved
 from hw.training.log import RunLog, Silence, draw_curves, write_report
 from hw.training.parallel import OutOfMemory, Parallel, keep_programs
 from hw.training.step import TrainState, train_step
@@ -103,6 +103,8 @@ def check(config: ConfigDict, parallel: Parallel) -> None:
         raise UserError("config.model.batch_norm=per-device needs config.parallel=pmap: jit's batch is one")
     optim.build(config.optim, total_steps=1)
     models.build(config.model, num_outputs=2, platform=parallel.platform)
+    # A run within these bounds can be read when it is finished (`hw.training.saved`).
+    saved.check_config(files.parse_json(cli.to_json(config.to_dict())), "config")
 
 
 def steps_per_dispatch(config: ConfigDict, parallel: Parallel) -> int:
@@ -296,8 +298,8 @@ class _Run:
 
     def _check_progress(self, progress: Any) -> None:
         """Raises Damaged unless `progress` is what `_save` leaves, UserError if another run left it."""
-        saved = progress if isinstance(progress, dict) else {}
-        seconds, before, recipe = (saved.get(name) for name in ("seconds", "dataset", "recipe"))
+        fields = progress if isinstance(progress, dict) else {}
+        seconds, before, recipe = (fields.get(name) for name in ("seconds", "dataset", "recipe"))
         sound = (
             isinstance(seconds, dict)
             and seconds.keys() == self.clock.spent.keys()

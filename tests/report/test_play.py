@@ -447,6 +447,7 @@ def test_numbers_are_read_and_refused_alike(ask):
 def test_matrices_are_read_and_refused_alike(ask):
     entries = " ".join("1" * 64)
     texts = ["1 2; 3 4", "1,2;3,4;", " 1\t2 ;3 4;; ", "1 2; 3", "1 2; ; 3 4", "", ";", "1 2; a b", "1/3 -2e1"]
+    texts += ["0,5 1; 1,5 2", "1 2; 3,4 5", "1, 2; 3 , 4", "1 2; 3,4"]
     texts += ["; ".join([entries] * 64), "; ".join([entries] * 65)]
     body = "return hw.parseMatrix(c, 'K').map((row) => row.map(hw.toNumber));"
     for text, found in zip(texts, ask(body, texts), strict=True):

@@ -102,7 +102,13 @@ globalThis.hw = (() => {
       .replace(/;+$/, "")
       .split(";")
       .forEach((piece, i) => {
-        const words = wordsOf(piece.replaceAll(",", " "));
+        const parts = piece.split(",").map(wordsOf);
+        if (parts.length > 1 && parts.some((part) => part.length > 1)) {
+          throw new UserError(
+            `${name}: '${piece.trim()}' mixes commas and blanks: one of them, please; decimals have a point`,
+          );
+        }
+        const words = parts.flat();
         if (!words.length) {
           throw new UserError(`${name}: row ${i + 1} is empty (rows end with ';', as in "1 2; 3 4")`);
         }
