@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import ablation, table, throughput
+from hw import cli
 from hw.answers.runs import interval
 from hw.cli import to_json
 
@@ -103,3 +104,10 @@ def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if "://" not in target:
             assert (REPOSITORY / target).exists(), f"the README links {target}"
+
+
+def test_the_page_on_faults_names_tests_that_exist():
+    page = (REPOSITORY / "docs" / "faults.md").read_text()
+    named = set(re.findall(r"`(tests/[\w/.]*)`", page))
+    assert len(named) > 15 and not [path for path in named if not (REPOSITORY / path).exists()]
+    assert f"at most {cli.MAX_ERROR} characters" in page
