@@ -163,7 +163,7 @@ def _read_prompt(module: nn.Module, variables: Any, prompt: np.ndarray, place: A
 @partial(jax.jit, static_argnames=("module", "draw"))
 def _write(
     module: nn.Module, variables: Any, carry: Any, ids: Array, rngs: Array, start: Array, draw: Draw
-) -> tuple[Any, Array, Array]:
+) -> tuple[Any, Array, Array, Array]:
     """CHUNK more symbols of each stream.
 
     A symbol is drawn as argmax_i (l_i / temperature + g_i) = argmax_i (l_i + temperature g_i) over those
@@ -177,7 +177,7 @@ def _write(
       start: position of the first new symbol, counted from the end of the prompt.
 
     Returns:
-      (carry, ids, the new symbols int32 [b, CHUNK]).
+      (carry, ids, the new symbols int32 [b, CHUNK], whether all logits were finite).
     """
 
     def step(carry: Any, ids: Array) -> tuple[Array, Any]:
@@ -195,17 +195,18 @@ def _write(
         of_streams = jax.vmap(gumbel, in_axes=(None, 0))
         noise = jax.vmap(of_streams, in_axes=(0, None))(start + jnp.arange(CHUNK), rngs)  # [CHUNK, b, V]
 
-    def body(state: tuple[Any, Array], noise: Array | None) -> tuple[tuple[Any, Array], Array]:
+    def body(state: tuple[Any, Array], noise: Array | None) -> tuple[tuple[Any, Array], tuple[Array, Array]]:
         logits, carry = step(*state)
+        finite = jnp.isfinite(logits).all()
         if noise is not None:
             if draw.filtered:
                 logits = jnp.where(filter_logits(logits, draw) > -jnp.inf, logits, -jnp.inf)
             logits = logits + noise
         ids = logits.argmax(-1).astype(jnp.int32)
-        return (carry, ids), ids
+        return (carry, ids), (ids, finite)
 
-    (carry, ids), new = jax.lax.scan(body, (carry, ids), noise, length=CHUNK)
-    return carry, ids, new.T
+    (carry, ids), (new, finite) = jax.lax.scan(body, (carry, ids), noise, length=CHUNK)
+    return carry, ids, new.T, finite.all()
 
 
 class Stop:
@@ -283,6 +284,9 @@ def stream(
     Yields:
       For each stream its next characters, int32 [any number]. No part of a stop text is ever among
       them. All blocks together are all `length` characters, or those before the stop text.
+
+    Raises:
+      UserError: logits are not finite.
     """
     if not len(prompt):
         raise ValueError("a prompt has at least one symbol")
@@ -300,7 +304,9 @@ def stream(
 
     stops = [Stop(stop) for _ in streams] if len(stop) else []
     for start in range(0, length, CHUNK):
-        carry, ids, new = _write(module, variables, carry, ids, rngs, np.int32(start), draw)
+        carry, ids, new, finite = _write(module, variables, carry, ids, rngs, np.int32(start), draw)
+        if not finite:
+            raise UserError("the model answers with nan or inf: train it again, or name another --workdir")
         block = list(np.asarray(new)[:, : length - start])
         if stops:
             block = [s.feed(row.tolist()) for s, row in zip(stops, block, strict=True)]

@@ -441,3 +441,11 @@ def test_a_prompt_and_a_text_are_regular_bounded_files(tmp_path, kind):
         sample.main([f"--prompt-file={path}"])
     with pytest.raises(UserError, match=r"a\.txt"):
         score.main([str(path)])
+
+
+def test_logits_that_are_not_finite_give_no_text(model):
+    module, variables = model
+    overflowing = jax.tree.map(lambda x: np.full_like(x, np.inf), variables)
+    for temperature in (0.0, 0.8):
+        with pytest.raises(UserError, match="nan or inf"):
+            generation.sample(module, overflowing, np.zeros(3), length=2, temperature=temperature)
