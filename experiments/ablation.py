@@ -68,7 +68,7 @@ def load(path: Path) -> dict:
     """
     if not path.exists():
         return {"recipe": recipe(), "runs": {}}
-    saved = json.loads(path.read_text())
+    saved = json.loads(path.read_text(encoding="utf-8"))
     if saved["recipe"] != recipe():
         raise cli.UserError(f"{path} is of another recipe: remove it, and runs/studies/ablation with it")
     for name, by_seed in saved["runs"].items():
@@ -149,7 +149,7 @@ def main(argv: Sequence[str]) -> int:
                 continue
             workdir = RUNS / "ablation" / f"{list(CHANGES).index(name):02}-seed-{seed}"
             train(arguments(CHANGES[name], seed), workdir)
-            summary = json.loads((workdir / "summary.json").read_text())
+            summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
             runs[name][str(seed)] = {
                 "arguments": arguments(CHANGES[name], seed),
                 "config_sha256": summary["config_sha256"],

@@ -252,7 +252,7 @@ def run_limited(
     At the limit it gets SIGTERM, upon which a training run saves, and a few seconds later SIGKILL; its
     children too, as when this program itself is stopped.
     """
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         print(f"$ {' '.join(map(str, command))}", file=file, flush=True)
         process = subprocess.Popen(
             list(map(str, command)),
@@ -280,7 +280,7 @@ def run_limited(
 @contextmanager
 def _turn(path: Path, deadline: float) -> Iterator[bool]:
     """Waits until no other such command works with the same folder; False where that takes too long."""
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -323,7 +323,7 @@ class Session:
         """Hides PyTorch: tensorboardX imports it where it is installed, seconds of every start."""
         folder = self.out / "gpu" / "without-torch"
         folder.mkdir(exist_ok=True)
-        (folder / "torch.py").write_text('raise ImportError("hidden by experiments.gpu")\n')
+        (folder / "torch.py").write_text('raise ImportError("hidden by experiments.gpu")\n', encoding="utf-8")
         return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
 
 
@@ -383,8 +383,12 @@ def read_study(folder: Path) -> dict[str, Any]:
     steady = []
     for run in runs:
         seed = folder / f"seed-{run['seed']}"
-        per_dispatch = json.loads((seed / "config.json").read_text())["train"]["steps_per_dispatch"]
-        lines = [json.loads(line) for line in (seed / "metrics.jsonl").read_text().splitlines()]
+        per_dispatch = json.loads((seed / "config.json").read_text(encoding="utf-8"))["train"][
+            "steps_per_dispatch"
+        ]
+        lines = [
+            json.loads(line) for line in (seed / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         steady.append(steady_step_seconds(lines, per_dispatch))
     return {
         "seeds": [run["seed"] for run in runs],
@@ -418,7 +422,7 @@ def run_airbench(session: Session, count: int, seconds: float) -> dict[str, Any]
     del count
     if session.airbench is None:
         return {"code": 2, "error": "no --airbench=FILE.py was given"}
-    published = session.airbench.read_text()
+    published = session.airbench.read_text(encoding="utf-8")
     folder, log = session.out / "airbench", session.log("airbench")
     deadline = time.monotonic() + seconds
     before = os.environ.get("XDG_CACHE_HOME")
@@ -433,12 +437,12 @@ def run_airbench(session: Session, count: int, seconds: float) -> dict[str, Any]
     for plain_compile in (False, True):
         text, changes = patch_airbench(published, 1 if session.smoke else AIRBENCH_RUNS, plain_compile)
         program = folder / "program.py"
-        program.write_text(text)
+        program.write_text(text, encoding="utf-8")
         log.unlink(missing_ok=True)
         start = time.monotonic()
         left = deadline - start if plain_compile else 0.75 * (deadline - start)
         code = run_limited([sys.executable, program], log, max(1.0, left), cwd=folder)
-        runs = read_airbench(log.read_text())
+        runs = read_airbench(log.read_text(encoding="utf-8"))
         found |= {"code": code, "changes": changes, "runs": runs, "process_seconds": time.monotonic() - start}
         if runs:  # also some of them, where the time ran out
             break
@@ -487,7 +491,9 @@ def take(session: Session, step: str, count: int, deadline: float) -> dict[str, 
         card = _query("clocks.sm", "temperature.gpu", "power.draw")
         report = {"step": step, "seconds": time.monotonic() - start, "card_after": card, **found}
         name = "sampling-step" if step == "sampling" else step  # sampling.json is the study's own
-        (folder / f"{name}.json").write_text(cli.to_json(report | machine(), indent=2) + "\n")
+        (folder / f"{name}.json").write_text(
+            cli.to_json(report | machine(), indent=2) + "\n", encoding="utf-8"
+        )
     return report
 
 
@@ -515,7 +521,9 @@ def main(argv: Sequence[str]) -> int:
     codes = []
     try:
         here = machine()
-        (session.out / "gpu" / "machine.json").write_text(cli.to_json(here, indent=2) + "\n")
+        (session.out / "gpu" / "machine.json").write_text(
+            cli.to_json(here, indent=2) + "\n", encoding="utf-8"
+        )
         cli.say(cli.to_json(here))
         for step, count in steps:
             cli.say(f"{step}: begins with {deadline - time.monotonic():.0f} s left")

@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     STUDY.mkdir(parents=True, exist_ok=True)
     path = STUDY / "runs.json"
     recipe = cli.sha256(cli.to_json(configs.recall.get_config().to_dict()))
-    saved = json.loads(path.read_text()) if path.exists() else {"recipe": recipe, "runs": {}}
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"recipe": recipe, "runs": {}}
     if saved["recipe"] != recipe:
         raise cli.UserError(f"{path} is of another recipe: remove it, and runs/studies/memory_task with it")
     for seed in range(options.seeds):

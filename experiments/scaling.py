@@ -168,7 +168,7 @@ def with_table(page: str, name: str, found: dict[str, Any]) -> str:
 def _keep(name: str, found: dict[str, Any]) -> None:
     STUDY.mkdir(parents=True, exist_ok=True)
     files.write_atomic(STUDY / f"{name}.json", cli.to_json(found, indent=1) + "\n")
-    files.write_atomic(Path(PAGE), with_table(PAGE.read_text(), name, found))
+    files.write_atomic(Path(PAGE), with_table(PAGE.read_text(encoding="utf-8"), name, found))
     print(TABLES[name](found))
 
 
@@ -195,7 +195,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     # Minutes each: what is there is kept, and the same command adds what is missing.
     path = STUDY / "compiled.json"
-    programs = json.loads(path.read_text())["programs"] if path.exists() else []
+    programs = json.loads(path.read_text(encoding="utf-8"))["programs"] if path.exists() else []
     for topology in options.topology or TOPOLOGIES:
         for name in RECIPES:
             recipe = f"configs/{name}.py:gpu"

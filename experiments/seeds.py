@@ -37,7 +37,7 @@ _VALUES = ("test_accuracy", "test_accuracy_tta", "test_loss", "val_nats_cold256"
 
 def summaries(study: Path) -> list[dict]:
     """The summaries of a study's runs, by seed."""
-    runs = [json.loads(path.read_text()) for path in study.glob("seed-*/summary.json")]
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in study.glob("seed-*/summary.json")]
     return sorted(runs, key=lambda run: run["seed"])
 
 
@@ -77,13 +77,15 @@ def run_seed(arguments: Sequence[str], seed: int, folder: Path, workdir: Path | 
         for name in sorted(KEPT, key=lambda name: name == "summary.json"):  # last: it says "done"
             if (workdir / name).exists():  # pictures have no samples
                 shutil.copyfile(workdir / name, folder / name)
-    return json.loads((folder / "summary.json").read_text())
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
 def check_recipe(study: Path, arguments: Sequence[str]) -> None:
     """Raises UserError where a study was begun with other arguments: its seeds would not be comparable."""
     path = study / "seeds.json"
-    if path.exists() and (before := json.loads(path.read_text())["arguments"]) != list(arguments):
+    if path.exists() and (before := json.loads(path.read_text(encoding="utf-8"))["arguments"]) != list(
+        arguments
+    ):
         raise UserError(f"{study} was begun with {' '.join(before)}: give the same, or another --study")
 
 

@@ -24,7 +24,9 @@ def studies(task: str = "images", split: str = "test") -> list[tuple[Path, list[
 
 def peers() -> list[dict]:
     """Others' programs on the same task and machine, each with what is known of its run."""
-    return [json.loads(path.read_text()) for path in sorted((RESULTS / "peers").glob("*.json"))]
+    return [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "peers").glob("*.json"))
+    ]
 
 
 def _percent(values: Sequence[float]) -> str:

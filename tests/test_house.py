@@ -122,3 +122,32 @@ def test_no_cupboards_and_no_default_backend():
 )
 def test_the_rule_itself_can_fail(importer, imported, allowed):
     assert (_row(imported) <= _row(importer)) is allowed
+
+
+def _opened_by_the_locale(tree: ast.AST) -> list[int]:
+    """Lines that open a text file without saying that it is UTF-8."""
+    lines = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or any(k.arg == "encoding" for k in node.keywords):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        mode = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        binary = any("b" in m for m in mode if set(m) <= set("rwaxb+"))
+        module = getattr(getattr(node.func, "value", None), "id", "")
+        text = name in ("read_text", "write_text") and module != "files"
+        plain = name == "open" and module not in ("os", "Image", "tarfile", "archive") and not binary
+        if text or plain:
+            lines.append(node.lineno)
+    return lines
+
+
+def test_every_text_file_is_utf_8_whatever_the_locale():
+    found = {
+        module: lines
+        for module, path in MODULES.items()
+        if (lines := _opened_by_the_locale(ast.parse(path.read_text(encoding="utf-8"))))
+    }
+    assert not found
+    wrong = "path.read_text(); path.open('w'); open(path); path.write_text('x')"
+    right = "path.read_text(encoding='utf-8'); path.open('wb'); os.open(path, 1); files.read_text(path, 9)"
+    assert [len(_opened_by_the_locale(ast.parse(code))) for code in (wrong, right)] == [4, 0]
