@@ -349,6 +349,7 @@ def test_hostile_parameters_are_one_line(run, tmp_path, content, message):
         (["cnn", "--input=8x8x3", "--layers=conv4k3p1 relu"], "leave it out"),
         (["cnn", "--input=8x8x3", "--layers=convt4k3"], "layers are conv, pool, avgpool, flatten, dense"),
         (["cnn", "--input=8x8x3", "--layers=globalpool"], "as in avgpool7 on 7x7"),
+        (["cnn", f"--input={' ' * 60_000}", "--layers=pool2"], "is not height x width x channels"),
         (["attention", "--q=--", "--k=1", "--v=1"], "--q, row 1, entry 1: '--' is no number"),
         (["multihead", "--seq=--", "--d_model=8", "--heads=2"], "--seq: invalid int value: '--'"),
         (["rnn", "--params=--"], "cannot read --"),
