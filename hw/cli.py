@@ -61,6 +61,12 @@ class ArgumentParser(argparse.ArgumentParser):
         args[:end] = ["--json=-" if word == "--json" else word for word in args[:end]]
         return super().parse_known_args(args, namespace)
 
+    def _get_values(self, action, arg_strings):
+        """As argparse's, which makes an empty list of the value of --option=--."""
+        if action.option_strings and arg_strings == ["--"]:
+            return self._get_value(action, "--")
+        return super()._get_values(action, arg_strings)
+
     def add_json_option(self) -> None:
         """Adds `--json[=FILE]`, machine-readable results on standard output or in FILE, and `--force`."""
         self.add_argument(

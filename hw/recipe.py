@@ -66,7 +66,7 @@ def parse(
             # A file that is not there shows only when the config is used.
             getattr(values.config, "seed", None)
             raise TypeError(f"get_config returned {values.config!r}, which is no ConfigDict")
-    except Exception as error:  # a config file is a program: it may fail in any way
+    except (Exception, SystemExit) as error:  # a config file is a program: it may fail in any way
         # An unknown field is a KeyError, or an AttributeError around one.
         cause = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
         if isinstance(cause, KeyError):
@@ -76,6 +76,8 @@ def parse(
             if not isinstance(error, flags.Error):  # from within the file
                 file = next((a.partition("=")[2] for a in argv if a.startswith("--config=")), "--config")
                 reason = f"{file}: {reason}"
+            if isinstance(error, SystemExit):
+                reason += ": the recipe ends the program instead of returning a config"
             if "int_max_str_digits" in reason:  # Python's advice is no help to a user
                 reason = f"{cli.shorten(reason.partition(':')[0], 60)}: the whole number is too long"
         raise cli.UserError(f"{reason} (see {program} --help)") from error

@@ -33,7 +33,8 @@ def _parser() -> cli.ArgumentParser:
         "attention",
         _attention,
         "questions 6 and 8: attention in numbers, and its gradients",
-        "A matrix has at most 4,096 numbers. Of a long working the first lines are shown.",
+        "A matrix has at most 4,096 numbers, the scores and the output at most 100,000 each. "
+        "Of a long working the first lines are shown.",
     )
     for name in "qkv":
         attention.add_argument(f"--{name}", required=True, metavar="MATRIX", help='for example "1 2; 3 4"')

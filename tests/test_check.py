@@ -261,6 +261,10 @@ def test_nothing_but_the_form_is_printed(run, argv):
         ("1.conv1", r"'128 \cdot 128 \cdot 16'"),
         ("1.conv1", '"128 ⋅ 128 ⋅ 16"'),
         ("1.conv1", '"１２８×１２８×１６"'),
+        ("1.conv1", '"128 ∗ 128 • 16"'),
+        ("1.conv1", '"128 х 128 ✖ 16"'),  # the Cyrillic letter
+        ("1.conv1", r"'$128 \times 128 \times 16$'"),
+        ("1.conv1_params", '"1’216"'),  # as Switzerland writes it
         ("1.conv1_params", '"5x5x3x16+16"'),
         ("1.conv1_params", '"(5x5x3+1)x16"'),
         ("1.conv1_params", '"5×5×3×16 + 16 = 1216"'),
@@ -304,7 +308,11 @@ LONG_KEY = "a.b" * 20_000
         ("[1]\n\nconv1 = “128 x 128 x 16”\n", ["line 3", "1.conv1", "straight quotes around it"]),
         ("[1]\nflatten = 61504/2\n", ["line 2", "1.flatten", "straight quotes around it"]),
         ("[1]\nflatten = 30,752\n", ["line 2", "1.flatten", "straight quotes around it"]),
-        ("[1]\nconv1 = 'it's'\n", ["line 2", "1.conv1", "straight quotes around it"]),
+        ("[1]\nconv1 = 'it's'\n", ["line 2", 'straight quotes around it, conv1 = "…"']),
+        ('[1]\nconv1 = "128" x "128"\n', ["line 2", "straight quotes around it, conv1 = '…'"]),
+        ('[1]\nconv1 = "128\n', ["line 2", "1.conv1", 'the closing " is missing']),
+        ("[1]\nconv1 = 1\n[1]\n", ["line 3", "the heading stands there twice"]),
+        (" " * 190_000 + "x", ["line 1", 'name = "answer"']),
         ('[1]\nconv1 = "128 \\cdot 128"\n', ["line 2", "1.conv1", "single quotes"]),
         ("[1]\nconv1 =\n", ["line 2", "1.conv1", 'conv1 = ""']),
         ("[1]\nconv1 = 'a'\nconv1 = 'b'\n", ["line 3", "1.conv1", "twice"]),
@@ -322,7 +330,7 @@ LONG_KEY = "a.b" * 20_000
         ("[1]\nconv1 = \x1b[31m", ["line 2", "1.conv1"]),
         ("[1]\nconv1 = " + "x" * 150_000, ["line 2", "1.conv1"]),
     ],
-    ids=range(20),
+    ids=range(24),
 )
 def test_forms_that_are_no_toml_name_line_and_field(run, form, text, named):
     began = time.process_time()

@@ -40,6 +40,12 @@ def test_a_path_of_the_home_folder(run, monkeypatch, tmp_path):
     assert run("--config=~/mine.py:quick") == (0, "mine quick\n", "")
 
 
+def test_a_recipe_that_ends_the_program(run, tmp_path):
+    (tmp_path / "ends.py").write_text("def get_config():\n    raise SystemExit(0)\n")
+    code, out, err = run(f"--config={tmp_path / 'ends.py'}")
+    assert (code, out) == (2, "") and "the recipe ends the program" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("argv", "named"),
     [

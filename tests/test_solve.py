@@ -245,6 +245,7 @@ def test_a_score_that_the_mask_hides_may_overflow(capsys):
         ("12.5 %, 3 / 4", [[0.125, 0.75]]),
         ("1e301", [[1e301]]),
         ("-1;2", [[-1], [2]]),
+        (r"$1$, \(2 ∗ 3\), \exp(0)", [[1, 6, 1]]),
     ],
 )
 def test_one_reader_for_solve_and_check(written, number):
@@ -348,6 +349,14 @@ def test_hostile_parameters_are_one_line(run, tmp_path, content, message):
         (["cnn", "--input=8x8x3", "--layers=conv4k3p1 relu"], "leave it out"),
         (["cnn", "--input=8x8x3", "--layers=convt4k3"], "layers are conv, pool, avgpool, flatten, dense"),
         (["cnn", "--input=8x8x3", "--layers=globalpool"], "as in avgpool7 on 7x7"),
+        (["cnn", f"--input={' ' * 60_000}", "--layers=pool2"], "is not height x width x channels"),
+        (["attention", "--q=--", "--k=1", "--v=1"], "--q, row 1, entry 1: '--' is no number"),
+        (["multihead", "--seq=--", "--d_model=8", "--heads=2"], "--seq: invalid int value: '--'"),
+        (["rnn", "--params=--"], "cannot read --"),
+        (["attention", f"--q={'1;' * 400}", f"--k={'1;' * 400}", "--v=1"], "K has 400 rows, V has 1"),
+        (["attention", *(f"--{n}={'1;' * 400}" for n in "qkv")], "400 × 400 scores are more than 100,000"),
+        (["attention", f"--q={'1;' * 4096}", "--k=1", f"--v={'1 ' * 4096}"], "4096 × 4096 outputs are more"),
+        (["attention", f"--q={'1 ' * 60_000}", "--k=1", "--v=1"], "60000 entries are more than 4096"),
         (["attention", "--q", "-1;2", "--k=1", "--v=1"], "--q: expected one argument: write --q=VALUE"),
     ],
 )

@@ -17,6 +17,7 @@ from hw.cli import UserError
 from hw.ops import attention as ops
 
 _DIGITS = 50  # of the mpmath route
+MAX_SCORES = 100_000  # and of the numbers of the output: more take seconds and nobody reads them
 _MAX_EXACT = 3  # keys up to which a weight's exact form is short enough to be read
 _MAX_EXACT_WEIGHTS = 48  # beyond, sympy would take seconds
 _MAX_EXACT_LENGTH = 100  # characters of an exact form
@@ -42,14 +43,17 @@ SHEET = Case(
 
 
 def check_case(case: Case) -> None:
-    """Raises UserError where the matrices do not fit, naming the two sizes that differ."""
-    (n_q, d_k), (n_k, d_k2), (n_v, _) = ((len(m), len(m[0])) for m in case[:3])
+    """Raises UserError where the matrices do not fit, naming the two sizes that differ, or make too many."""
+    (n_q, d_k), (n_k, d_k2), (n_v, d_v) = ((len(m), len(m[0])) for m in case[:3])
     if d_k != d_k2:
         raise UserError(f"Q has {d_k} columns, K has {d_k2}: both must be d_k")
     if n_k != n_v:
         raise UserError(f"K has {n_k} rows, V has {n_v}: one value belongs to each key")
     if case.mask == "causal" and n_q > n_k:
         raise UserError(f"causal mask: query 1 of {n_q} sees none of {n_k} keys (aligned at the end)")
+    for what, columns in (("scores", n_k), ("outputs", d_v)):
+        if n_q * columns > MAX_SCORES:
+            raise UserError(f"{n_q} × {columns} {what} are more than {MAX_SCORES:,}; give smaller matrices")
 
 
 # The routes: functions of a case that give "scores", "scaled", "weights" or "output". They share nothing.

@@ -53,12 +53,16 @@ _TOKEN = re.compile(r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4}(?!\d))?|[A-Za-z
 _LITERAL = re.compile(r"([+-]?)(\d+\.?\d*|\.\d+)(?:(?:[eE]|\*10\^)(\(?[+-]?\d+\)?))?")
 _FUNCTIONS: dict[str, Callable[[Value], float]] = {"sqrt": math.sqrt, "exp": math.exp, "tanh": math.tanh}
 _SAME = {"·": "*", "×": "*", "⋅": "*", "∙": "*", "**": "^", "⁄": "/", "÷": "/"}
+_SAME |= dict.fromkeys("∗•✕✖⨯", "*")
 _SAME |= dict.fromkeys("−–‐‑", "-")
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 # The full-width forms of ASCII, as East Asian keyboards write them.
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 # LaTeX. Within double quotes TOML reads \t as a tab and \f as a form feed.
 _LATEX = (
+    (r"\\[,;:! ]", " "),
+    (r"\$|\\[()\[\]]", ""),
+    (r"\\(?=exp|tanh)", ""),
     (r"\\times|\times", "×"),
     (r"\\cdot", "·"),
     (r"\\left|\\right", ""),
@@ -78,7 +82,7 @@ def plain(text: str) -> str:
     r"""LaTeX and full-width characters brought to the usual ones: \frac{1}{3} is ((1)/(3))."""
     if not text.isascii():
         text = text.translate(_FULL_WIDTH)
-    if "\\" in text or "{" in text or "\times" in text:
+    if any(sign in text for sign in ("\\", "{", "$", "\times")):
         for pattern, ours in _LATEX:
             text = re.sub(pattern, ours, text)
     return text

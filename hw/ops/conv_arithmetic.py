@@ -541,7 +541,7 @@ def parse_input(text: str) -> tuple[int, int, int]:
     Raises: UserError if it is anything else.
     """
     # × is how sizes are printed.
-    sizes = re.sub(r" *[x×X] *", "x", text)
+    sizes = "x".join(part.strip(" ") for part in re.split("[x×X]", text))
     if not re.fullmatch(r"[0-9]+x[0-9]+x[0-9]+", sizes):
         raise UserError(f"input {_quote(text)} is not height x width x channels, as in 128x128x3")
     height, width, channels = _integers(sizes)

@@ -103,7 +103,7 @@ def read_shape(value: Any, axes: int) -> Entry:
         pieces = [_text_of(item) for item in value[:_MAX_LENGTH]]
     else:
         text = re.sub("by", "x", unbracketed(_text_of(value)))
-        pieces = [piece for piece in re.split(r"\s*[xX×*·⋅∙✕,;]\s*|\s+", text.strip()) if piece]
+        pieces = [piece for piece in re.split(r"\s*[xXх×*·⋅∙∗•✕✖⨯,;]\s*|\s+", text.strip()) if piece]
     for piece in pieces:
         if not re.fullmatch(r"\s*\d{1,9}\s*", piece):
             raise Unreadable(f"{shown(piece)} is no size: whole numbers, as in 10 x 20")
@@ -115,7 +115,7 @@ def read_shape(value: Any, axes: int) -> Entry:
 def read_count(value: Any) -> Entry:
     """A whole number: [1]; with its working before it, as in 2·3 + 4 = 10, the last part counts."""
     text = _text_of(value).rpartition("=")[2].strip()
-    if re.fullmatch(r"\d{1,3}([,' _\u00a0\u202f]\d{3})+", text):
+    if re.fullmatch(r"\d{1,3}([,'’ _\u00a0\u202f]\d{3})+", text):
         text = re.sub(r"\D", "", text)
     if re.fullmatch(r"\d{1,3}(\.\d{3}){1,4}", text):
         whole = text.replace(".", "")

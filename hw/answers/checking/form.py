@@ -23,7 +23,8 @@ MAX_BYTES = 200_000
 MAX_VARIANT = 2**31 - 1
 _DIGITS = 10  # of the key
 # A key of so many parts is none of a form, and tomllib's time grows with the square of them.
-_DOTTED = re.compile(r"""(?:[ \t]*\.[ \t]*(?:[\w-]+|"[^"\n]*"|'[^'\n]*')){32}""")
+# The expression begins with the dot: beginning with blanks, its time would grow with the square of theirs.
+_DOTTED = re.compile(r"""(?:\.[ \t]*(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*){32}""")
 _INTRODUCTION = """\
 How to write answers, between the quotes or in place of them:
   numbers   3  -0.5  1.75e-7  1.75·10^-7  1/3  sqrt(2)  3/sqrt(2)  4√2  exp(-1.5)  12.5 %
@@ -191,6 +192,8 @@ def _place(content: str, path: Path, start: int) -> str:
 def _advice(line: str, reason: str) -> str:
     """How a line that TOML does not take is mended."""
     name, equals, value = (part.strip() for part in line.partition("="))
+    if reason.startswith("Cannot declare"):
+        return "the heading stands there twice"
     if not equals:
         return f'{reason}; a line is name = "answer"'
     if not value:
@@ -201,6 +204,12 @@ def _advice(line: str, reason: str) -> str:
         return "a backslash within double quotes: put single quotes around it, '…'"
     if "overwrite" in reason:
         return "the field stands there twice"
+    if (quote := value[0]) in "'\"" and not value.startswith(quote * 3):
+        if value.count(quote) == 1:
+            return f"the closing {quote} is missing"
+        other = "'…'" if quote == '"' else '"…"'
+        mend = f"put other straight quotes around it, {shorten(name, 30)} = {other}"
+        return f"it ends at its second {quote}: {mend}"
     if value.startswith(("[", "{")):
         return f'{reason}; a list is [1, 2], text stands in straight quotes, "…"'
     return f'put straight quotes around it, {shorten(name, 30)} = "…" ({reason})'

@@ -55,6 +55,7 @@ globalThis.hw = (() => {
   );
   const MOST_EXPONENT = 300;
   const MOST_ENTRIES = 4096;
+  const MOST_SCORES = 100_000;
 
   const shorten = (text) => (text.length <= 40 ? text : text.slice(0, 37) + "...");
   const wordsOf = (text) => text.trim().split(/\s+/).filter(Boolean);
@@ -281,6 +282,16 @@ globalThis.hw = (() => {
       throw new UserError(
         `causal mask: query 1 of ${q.length} sees none of ${k.length} keys (aligned at the end)`,
       );
+    }
+    for (const [what, columns] of [
+      ["scores", k.length],
+      ["outputs", v[0].length],
+    ]) {
+      if (q.length * columns > MOST_SCORES) {
+        throw new UserError(
+          `${q.length} × ${columns} ${what} are more than 100,000; give smaller matrices`,
+        );
+      }
     }
     if (dout && (dout.length !== q.length || dout[0].length !== v[0].length)) {
       throw new UserError(
