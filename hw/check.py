@@ -70,6 +70,7 @@ def main(argv: Sequence[str]) -> int:
         files.emit_json(rows, output)
     else:
         print(cli.printable(terminal.marks(marks, hints=options.hint), keep="\n"))
+    sys.stdout.flush()  # where it fails, that is the one line
     cli.say(terminal.tally(marks))
     return 0 if all(m.verdict in ("right", "not graded") for m in marks) else 1
 

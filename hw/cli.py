@@ -313,7 +313,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     except ValueError as error:
         if not _wrong_setting(error):
             raise
-        code = _fail(f"{error}: mend or unset that JAX_… variable of the environment")
+        code = _fail(f"{error}: mend or unset this variable of the environment, JAX_…")
     except Stopped as stopped:
         code = 128 + stopped.signum
     except KeyboardInterrupt:
