@@ -135,6 +135,7 @@ SHELL = """
 solve="python -m hw.solve cnn --input=8x8x3 --layers=pool2"
 $solve >&-; echo "closed $?"
 $solve > /dev/full; echo "full $?"
+key=$(mktemp); python -m hw.check --key > $key; python -m hw.check $key > /dev/full; echo "full $?"; rm $key
 $solve 2>&- > /dev/null; echo "no standard error $?"
 python -m hw.solve cnn 2>&-; echo "a mistake that nobody hears $?"
 python -m hw.solve cnn 2> /dev/full; echo "nor here $?"
@@ -154,12 +155,13 @@ def test_streams_that_are_closed_or_full_or_not_utf_8():
     assert found.stdout.splitlines() == [
         "closed 0",
         "full 2",
+        "full 2",
         "no standard error 0",
         "a mistake that nobody hears 2",
         "nor here 2",
         "Question 1: Shapes and parameters of a CNN",
     ]
-    assert found.stderr == "error: cannot write to standard output: No space left on device\n"
+    assert found.stderr == 2 * "error: cannot write to standard output: No space left on device\n"
 
 
 @pytest.mark.parametrize(
