@@ -61,13 +61,16 @@ def main(argv: Sequence[str]) -> int:
     from hw.answers.checking.marking import mark
     from hw.report import terminal
 
-    content = files.read_bytes(options.file, form.MAX_BYTES, mend="that is no form")
+    content = files.read_bytes(
+        options.file, form.MAX_BYTES, mend="name a filled form; --template prints an empty one"
+    )
     marks = mark(*form.read(content, options.file, options.variant))
     if options.json:
         rows = [m.as_dict() | ({"hint": m.hint} if options.hint else {}) for m in marks]
         files.emit_json(rows, output)
     else:
         print(cli.printable(terminal.marks(marks, hints=options.hint), keep="\n"))
+    sys.stdout.flush()  # where it fails, that is the one line
     cli.say(terminal.tally(marks))
     return 0 if all(m.verdict in ("right", "not graded") for m in marks) else 1
 

@@ -45,10 +45,16 @@ class ArgumentParser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**kwargs)
+        self._json_is_bare = False  # whether --json was given without =FILE
 
     def error(self, message: str):
+        message = message.replace("--json=-", "--json")
         if found := re.match(r"argument (?:\S+/)?(--[\w-]+).*expected one argument", message):
             message += f": write {found[1]}=VALUE, above all where the value begins with -"
+        if message.startswith("unrecognized arguments: ") and self._json_is_bare:
+            message += (
+                ": --json takes a file only after =, as in --json=FILE, and stands behind the other words"
+            )
         raise UserError(f"{message} (see {self.prog} --help)")
 
     def parse_known_args(self, args=None, namespace=None):
@@ -58,6 +64,7 @@ class ArgumentParser(argparse.ArgumentParser):
         """
         args = list(sys.argv[1:] if args is None else args)
         end = args.index("--") if "--" in args else len(args)
+        self._json_is_bare |= "--json" in args[:end]
         args[:end] = ["--json=-" if word == "--json" else word for word in args[:end]]
         return super().parse_known_args(args, namespace)
 
@@ -94,6 +101,11 @@ def path(text: str) -> Path:
     expanded = os.path.expanduser(text)
     if expanded == text and (text == "~" or text.startswith("~/")):
         raise argparse.ArgumentTypeError(f"{text!r}: the home folder is not known (HOME is not set)")
+    user, slash, _ = text.partition("/")
+    if expanded == text and user.startswith("~") and slash and not os.path.lexists(user):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: there is no user {user[1:]!r}; ./{user} is a folder here"
+        )
     return Path(expanded)
 
 
@@ -236,11 +248,24 @@ def _missing_platform() -> str:
     return ""
 
 
+def _wrong_setting(error: Exception) -> bool:
+    """Whether JAX could not be imported, because a JAX_… variable of the environment has a wrong value."""
+    where = error.__traceback__
+    files = []
+    while where is not None:
+        files.append(Path(where.tb_frame.f_code.co_filename).parts[-3:])
+        where = where.tb_next
+    return ("jax", "_src", "config.py") in files and any(name.startswith("JAX_") for name in os.environ)
+
+
 # Settings of JAX that would change the numbers of a command, or end it where it has a message of its own.
 _OF_NUMBERS = (
     *("JAX_ENABLE_X64", "JAX_DISABLE_JIT", "JAX_DEBUG_NANS", "JAX_DEBUG_INFS", "JAX_CHECK_TRACER_LEAKS"),
     *("JAX_DEFAULT_PRNG_IMPL", "JAX_THREEFRY_PARTITIONABLE", "JAX_ENABLE_CUSTOM_PRNG"),
-    *("JAX_NUMPY_DTYPE_PROMOTION", "JAX_NUMPY_RANK_PROMOTION"),
+    *("JAX_NUMPY_DTYPE_PROMOTION", "JAX_NUMPY_RANK_PROMOTION", "JAX_RANDOM_SEED_OFFSET"),
+    *("JAX_DEFAULT_MATMUL_PRECISION", "JAX_DEFAULT_DTYPE_BITS", "JAX_DEFAULT_DEVICE"),
+    *("JAX_TRANSFER_GUARD", "JAX_TRANSFER_GUARD_HOST_TO_DEVICE", "JAX_TRANSFER_GUARD_DEVICE_TO_HOST"),
+    *("JAX_TRANSFER_GUARD_DEVICE_TO_DEVICE", "JAX_DISALLOW_MESH_CONTEXT_MANAGER", "JAX_CHECK_VMA"),
 )
 
 
@@ -291,6 +316,10 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         if not (setting := _missing_platform()):
             raise
         code = _fail(f"{setting}: JAX has no such platform on this machine; unset it, or set it to cpu")
+    except ValueError as error:
+        if not _wrong_setting(error):
+            raise
+        code = _fail(f"{error}: mend or unset this variable of the environment, JAX_…")
     except Stopped as stopped:
         code = 128 + stopped.signum
     except KeyboardInterrupt:

@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,8 +144,15 @@ def programs(config: ConfigDict, parallel: Parallel) -> Iterator[tuple[str, int,
     yield from task.programs(state.result, parallel)
 
 
-def report(topology: str, config: ConfigDict) -> Iterator[Report]:
+def report(
+    topology: str, config: ConfigDict, say: Callable[[str], None] = lambda line: None
+) -> Iterator[Report]:
     """Compiles every program of a recipe for a topology, and yields what each needs.
+
+    Args:
+      topology: see `devices`.
+      config: a recipe.
+      say: is told when the first program, and so all that was asked for, is sound.
 
     Raises:
       UserError: see `devices` and `programs`.
@@ -153,7 +160,9 @@ def report(topology: str, config: ConfigDict) -> Iterator[Report]:
     if config.parallel != "jit":
         raise UserError("config.parallel=pmap needs the devices themselves: compile with parallel=jit")
     parallel = Parallel(config.parallel, devices(topology))
-    for name, batch, lowered in programs(config, parallel):
+    for number, (name, batch, lowered) in enumerate(programs(config, parallel)):
+        if not number:
+            say(f"{topology}: compiling")
         start = time.monotonic()
         with _quiet():
             compiled = lowered.compile()

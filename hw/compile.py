@@ -32,8 +32,7 @@ def main(argv: Sequence[str]) -> int:
 
     reports = []
     for topology in options.topology or ["local"]:
-        cli.say(f"{topology}: compiling")
-        reports += compilation.report(topology, config)
+        reports += compilation.report(topology, config, cli.say)
     if options.json:
         files.emit_json([found.as_dict() for found in reports], output)
     else:

@@ -8,9 +8,11 @@ unless the user says `--force`.
 
 import argparse
 import contextlib
+import io
 import json
 import math
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +22,15 @@ from typing import Any, BinaryIO
 from hw import cli
 from hw.cli import UserError, to_json
 
-# Every page, drawing and archive of ours says who made it within this many bytes of its start or its end.
-# A file with these words may be written over by the next command that makes one.
+# Every page, drawing and archive of ours says who made it: an HTML page in its head, within this many bytes
+# of its start, and every other file at its very end. The next command that makes one may write over it.
 MARK = "made by hw"
 _MARK_WITHIN = 1024
+_MARKED_START = re.compile(rb'<meta name="generator" content="made by hw\.[a-z]+">')
+_MARKED_END = re.compile(
+    rb"(<!-- made by hw\.[a-z]+ -->\n|\n% made by hw\.[a-z]+\n|PK\x05\x06.{18}made by hw\.[a-z]+)\Z",
+    re.DOTALL,
+)
 # A file that is larger than this is not one that we wrote as JSON.
 _MAX_OWN_JSON = 64 * 2**20
 _PARTIAL = ".partial"
@@ -60,10 +67,30 @@ def open_regular(path: Path, limit: int, *, mend: str = "") -> Iterator[BinaryIO
             raise UserError(
                 f"cannot read {path}: it is larger than {limit:,} bytes ({status.st_size:,}){mend}"
             )
+        if status.st_size == 0 and (hidden := _hidden_content(descriptor, path, limit)):
+            yield io.BytesIO(hidden)
+            return
         with open(descriptor, "rb", closefd=False) as file:
             yield file
     finally:
         os.close(descriptor)
+
+
+def _hidden_content(descriptor: int, path: Path, limit: int) -> bytes:
+    """The content of a file that says that it is empty. A file of /proc says so, and may have no end.
+
+    Raises:
+      UserError: it has more than `limit` bytes, or cannot be read, or not without waiting.
+    """
+    content = bytearray()
+    try:
+        while part := os.read(descriptor, min(limit + 1, 2**20)):
+            content += part
+            if len(content) > limit:
+                raise UserError(f"cannot read {path}: it is larger than {limit:,} bytes")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {_reason(error)}") from error
+    return bytes(content)
 
 
 def read_bytes(path: Path, limit: int, *, mend: str = "") -> bytes:
@@ -74,7 +101,7 @@ def read_bytes(path: Path, limit: int, *, mend: str = "") -> bytes:
     """
     with open_regular(path, limit, mend=mend) as file:
         try:
-            # A file of /proc says that it is empty and is not; a log may grow while it is read.
+            # A log may grow while it is read.
             content = file.read(limit + 1)
         except OSError as error:
             raise UserError(f"cannot read {path}: {_reason(error)}") from error
@@ -216,6 +243,18 @@ class Output:
                             f"{named} is the file to be read: choose another name, or add --force to "
                             "write over it"
                         )
+            # Whether it is of the same kind as the results shows when they are there.
+            try:
+                if not self._may_replace(lambda old: is_marked(old) or _is_own_json(old)):
+                    raise self._foreign()
+            except OSError as error:
+                raise UserError(f"{named} cannot be written: {_reason(error)}") from error
+
+    def _foreign(self) -> UserError:
+        return UserError(
+            f"{self._option}={self.path} exists and this program did not write it: choose another name, or "
+            "add --force to write over it"
+        )
 
     def beside(self, path: Path) -> "Output":
         """Another file that goes with this one, under the same rules."""
@@ -247,10 +286,7 @@ class Output:
                         rest = rest[file.write(rest) :]
                 return
             if not self._force and self._target.exists() and not self._may_replace(ours or is_marked):
-                raise UserError(
-                    f"{self._option}={self.path} exists and this program did not write it: choose another "
-                    "name, or add --force to write over it"
-                )
+                raise self._foreign()
             write_atomic(self._target, data)
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {_reason(error)}") from error
@@ -269,26 +305,42 @@ class Output:
 
 
 def is_marked(content: bytes) -> bool:
-    """Whether a page, a drawing or an archive says that a command of ours made it."""
-    mark = MARK.encode()
-    return mark in content[:_MARK_WITHIN] or mark in content[-_MARK_WITHIN:]
+    """Whether a page, a drawing or an archive says that a command of ours made it.
+
+    The words alone do not count: somebody's notes may have them too.
+    """
+    return bool(_MARKED_START.search(content[:_MARK_WITHIN]) or _MARKED_END.search(content[-_MARK_WITHIN:]))
+
+
+def _is_own_json(content: bytes, indents: Sequence[int | None] = (2, None)) -> bool:
+    """Whether it is JSON exactly as our writer writes it with one of the indents."""
+    if len(content) > _MAX_OWN_JSON:
+        return False
+    try:
+        value = parse_json(content)
+        return content.decode() in (to_json(value, indent=indent) + "\n" for indent in indents)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _fields(value: Any) -> set[str]:
+    """The fields of an object, or of all objects of a list; none where there is anything else."""
+    objects = value if isinstance(value, list) else [value]
+    return set().union(*objects) if all(isinstance(of, dict) for of in objects) else set()
 
 
 def _is_same_kind_of_json(old: bytes, new: str, indent: int | None) -> bool:
-    """Whether `old` is JSON as our writer writes it, with the fields of `new` or some of them."""
-    if len(old) > _MAX_OWN_JSON:
+    """Whether `old` is JSON as our writer writes it, with the fields of `new`.
+
+    An option such as --hint adds some fields, so that some may be missing on one side.
+    """
+    if not _is_own_json(old, [indent]):
         return False
-    try:
-        before, now = parse_json(old), parse_json(new)
-        if (to_json(before, indent=indent) + "\n").encode() != old:
-            return False
-    except (ValueError, RecursionError):
+    before, now = parse_json(old), parse_json(new)
+    if type(before) is not type(now):
         return False
-    if isinstance(before, list) and isinstance(now, list):
-        before, now = (value[0] if value else None for value in (before, now))
-    if not (isinstance(before, dict) and isinstance(now, dict) and before):
-        return False
-    return before.keys() <= now.keys() or now.keys() <= before.keys()
+    fewer, more = sorted((_fields(before), _fields(now)), key=len)
+    return fewer <= more and 2 * len(fewer) > len(more)
 
 
 def json_output(named: str | None, *, inputs: Sequence[Path] = (), force: bool = False) -> Output | None:

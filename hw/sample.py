@@ -8,6 +8,8 @@ from hw.cli import UserError
 
 RULE = "-" * 10  # between samples
 MAX_PROMPT = 64 * 2**20  # bytes of a prompt's file
+MAX_LENGTH = 10_000_000  # characters of a sample: hours of work, which without --stream shows nothing
+MAX_SAMPLES = 1_000_000
 HOTTEST = 1e6  # far above it the noise would overflow; the draw has long been uniform
 
 
@@ -20,6 +22,9 @@ def _check(options) -> None:
     for name, least in (("length", 0), ("top_k", 0), ("num_samples", 1), ("seed", 0)):
         if (value := getattr(options, name)) < least:
             raise UserError(f"--{name.replace('_', '-')}={value}: must be at least {least}")
+    for name, most in (("length", MAX_LENGTH), ("num_samples", MAX_SAMPLES)):
+        if (value := getattr(options, name)) > most:
+            raise UserError(f"--{name.replace('_', '-')}={value}: must be at most {most:,}")
     if options.seed >= 2**32:
         raise UserError(f"--seed={options.seed}: must be less than 2^32")
     if options.stop == "":

@@ -27,6 +27,7 @@ def main(argv: Sequence[str]) -> int:
         files.emit_json([verdict.as_dict() for verdict in verdicts], output)
     else:
         print(terminal.verdicts(verdicts))
+    sys.stdout.flush()  # where it fails, that is the one line
     for verdict in failed:
         for route, reason in verdict.failures.items():
             cli.say(f"{verdict.claim.id}, {route}: {reason}")

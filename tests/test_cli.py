@@ -135,6 +135,7 @@ SHELL = """
 solve="python -m hw.solve cnn --input=8x8x3 --layers=pool2"
 $solve >&-; echo "closed $?"
 $solve > /dev/full; echo "full $?"
+key=$(mktemp); python -m hw.check --key > $key; python -m hw.check $key > /dev/full; echo "full $?"; rm $key
 $solve 2>&- > /dev/null; echo "no standard error $?"
 python -m hw.solve cnn 2>&-; echo "a mistake that nobody hears $?"
 python -m hw.solve cnn 2> /dev/full; echo "nor here $?"
@@ -154,9 +155,45 @@ def test_streams_that_are_closed_or_full_or_not_utf_8():
     assert found.stdout.splitlines() == [
         "closed 0",
         "full 2",
+        "full 2",
         "no standard error 0",
         "a mistake that nobody hears 2",
         "nor here 2",
         "Question 1: Shapes and parameters of a CNN",
     ]
-    assert found.stderr == "error: cannot write to standard output: No space left on device\n"
+    assert found.stderr == 2 * "error: cannot write to standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "code"),
+    [
+        ("JAX_LOGGING_LEVEL", "loud", 2),
+        ("JAX_NUM_CPU_DEVICES", "abc", 2),
+        ("JAX_DEFAULT_MATMUL_PRECISION", "wrong", 0),
+        ("JAX_RANDOM_SEED_OFFSET", "5", 0),
+    ],
+)
+def test_settings_of_jax_that_are_wrong(setting, value, code):
+    program = (
+        "from hw import cli\n"
+        "def main(argv):\n    import jax\n    assert not jax.config.jax_random_seed_offset\n"
+        "cli.run(main, [])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        env=os.environ | {setting: value},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code and done.stderr.count("\n") == (code == 2), done.stderr
+    assert code == 0 or (done.stderr.startswith("error: ") and value in done.stderr)
+
+
+def test_a_file_after_a_bare_json_option_is_explained(capsys):
+    parser = cli.ArgumentParser(prog="hw.x")
+    parser.add_argument("images", nargs="+")
+    parser.add_json_option()
+    with pytest.raises(cli.UserError, match=r"b\.png: --json takes a file only after =") as caught:
+        parser.parse_args(["a.png", "--json", "b.png"])
+    assert "--json=-" not in str(caught.value)

@@ -146,9 +146,10 @@ def test_what_does_not_fit_is_said(capsys, monkeypatch):
         ([], "--config"),
     ],
 )
-def test_mistakes_cost_one_line(arguments, expected):
+def test_mistakes_cost_one_line(arguments, expected, capsys):
     with pytest.raises(UserError, match=expected):
         command.main(arguments)
+    assert capsys.readouterr().err == ""
 
 
 def test_commands_are_quiet_where_libtpu_finds_no_tpu():

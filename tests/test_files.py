@@ -69,6 +69,10 @@ def test_a_file_that_hides_its_size_is_bounded_too():
     assert os.stat("/proc/self/status").st_size == 0
     with pytest.raises(UserError, match="larger than 10 bytes"):
         files.read_bytes(Path("/proc/self/status"), limit=10)
+    assert files.read_bytes(Path("/proc/self/status"), limit=10**6).startswith(b"Name:")
+    # This one has no end worth waiting for. It is refused before anything reads from it.
+    with pytest.raises(UserError, match="larger than"), files.open_regular(Path("/proc/self/pagemap"), 1023):
+        pass
 
 
 def test_text_is_utf_8_without_its_byte_order_mark(tmp_path):
@@ -141,6 +145,9 @@ FOREIGN = {
     "JSON of another command": b'{\n  "scores": [],\n  "weights": []\n}\n',
     "a list": b"[\n  1\n]\n",
     "an object with nothing in it": b"{}\n",
+    "one of our fields": b'{\n  "layers": []\n}\n',
+    "a list of which one is ours": b'[\n  {\n    "layers": []\n  },\n  {\n    "mine": 1\n  }\n]\n',
+    "notes that name us": b"My page was made by hw.report\n",
     "binary": bytes(range(256)),
 }
 
@@ -195,7 +202,27 @@ def test_a_device_is_written_to_and_stays_one(command, tmp_path):
         assert stat.S_ISCHR(path.stat().st_mode)
 
 
-@pytest.mark.parametrize("name", ["", "no/such/file", "gs://bucket/x", "file:///x", "."])
+def test_what_names_us_is_not_ours_for_that():
+    for ours in (
+        b'<head>\n<meta name="generator" content="made by hw.score">\n',
+        b"# Report\n<!-- made by hw.report -->\n",
+        b"%%EOF\n% made by hw.report\n",
+        b"PK\5\6" + bytes(18) + b"made by hw.report",
+    ):
+        assert files.is_marked(ours)
+    for theirs in (b"made by hwang", b"made by hw.report", b"<!-- made by hw.report -->\nmy own text\n"):
+        assert not files.is_marked(theirs)
+
+
+def test_a_file_of_somebody_else_is_refused_before_the_work(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("mine")
+    with pytest.raises(UserError, match="--force"):
+        files.Output("--out", path)
+    files.Output("--out", path, force=True)
+
+
+@pytest.mark.parametrize("name", ["", "no/such/file", "gs://bucket/x", "file:///x", ".", "~nobody-here/x"])
 def test_an_output_that_cannot_be(command, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     _refused(command(solve.main, *CNN, f"--json={name}"), "--json")

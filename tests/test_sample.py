@@ -200,6 +200,8 @@ def test_the_released_model_is_the_default(run, monkeypatch, capsys, tmp_path):
         ("--top-p=1.1", "1.1"),
         ("--top-p=nan", "nan"),
         ("--top-k=-1", "--top-k=-1"),
+        ("--length=1000000000000", "at most 10,000,000"),
+        ("--num-samples=1000000000", "at most 1,000,000"),
         ("--length=-1", "--length=-1"),
         ("--length=1.5", "1.5"),
         ("--num-samples=0", "--num-samples=0"),

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import (
@@ -38,6 +38,9 @@ MAX_PIXELS = 200_000_000
 MAX_MEMORY = 650 * 2**20  # bytes that decoding may take
 # Pillow decodes some rare kinds in Python, at about a million pixels in two seconds.
 MAX_SLOW_PIXELS = 2_000_000
+# Pillow reads a file's parts one by one: comments, tags, blocks. Ten million would take minutes; 300 MB of
+# PNG in blocks of 8 KB take 150,000 readings.
+MAX_READINGS = 400_000
 WHOLE_PIXELS = 2**25  # an image of more pixels is converted in bands
 BAND_PIXELS = 2**21  # pixels of a band
 LANCZOS_RADIUS = 3  # of Pillow's filter, in pixels of the smaller image
@@ -104,6 +107,23 @@ class _Refused(Exception):
     """Why an image is not read."""
 
 
+class _Counted:
+    """A file that is read at most MAX_READINGS times."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._left = MAX_READINGS
+
+    def read(self, size: int = -1) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise _Refused("the file has too many parts or comments; save it anew as PNG or JPEG")
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 def read_image(path: Path) -> np.ndarray:
     """Reads an image file as the networks want it: uint8 [32, 32, 3].
 
@@ -138,7 +158,7 @@ def _open(file: BinaryIO) -> tuple[str, Image.Image]:
     file.seek(0)
     for name, (magic, of_format) in _FORMATS.items():
         if re.match(magic, beginning, re.DOTALL):
-            image = of_format(file)
+            image = of_format(_Counted(file))
             _bound(image, file)
             with _libtiff_silenced() if isinstance(image, _Tiff) else contextlib.nullcontext():
                 image.load()

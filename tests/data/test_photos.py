@@ -470,6 +470,23 @@ def test_what_pillow_decodes_in_python_has_a_lower_bound(tmp_path):
     assert "2 million pixels of a file of this kind" in refusal(tmp_path / "a.ppm")
 
 
+@pytest.mark.parametrize("kind", ["PNG", "PPM"])
+def test_a_file_of_very_many_parts(tmp_path, monkeypatch, kind):
+    # With 300 MB of them Pillow would read for minutes.
+    monkeypatch.setattr(photos, "MAX_READINGS", 1000)
+    path = tmp_path / "image"
+    Image.fromarray(noise(8, 8)).save(path, kind)
+    photos.read_image(path)
+    content = path.read_bytes()
+    if kind == "PNG":
+        comment = b"\0\0\0\3tEXta\0b" + zlib.crc32(b"tEXta\0b").to_bytes(4, "big")
+        path.write_bytes(content[:33] + 1000 * comment + content[33:])
+    else:
+        path.write_bytes(b"P6\n#" + b"x" * 1000 + content[2:])
+    with pytest.raises(UserError, match="too many parts"):
+        photos.read_image(path)
+
+
 def test_a_large_jpeg_is_decoded_at_a_lower_size(tmp_path, monkeypatch):
     pixels = np.kron(noise(40, 40), np.ones((16, 16, 1), np.uint8))
     path = tmp_path / "a.jpg"
