@@ -66,6 +66,21 @@ def open_regular(path: Path, limit: int, *, mend: str = "") -> Iterator[BinaryIO
         os.close(descriptor)
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file, a folder or a link has this name.
+
+    Raises:
+      UserError: nobody can tell, because a folder on the way may not be read or the name is too long.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {_reason(error)}") from error
+    return True
+
+
 def read_bytes(path: Path, limit: int, *, mend: str = "") -> bytes:
     """The content of a regular file of at most `limit` bytes.
 
