@@ -93,6 +93,21 @@ def _hidden_content(descriptor: int, path: Path, limit: int) -> bytes:
     return bytes(content)
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file, a folder or a link has this name.
+
+    Raises:
+      UserError: nobody can tell, because a folder on the way may not be read or the name is too long.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {_reason(error)}") from error
+    return True
+
+
 def read_bytes(path: Path, limit: int, *, mend: str = "") -> bytes:
     """The content of a regular file of at most `limit` bytes.
 

@@ -1,6 +1,6 @@
 """Figures drawn by matplotlib in our own style, whatever style, backend and fonts the user has set.
 
-This module imports nothing of ours, and matplotlib only when something is drawn: a run that continues
+This module imports of ours `hw.cli` alone, and matplotlib only when something is drawn: a run that continues
 should not wait for a plotting library before its first step.
 """
 
@@ -13,6 +13,8 @@ from io import StringIO
 from typing import Any
 
 import numpy as np
+
+from hw.cli import UserError
 
 
 @contextlib.contextmanager
@@ -32,8 +34,12 @@ def style(settings: Mapping[str, Any] | None = None) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import matplotlib
-
+            try:
+                import matplotlib
+            except Exception as error:  # it reads the user's matplotlibrc, and fails where that is no UTF-8
+                raise UserError(
+                    f"matplotlib cannot be loaded ({error}): mend or remove your matplotlibrc"
+                ) from error
             with matplotlib.rc_context():
                 matplotlib.rcdefaults()
                 matplotlib.rcParams.update({"svg.fonttype": "none", **(settings or {})})

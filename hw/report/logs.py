@@ -74,8 +74,10 @@ _LINE: schema.Table = {
     "step": _COUNT,
     "epoch": FINITE,
     "split": one_of("train", "eval"),
-    "loss": number(-700, 700),  # exp of it is finite
+    "loss": FINITE,
 }
+# Of an evaluated text, whose perplexity is exp of this.
+_PERPLEXITY: schema.Table = {"loss": number(-700, 700)}
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,11 @@ def read_run(folder: Path) -> Run:
     """
     contents, hashes = {}, {}
     for name, limit in _NEEDED.items():
-        if not (folder / name).exists():
+        if not files.is_there(folder / name):
             raise UserError(f"{folder} has no {name}: not a finished run of hw.train")
         contents[name], hashes[name] = _read(folder / name, limit)
     samples = ""
-    if (folder / "samples.txt").exists():
+    if files.is_there(folder / "samples.txt"):
         samples = files.read_text(folder / "samples.txt", _MAX_SAMPLES)
         hashes["samples.txt"] = _read(folder / "samples.txt", _MAX_SAMPLES)[1]
 
@@ -181,6 +183,8 @@ def _metrics(content: bytes, task: str, where: str) -> list[dict[str, Any]]:
     for count, line in enumerate(content.splitlines(), 1):
         lines.append(_parsed(line, f"{where}, line {count},"))
         _checked(lines[-1], table, f"{where}, line {count}")
+        if task == "text" and lines[-1]["split"] == "eval":
+            _checked(lines[-1], _PERPLEXITY, f"{where}, line {count}")
     for split in ("train", "eval"):
         if not any(line["split"] == split for line in lines):
             raise UserError(f"a log is damaged: {where} has no line of the split {split}")

@@ -101,7 +101,10 @@ def clean(directory: Path) -> None:
     """Removes what an earlier process had begun to write or to delete when it ended."""
     for prefix in (_SAVING, _DELETING):
         for leftover in directory.glob(prefix + "*"):
-            shutil.rmtree(leftover)
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
 
 
 @contextlib.contextmanager

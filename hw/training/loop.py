@@ -402,10 +402,9 @@ class _Run:
             rate = float(self.rates[step - 1])
             if not host["finite"][i]:
                 raise UserError(
-                    f"loss, gradient or state is not finite at step {step} (loss {values['loss']}, learning "
-                    f"rate {rate:.3g}): try a lower learning rate or config.optim.clip_norm=1 in "
-                    f"another --workdir; nothing of it was saved, sound checkpoints are in "
-                    f"{self.checkpoints}"
+                    f"not finite at step {step} (loss {values['loss']:.4g}, learning rate {rate:.3g}): try a "
+                    "lower learning rate or config.optim.clip_norm=1 in another --workdir; sound checkpoints "
+                    f"are in {self.checkpoints}"
                 )
             if step % self.config.log.every_steps == 0 or step == self.total:
                 self.log.metrics(

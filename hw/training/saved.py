@@ -245,8 +245,8 @@ def load_run(
     Raises:
       UserError: there is no run, it is of another task, or a part of it is missing or damaged.
     """
-    if not os.path.lexists(folder / "config.json"):
-        hint = "it is a file" if folder.is_file() else "train one, or name another --workdir"
+    if not files.is_there(folder / "config.json"):
+        hint = "it is a file" if os.path.isfile(folder) else "train one, or name another --workdir"
         raise UserError(f"no run in {folder}: {hint}")
     with _mend():
         recipe = read_object(folder / "config.json")
@@ -260,20 +260,24 @@ def load_run(
             needs = schema.leaves(_CONFIG[checked["task"]])
         schema.require(checked, *needs, where=where)
         config = ConfigDict(checked | {"model": model_config(checked, where)})
-        if os.path.lexists(folder / "summary.json"):
+        if files.is_there(folder / "summary.json"):
             path = folder / "summary.json"
             provenance, symbols, module = _described(read_object(path), path, config, where)
             variables = load_params(folder / "params.npz", module.shapes())
             return SavedRun(config, recipe, provenance, symbols, module, variables)
     reason = "it has no params.npz and no checkpoint"
-    for step in reversed(checkpoint.steps(folder / "checkpoints")):
+    try:
+        steps = checkpoint.steps(folder / "checkpoints")
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+    for step in reversed(steps):
         saved = folder / "checkpoints" / str(step)
         try:
             checkpoint.verify(saved)
             path = saved / "progress.json"
             provenance, symbols, module = _described(read_object(path), path, config, where)
             variables = _load_checkpoint(saved / "state", module.shapes())
-        except (checkpoint.Damaged, UserError) as damage:
+        except (checkpoint.Damaged, UserError, OSError) as damage:
             reason = str(damage)
             say(f"WARNING: CHECKPOINT {step} IS DAMAGED ({reason}); trying an older one")
             continue

@@ -14,7 +14,7 @@ from typing import Any
 
 from hw import cli, files
 from hw.cli import UserError
-from hw.training import checkpoint
+from hw.training import checkpoint, saved
 
 # What may change between two starts of one run: it does not touch the numbers. (The data is known by its
 # fingerprint, wherever it lies.)
@@ -114,7 +114,8 @@ class Workdir:
             self._take()
             files.remove_partials(path)
             for leftover in path.glob(".probe-*"):
-                leftover.unlink(missing_ok=True)
+                if leftover.is_file():
+                    leftover.unlink(missing_ok=True)
             probe = path / f".probe-{os.getpid()}"
             probe.write_bytes(b"x")
             probe.unlink()
@@ -240,8 +241,10 @@ class Workdir:
         path = self.path / "summary.json"
         try:
             summary = files.read_json(path, _MAX_SUMMARY)
-            if not (isinstance(summary, dict) and {"task", "dataset", "config_sha256"} <= summary.keys()):
+            task = self._fields["task"]
+            if not (isinstance(summary, dict) and summary.get("task") == task and "config_sha256" in summary):
                 raise UserError(f"{path} is not the summary of a run of hw.train")
+            saved.check_dataset(summary.get("dataset"), str(path), task)
         except UserError as error:
             if not self.has_checkpoints:
                 raise UserError(f"{error}: remove the workdir, or choose another --workdir") from error

@@ -652,3 +652,9 @@ def test_every_recipe_is_read():
         # Every field is there that evaluating a run of it needs, and none is unknown.
         saved.schema.require(read, *saved.schema.leaves(saved._CONFIG[recipe["task"]]), where=path.name)
         saved.build(ConfigDict(saved.model_config(read, path.name)), 10, path.name)
+
+
+def test_a_folder_that_cannot_be_reached_costs_one_line():
+    for folder in (Path("/tmp") / ("n" * 5000), Path("/tmp/\0")):
+        with pytest.raises(UserError, match="cannot read"):
+            saved.load_run(folder, print)

@@ -533,3 +533,27 @@ def test_nohup_is_respected():
             assert signals.received == 0
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("dataset", [None, 1, {}, {"source": "file", "vocabulary": 7}])
+def test_a_summary_of_wrong_types_finishes_no_run(tmp_path, dataset):
+    folder = workdir.Workdir(tmp_path, {"task": "text", "seed": 0, "data": {}, "model": {}})
+    folder.save_config()
+    (tmp_path / "summary.json").write_text(
+        json.dumps({"task": "text", "dataset": dataset, "config_sha256": ""})
+    )
+    try:
+        with pytest.raises(UserError, match=r"dataset|vocabulary"):
+            folder.begin()
+    finally:
+        folder.close()
+
+
+def test_leftovers_of_an_unexpected_kind_stop_no_start(tmp_path):
+    (tmp_path / ".probe-7").mkdir()
+    folder = workdir.Workdir(tmp_path, {"task": "text", "seed": 0, "data": {}, "model": {}})
+    folder.begin()
+    folder.close()
+    (tmp_path / ".saving-9").write_text("")
+    checkpoint.clean(tmp_path)
+    assert not (tmp_path / ".saving-9").exists()
