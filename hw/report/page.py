@@ -17,6 +17,7 @@ import latex2mathml.converter
 import numpy as np
 from markupsafe import Markup, escape
 
+from hw import cli
 from hw.answers import notation
 from hw.answers.claims import Verdict
 from hw.report.document import Document
@@ -46,7 +47,8 @@ def worked(value: Any) -> Markup:
         if isinstance(value, int | np.integer):
             return escape(f"{value:,}")
         return escape(notation.text(value))
-    return escape(value)
+    # A log of somebody else may hold control characters, and a page is also read as text.
+    return escape(cli.printable(str(value), keep="\n\t"))
 
 
 # A letter or two with an index, or a head's name as in W_i^Q: not a word such as memory_task.
@@ -78,7 +80,7 @@ def logged(value: Any) -> Markup:
 
 def own(value: str) -> Markup:
     """What the reader typed."""
-    return escape(value)
+    return escape(cli.printable(value, keep="\n\t"))
 
 
 def error(value: float) -> Markup:

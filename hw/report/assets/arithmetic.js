@@ -121,9 +121,8 @@ globalThis.hw = (() => {
         }
       });
     if (rows.length * rows[0].length > MOST_ENTRIES) {
-      throw new UserError(
-        `${name}: ${rows.length} × ${rows[0].length} entries are more than ${MOST_ENTRIES}`,
-      );
+      const count = rows.length * rows[0].length;
+      throw new UserError(`${name}: ${count} entries are more than ${MOST_ENTRIES}`);
     }
     return rows;
   }
