@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from hw.cli import UserError
-
 
 @contextlib.contextmanager
 def style(settings: Mapping[str, Any] | None = None) -> Iterator[None]:
@@ -37,7 +35,7 @@ def style(settings: Mapping[str, Any] | None = None) -> Iterator[None]:
             try:
                 import matplotlib
             except Exception as error:  # it reads the user's matplotlibrc, and fails where that is no UTF-8
-                raise UserError(
+                raise ImportError(
                     f"matplotlib cannot be loaded ({error}): mend or remove your matplotlibrc"
                 ) from error
             with matplotlib.rc_context():

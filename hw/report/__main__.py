@@ -52,7 +52,10 @@ def main(argv: Sequence[str]) -> int:
 
     if form == "pdf":
         output.find_chromium()
-    made = document.build(**only, workdirs=options.workdir, student=options.student)
+    try:
+        made = document.build(**only, workdirs=options.workdir, student=options.student)
+    except ImportError as error:  # of matplotlib, by a matplotlibrc that it cannot read
+        raise UserError(str(error)) from error
     output.WRITERS[form](made, out)
     verdicts = made.verdicts
     failed = [verdict.claim.id for verdict in verdicts if not verdict.holds]

@@ -232,8 +232,7 @@ class Workdir:
         ]
         if differing:
             raise UserError(
-                f"{self.path} holds a run of another configuration ({'; '.join(differing)}): give the same "
-                "one, or another --workdir"
+                f"{self.path} holds another run ({'; '.join(differing)}): give the same, or another --workdir"
             )
 
     def _summary(self) -> dict[str, Any] | None:

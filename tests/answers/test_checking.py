@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import students
 
 from hw import cli
 from hw.answers import attention, attention_gradient, bptt, cnn, multi_head, unrolled_rnn
@@ -20,6 +19,7 @@ from hw.answers.checking.marking import mark, right_answers
 from hw.answers.checking.sheet import SHEET, variant
 from hw.answers.checking.sheet import numbers as numbers_of
 from hw.answers.reading import Unreadable
+from tests.answers import students
 
 SEEDS = range(1000, 1040)  # none used to tune how sheets are drawn
 README = " ".join((Path(__file__).parents[2] / "README.md").read_text().split())

@@ -117,6 +117,8 @@ def test_a_closed_terminal_saves_and_a_closed_stream_stops_nothing(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=theirs,
+        # Whoever starts the tests by nohup ignores SIGHUP, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     os.close(theirs)
     deadline = time.monotonic() + 120

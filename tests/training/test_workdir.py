@@ -239,7 +239,7 @@ def test_a_damaged_config_is_one_line(command, text, begun, content):
     (begun / "config.json").write_bytes(content)
     before = _content(begun)
     code, said = command(begun, text)
-    assert code == 2 and ("config.json" in said or "another configuration" in said)
+    assert code == 2 and ("config.json" in said or "another run" in said)
     assert "remove it" in said or "--workdir" in said
     assert _content(begun) == before
 
