@@ -536,7 +536,7 @@ def parse_layers(spec: str) -> list[tuple[str, Layer]]:
 
 
 def parse_input(text: str) -> tuple[int, int, int]:
-    """Reads a picture's height x width x channels, as in 128x128x3 or 128 × 128 × 3.
+    """Reads an image's height x width x channels, as in 128x128x3 or 128 × 128 × 3.
 
     Raises: UserError if it is anything else.
     """

@@ -204,7 +204,7 @@ RAMP = np.linspace(0, 1, 32 * 32).reshape(32, 32)
     + [("<u4", v) for v in (255, 65535, 2**32 - 1)],
 )
 def test_float_and_32_bits_are_scaled_and_never_black(tmp_path, dtype, white):
-    """A grey ramp in any usual range is the ramp of 8 bits, but for rounding and a little clipping."""
+    """A grey ramp in any usual range is the ramp of 8 bits, up to rounding and a little clipping."""
     sample_format = {"f": 3, "i": 2, "u": 1}[dtype[1]]
     values = (RAMP * white).astype(dtype)
     read = photos.read_image(tiff(tmp_path / "a.tif", values, bits=32, sample_format=sample_format))[..., 0]

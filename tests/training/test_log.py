@@ -72,7 +72,7 @@ def test_figures_are_the_same_bytes_and_have_their_data(workdir):
 
 @pytest.fixture
 def users_style():
-    """The settings of a user who has LaTeX, fonts and formulas; of this machine, which has none of it."""
+    """The settings of a user who has LaTeX, fonts and formulas; of a machine that lacks all three."""
     import matplotlib
 
     with matplotlib.rc_context({"text.usetex": True, "font.family": "Nothing", "lines.linewidth": 9}):

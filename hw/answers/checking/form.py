@@ -22,7 +22,7 @@ from hw.cli import UserError, shorten
 MAX_BYTES = 200_000
 MAX_VARIANT = 2**31 - 1
 _DIGITS = 10  # of the key
-# A key of so many parts is none of a form, and tomllib's time grows with the square of them.
+# No form has a key of so many parts, and tomllib's time grows with the square of them.
 # The expression begins with the dot: beginning with blanks, its time would grow with the square of theirs.
 _DOTTED = re.compile(r"""(?:\.[ \t]*(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*){32}""")
 _INTRODUCTION = """\
