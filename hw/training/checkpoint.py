@@ -318,7 +318,7 @@ def _load(path: Path, like: Any) -> Any:
 def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and dtype of each array of a state, by a name that is the same for dicts and for our classes."""
 
-    def name(path: tuple) -> str:
+    def name(path: jax.tree_util.KeyPath) -> str:
         keys = (getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))) for key in path)
         return "/".join(map(str, keys))
 
