@@ -146,7 +146,7 @@ def _silence_orbax() -> None:
     while the error that counts is raised.
     """
 
-    def tell(unraisable: sys.UnraisableHookArgs) -> None:
+    def tell(unraisable: "sys.UnraisableHookArgs") -> None:  # a name of the type checker alone
         code = getattr(unraisable.object, "cr_code", None)
         if "Event loop is closed" not in str(unraisable.exc_value) and "orbax" not in str(code):
             sys.__unraisablehook__(unraisable)
