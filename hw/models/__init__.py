@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from hw.cli import UserError
 from hw.models import attention_lm, gru_lm, recall_net, resnet
@@ -45,7 +45,7 @@ def arguments(name: str) -> dict[str, dataclasses.Field]:
 
 
 def build(
-    config: Any,
+    config: ConfigDict,
     *,
     num_outputs: int,
     platform: str,
