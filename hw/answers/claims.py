@@ -34,7 +34,7 @@ class Claim:
     tolerance: float = 0.0
     exact: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.routes) < 3:
             # Of two that differ nobody could tell which is wrong.
             raise ValueError(f"claim {self.id} has {len(self.routes)} routes: needs three")

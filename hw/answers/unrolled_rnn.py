@@ -150,7 +150,7 @@ def by_autodiff(problem: Problem, what: str) -> np.ndarray:
     with jax.enable_x64(True):
         wxh, whh, _, bh, _, x, _ = (jnp.asarray(np.array(m, float)) for m in problem)
 
-        def hidden(x):
+        def hidden(x: jax.Array) -> jax.Array:
             h, all_h = jnp.zeros(len(bh)), []
             for now in x:
                 h = jnp.tanh(wxh @ now + whh @ h + bh)
@@ -167,7 +167,7 @@ def by_digits(problem: Problem, what: str) -> list[list[mpmath.mpf]]:
     """By loops over numbers of 40 digits, and central differences."""
     with mpmath.workdps(_DIGITS):
 
-        def hidden(x):
+        def hidden(x: list[list[mpmath.mpf]]) -> list[list[mpmath.mpf]]:
             h, all_h = [mpmath.mpf(0)] * len(problem.bh), []
             for now in x:
                 h = [
@@ -203,7 +203,7 @@ def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
     return claims_of(3, titles, ROUTES, problem, tolerance=1e-10)
 
 
-def _forward_and_back(params, x_ti, dy_to) -> dict[str, jax.Array]:
+def _forward_and_back(params: ops.RNNParams, x_ti: jax.Array, dy_to: jax.Array) -> dict[str, jax.Array]:
     h_tn, y_to = ops.forward(params, x_ti)
     grads = ops.bptt(params, x_ti, h_tn, dy_to)
     found = dict(zip(GRADIENTS, grads.params, strict=True))
