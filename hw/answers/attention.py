@@ -114,7 +114,7 @@ def by_mpmath(case: Case, what: str) -> list[list[mpmath.mpf]]:
         return [[mpmath.fdot(row, column) for column in zip(*v, strict=True)] for row in weights]
 
 
-def by_sympy(case: Case, what: str, digits: int = 30) -> list[list[Any]]:
+def by_sympy(case: Case, what: str, digits: int = 30) -> list[list[sympy.Expr]]:
     """By exact algebra, put into digits at the very end; with digits=0 the exact expressions."""
     q, k, v = (sympy.Matrix([[sympy.Rational(str(x)) for x in row] for row in m]) for m in case[:3])
     result = q * k.T
@@ -135,7 +135,7 @@ def by_sympy(case: Case, what: str, digits: int = 30) -> list[list[Any]]:
     return [[x.evalf(digits) if digits else x for x in row] for row in result.tolist()]
 
 
-ROUTES: dict[str, Callable] = {"jax": by_jax, "mpmath": by_mpmath, "sympy": by_sympy}
+ROUTES: dict[str, Callable[[Case, str], Any]] = {"jax": by_jax, "mpmath": by_mpmath, "sympy": by_sympy}
 _TITLES = {
     "scores": "raw scores Q Kᵀ",
     "scaled": "scaled scores",
@@ -249,7 +249,7 @@ def _scale_step(case: Case, scores: np.ndarray, scaled: np.ndarray) -> Step:
     )
 
 
-def _exact_weights(case: Case) -> list[list[Any]] | None:
+def _exact_weights(case: Case) -> list[list[sympy.Expr]] | None:
     """The weights' exact forms where they are few and short enough to be read."""
     few = len(case.k) <= _MAX_EXACT and len(case.q) * len(case.k) <= _MAX_EXACT_WEIGHTS
     if not few or not all(notation.is_short(row) for matrix in case[:2] for row in matrix):

@@ -148,7 +148,7 @@ def by_differences(problem: Problem, what: str) -> list[list[mpmath.mpf]]:
         return grad
 
 
-def by_algebra(problem: Problem, what: str) -> list[list[Any]]:
+def by_algebra(problem: Problem, what: str) -> list[list[sympy.Expr]]:
     """By differentiating the exact expression of L, put into 30 digits at the very end."""
     case = problem.case
     symbols, values = {}, {}
@@ -178,7 +178,7 @@ def by_algebra(problem: Problem, what: str) -> list[list[Any]]:
     return [[value(x) for x in row] for row in symbols[what[1]].tolist()]
 
 
-ROUTES: dict[str, Callable] = {
+ROUTES: dict[str, Callable[[Problem, str], Any]] = {
     "formula": by_formula,
     "autodiff": by_autodiff,
     "differences in 60 digits": by_differences,

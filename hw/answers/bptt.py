@@ -95,7 +95,7 @@ def by_differences(problem: Problem, what: str) -> np.ndarray:
         return grad[0] if what == "chain" else grad
 
 
-ROUTES: dict[str, Callable] = {
+ROUTES: dict[str, Callable[[Problem, str], np.ndarray]] = {
     "by hand": by_formula,
     "autodiff": by_autodiff,
     "differences in 50 digits": by_differences,
@@ -154,7 +154,7 @@ def slope_by_root() -> float:
     return float(SATURATING / np.cosh(SATURATING * h) ** 2)
 
 
-def slope_by_newton() -> Any:
+def slope_by_newton() -> sympy.Float:
     """By Newton's method in 30 digits, the slope differentiated by algebra."""
     h = sympy.Symbol("h")
     unit = sympy.tanh(sympy.Rational(str(SATURATING)) * h)

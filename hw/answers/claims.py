@@ -8,11 +8,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from hw.answers.notation import Line
+
+Case = TypeVar("Case")  # what a question is asked about
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Claim:
 def claims_of(
     question: int,
     titles: Mapping[str, str],
-    routes: Mapping[str, Callable],
-    case: Any,
+    routes: Mapping[str, Callable[[Case, str], Any]],
+    case: Case,
     tolerance: float = 0.0,
 ) -> tuple[Claim, ...]:
     """A claim for each result in `titles`, by routes that are functions of (case, the result's name)."""
@@ -182,7 +184,7 @@ class Step:
     text: str = ""
     lines: Sequence[Line] = ()
     table: Table | None = None
-    code: Callable | None = None
+    code: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)

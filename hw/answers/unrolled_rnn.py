@@ -194,7 +194,11 @@ def by_digits(problem: Problem, what: str) -> list[list[mpmath.mpf]]:
         return [norms]
 
 
-ROUTES: dict[str, Callable] = {"jacobian product": by_ops, "autodiff": by_autodiff, "40 digits": by_digits}
+ROUTES: dict[str, Callable[[Problem, str], Any]] = {
+    "jacobian product": by_ops,
+    "autodiff": by_autodiff,
+    "40 digits": by_digits,
+}
 
 
 def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
