@@ -182,7 +182,7 @@ def check_finite(titles: Mapping[str, str], found: Mapping[str, np.ndarray]) -> 
             raise UserError(f"{title}: a number is too large for a float64 (1.8e308); give smaller matrices")
 
 
-def result(case: Case) -> dict[str, Any]:
+def result(case: Case) -> dict[str, np.ndarray]:
     """What `hw.solve attention --json` prints: nan, which JSON has as null, where a score is masked.
 
     Raises:

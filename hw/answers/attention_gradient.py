@@ -191,7 +191,7 @@ def claims(problem: Problem = PROBLEM) -> tuple[Claim, ...]:
     return claims_of(8, _GRADIENTS, ROUTES, problem, tolerance=1e-8)
 
 
-def result(problem: Problem) -> dict[str, Any]:
+def result(problem: Problem) -> dict[str, np.ndarray]:
     """What `hw.solve attention --dout=… --json` adds to the forward pass.
 
     Raises:

@@ -1,7 +1,6 @@
 """Question 4: backpropagation through time, and why gradients vanish (and when they do not)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -186,7 +185,7 @@ def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
     )
 
 
-def result(problem: Problem) -> dict[str, Any]:
+def result(problem: Problem) -> dict[str, np.ndarray]:
     """What `hw.solve rnn --json` prints: hidden states, outputs, and every gradient.
 
     Raises:

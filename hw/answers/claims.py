@@ -8,13 +8,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 import numpy as np
 
 from hw.answers.notation import Line
 
 Case = TypeVar("Case")  # what a question is asked about
+# Of a table: a text, or a number.
+Cell = str | SupportsFloat
 
 
 @dataclass(frozen=True)
@@ -155,11 +157,11 @@ def to_float(value: Any) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of an answer: cells are text or numbers, of which the reader decides the digits."""
+    """A table of an answer. The reader decides how many digits of a number are shown."""
 
     title: str
     header: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
+    rows: tuple[tuple[Cell, ...], ...]
 
     @classmethod
     def of_matrix(cls, title: str, values: np.ndarray, row: str, column: str) -> "Table":

@@ -22,19 +22,23 @@ MAX_WITH_NUMBERS = 100  # steps of a file of parameters
 MAX_HIDDEN = 512  # units of such a file
 
 
+Vector = tuple[float, ...]
+Rows = tuple[Vector, ...]
+
+
 class Problem(NamedTuple):
     """Weights as in the equations (vectors are columns), inputs and ∂L/∂y_t, as nested tuples of floats.
 
     wxh [n, i], whh [n, n], why [o, n], bh [n], by [o], x [T, i], dy [T, o].
     """
 
-    wxh: tuple
-    whh: tuple
-    why: tuple
-    bh: tuple
-    by: tuple
-    x: tuple
-    dy: tuple
+    wxh: Rows
+    whh: Rows
+    why: Rows
+    bh: Vector
+    by: Vector
+    x: Rows
+    dy: Rows
 
 
 # The sheet gives no numbers: these are ours, two hidden units and three steps.
@@ -251,7 +255,7 @@ _QUESTION = (
 _WHY = "A function of h_{t-1} and x_t, put into itself, is a function of all x so far."
 
 
-def graph(steps: int) -> dict[str, list[dict[str, Any]]]:
+def graph(steps: int) -> dict[str, list[dict[str, str | int]]]:
     """The unrolled graph: nodes by kind and time, edges with the weight that they carry.
 
     Edges with the same weight share one matrix: that is what "shared across time" means.

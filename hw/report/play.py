@@ -5,8 +5,9 @@ from the page, where `play_json` has put them. The schema stands at the top of `
 """
 
 import json
+from collections.abc import Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def asset(name: str) -> str:
     return resources.files("hw.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
-def _written(rows: notation.Matrix) -> str:
+def _written(rows: Sequence[Sequence[SupportsFloat]]) -> str:
     """A matrix as one types it."""
     return notation.matrix(rows)[0].strip("[]")
 

@@ -7,7 +7,6 @@ written, rounded as they are. So an error costs once, and rounding nothing.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -119,7 +118,7 @@ def _unnamed(field: Field, entry: Entry, right: np.ndarray) -> str:
     return f"{count} of {differs.size} {verb} {where}"
 
 
-def mark(sheet: Sheet, written: Mapping[str, Any]) -> list[Mark]:
+def mark(sheet: Sheet, written: Mapping[str, object]) -> list[Mark]:
     """Marks a form.
 
     Args:
