@@ -102,7 +102,17 @@ def read_problem(content: bytes, path: Path) -> Problem:
             )
     if not 1 <= steps <= MAX_WITH_NUMBERS:
         raise UserError(f"{path}: x has {steps} steps: from 1 to {MAX_WITH_NUMBERS}, please")
-    return Problem(*(_tuples(arrays[name]) for name in _FILE_NAMES))
+    vectors = {name: tuple(arrays[name].tolist()) for name in ("bh", "by")}
+    matrices = {name: tuple(map(tuple, arrays[name].tolist())) for name in ("Wxh", "Whh", "Why", "x", "dy")}
+    return Problem(
+        wxh=matrices["Wxh"],
+        whh=matrices["Whh"],
+        why=matrices["Why"],
+        bh=vectors["bh"],
+        by=vectors["by"],
+        x=matrices["x"],
+        dy=matrices["dy"],
+    )
 
 
 def _array(value: Any, axes: int, where: str) -> np.ndarray:
@@ -120,10 +130,6 @@ def _array(value: Any, axes: int, where: str) -> np.ndarray:
     except OverflowError as error:
         raise UserError(f"{where}: a number is too large for a float64") from error
     return array if axes == 2 else array[0]
-
-
-def _tuples(array: np.ndarray) -> tuple:
-    return tuple(map(tuple, array.tolist())) if array.ndim == 2 else tuple(array.tolist())
 
 
 def arrays(problem: Problem) -> tuple[ops.RNNParams, jax.Array, jax.Array]:

@@ -32,11 +32,11 @@ def _written(rows: Sequence[Sequence[SupportsFloat]]) -> str:
     return notation.matrix(rows)[0].strip("[]")
 
 
-def _hundredths(r: np.random.Generator, *shape: int) -> list:
+def _hundredths(r: np.random.Generator, *shape: int) -> list[list[int]]:
     return np.rint(r.normal(size=shape) * _PER).astype(int).tolist()
 
 
-def _of_radius_1(matrix: np.ndarray) -> list:
+def _of_radius_1(matrix: np.ndarray) -> list[list[float]]:
     """The matrix over its spectral radius, to ten decimals: an eigenvalue's last bits differ by machine."""
     return np.round(matrix / np.abs(np.linalg.eigvals(matrix)).max(), 10).tolist()
 
