@@ -116,6 +116,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {encodable(str(k)): _plain(v) for k, v in value.items()}
     if isinstance(value, np.ndarray):
+        # Most arrays hold only numbers that JSON has. Then nobody need look at each of them in Python.
+        if np.can_cast(value.dtype, np.float64) and np.isfinite(value).all():
+            return value.tolist()
         return _plain(value.tolist())
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
