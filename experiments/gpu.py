@@ -38,7 +38,7 @@ import numpy as np
 
 import configs.resnet
 from experiments.seeds import REPOSITORY, summaries
-from hw import cli, data
+from hw import cli, data, hardware
 from hw.cli import Stopped, UserError
 
 # Seconds that a step may take, by what such programs take on a GPU, several times over.
@@ -240,6 +240,7 @@ def machine() -> dict[str, Any]:
         "card": _query("name", "memory.total"),
         "driver": _query("driver_version"),
         "cpu_count": os.cpu_count(),
+        "processor": hardware.processor().as_dict(),
         "versions": versions,
     }
 

@@ -26,7 +26,7 @@ import numpy as np
 import configs.gru
 from experiments.seeds import RESULTS
 from experiments.throughput import interleaved, torch_version
-from hw import cli, files, generation, models
+from hw import cli, files, generation, hardware, models
 from hw.models.gru_lm import GRULM
 
 Array = jax.Array
@@ -182,7 +182,11 @@ def main(argv: Sequence[str]) -> int:
     report = {
         "length": LENGTH,
         "model": config.model.to_dict(),
-        "device": {"kind": device.device_kind, "platform": device.platform},
+        "device": {
+            "kind": device.device_kind,
+            "platform": device.platform,
+            "processor": hardware.processor().as_dict(),
+        },
         "versions": {"jax": jax.__version__} | torch_version(),
         "runs": measure(module, options.rounds),
     }

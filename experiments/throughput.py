@@ -27,7 +27,7 @@ import optax
 from flax import linen as nn
 
 from experiments.seeds import RESULTS
-from hw import cli, files, models
+from hw import cli, files, hardware, models
 from hw.data import augment
 from hw.data.images import Dataset, Split
 from hw.models.resnet import HWNet
@@ -406,7 +406,11 @@ def measure(config: Any, rounds: int, sizes: Sequence[tuple[int, int, int, int]]
     alone = interleaved({name: program for name, (program, _) in pieces.items()}, rounds)
     return {
         "config": {"widths": widths, "batch_size": size, "side": _SIDE},
-        "device": {"kind": jax.devices()[0].device_kind, "platform": jax.devices()[0].platform},
+        "device": {
+            "kind": jax.devices()[0].device_kind,
+            "platform": jax.devices()[0].platform,
+            "processor": hardware.processor().as_dict(),
+        },
         "versions": {"jax": jax.__version__} | torch_version(),
         "peak_gflops": peak / 1e9,
         "training_flops_per_image": flops,

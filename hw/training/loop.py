@@ -3,7 +3,6 @@
 import bisect
 import importlib.metadata
 import math
-import os
 import platform
 import signal
 import time
@@ -18,7 +17,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from hw import cli, data, files, models
+from hw import cli, data, files, hardware, models
 from hw.cli import Stopped, UserError
 from hw.data.cache import cache_dir
 from hw.training import checkpoint, hosts, optim, saved
@@ -251,7 +250,7 @@ class _Run:
         p, d = self.parallel, self.provenance
         self.log.say(
             f"{self.workdir}: {self.total} steps of {self.per_step} {self.task.unit} on "
-            f"{p.num_devices} × {p.device_kind} ({p.platform}, {p.mode})"
+            f"{p.num_devices} × {p.device_kind} ({p.platform}, {p.mode}); processor: {hardware.processor()}"
         )
         self.log.say(
             f"data: {d['name']} ({d['source']}), {d['num_train']} to train, {d['num_eval']} to "
@@ -472,12 +471,7 @@ class _Run:
             "epochs": self.config.train.epochs,
             "batch_size": self.batch_size,
             "seconds": seconds,
-            "device": {
-                "platform": self.parallel.platform,
-                "kind": self.parallel.device_kind,
-                "count": self.parallel.num_devices,
-                "cpu_count": os.cpu_count(),
-            },
+            "device": _device(self.parallel),
             "versions": _versions(),
             "config_sha256": self.folder.config_sha256,
             "state_sha256": checkpoint.fingerprint(state),
@@ -489,6 +483,21 @@ class _Run:
         if self.provenance["source"] == "embedded":
             self.log.say(self.provenance["note"])
         return summary
+
+
+def _device(parallel: Parallel) -> dict[str, Any]:
+    """What the summary says of the hardware. The processor is that of the first process's machine."""
+    processor = hardware.processor()
+    found = {
+        "platform": parallel.platform,
+        "kind": parallel.device_kind,
+        "count": parallel.num_devices,
+        "cpu_count": processor.cores,
+        "processor": processor.as_dict(),
+    }
+    if parallel.platform != "cpu" and math.isfinite(limit := parallel.memory_limit):
+        found["memory_limit_bytes"] = int(limit)  # of each card, what JAX may use of it
+    return found
 
 
 def _versions() -> dict[str, str]:
