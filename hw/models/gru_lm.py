@@ -107,7 +107,7 @@ class GRULM(nn.Module):
       update_bias: see `GRUCell`.
       recurrence: "fused" or "scan".
       flat: see `hw.ops.gru.gru`.
-      dtype: of embedding and head.
+      dtype: of the embedding. The recurrence and the logits are float32 (float64 if this is).
       axis_name: the mapped axis of the batch (pmap); nothing here is averaged over it.
     """
 
@@ -208,10 +208,10 @@ class GRULM(nn.Module):
             else:
                 last, out = GRUCell(**shape, name=f"gru_{layer}").sequence(carry[:, layer], read)
             hidden.append(last)
-            x = out + x if self.residual and x.shape == out.shape else out
+            x = out + x.astype(out.dtype) if self.residual and x.shape == out.shape else out
         x = drop(norm(dtype=whole)(x))
-        logits = nn.Dense(self.vocab_size, dtype=self.dtype, name="head")(x)
-        return logits.astype(whole), jnp.stack(hidden, axis=1)
+        logits = nn.Dense(self.vocab_size, dtype=whole, name="head")(x)
+        return logits, jnp.stack(hidden, axis=1)
 
 
 def gru_lm(*, num_classes: int, chunked: bool = True, **arguments: Any) -> nn.Module:
