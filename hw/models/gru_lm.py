@@ -188,7 +188,10 @@ class GRULM(nn.Module):
         norm = NORMS[self.norm]
         over_time = {"variable_broadcast": "params", "split_rngs": {"params": False}}
         if self.embedding:
-            x = nn.Embed(self.vocab_size, self.embedding, dtype=self.dtype, name="embed")(inputs)
+            # Rounded after the look-up: the gradient adds up each symbol's places, thousands of them, in the
+            # type that is looked up, and in bfloat16 such a sum stops growing at 256 of its terms.
+            embed = nn.Embed(self.vocab_size, self.embedding, dtype=whole, name="embed")
+            x = embed(inputs).astype(self.dtype)
         else:
             x = jax.nn.one_hot(inputs, self.vocab_size, dtype=whole)
         hidden = []

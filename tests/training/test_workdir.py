@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -674,3 +676,37 @@ def test_a_checkpoint_of_another_precision_than_its_recipes(command, text, begun
     _fit(begun / "checkpoints" / str(STEPS))
     code, said = command(begun, text)
     assert code == 2 and "begun in bfloat16 and would go on in float32" in said, said
+
+
+ONE_OF_TWO = """
+import sys
+from pathlib import Path
+import jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from hw import hardware, models
+from hw.training import loop
+from hw.training.parallel import Parallel
+models.BFLOAT16_PAYS_ON_CPU = True
+sets = ("avx512_bf16",) if sys.argv[2] == sys.argv[3] else ()
+hardware.processor = lambda: hardware.Processor("", "", sets)
+print(loop._precision("auto", Path(sys.argv[4]), Parallel("jit")))
+"""
+
+
+@pytest.mark.parametrize(("fast", "expected"), [("0", "bfloat16"), ("1", "float32")])
+def test_hosts_of_different_processors_compute_alike(tmp_path, fast, expected):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_OF_TWO, address, number, fast, str(tmp_path)],
+            env=os.environ | {"XLA_FLAGS": ""},
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in ("0", "1")
+    ]
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert [line.strip() for line in said] == [str((expected, ""))] * 2
