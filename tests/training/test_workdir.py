@@ -709,4 +709,4 @@ def test_hosts_of_different_processors_compute_alike(tmp_path, fast, expected):
         for number in ("0", "1")
     ]
     said = [process.communicate(timeout=120)[0] for process in processes]
-    assert [line.strip() for line in said] == [str((expected, ""))] * 2
+    assert [text.splitlines()[-1] for text in said] == [str((expected, ""))] * 2  # Gloo says a line too
