@@ -15,14 +15,14 @@ from hw import cli, files, plotting
 from hw.answers.runs import hardware_in_short, interval, software_in_short
 
 
-def studies(task: str = "images", split: str = "test") -> list[tuple[Path, list[dict]]]:
+def studies(task: str = "images", split: str = "test") -> list[tuple[Path, list[dict[str, Any]]]]:
     """The studies of a task judged on a split, each with its runs."""
     folders = sorted(p for p in RESULTS.iterdir() if p.is_dir())
     found = [(folder, summaries(folder)) for folder in folders]
     return [(f, r) for f, r in found if r and r[0]["task"] == task and r[0]["eval_split"] == split]
 
 
-def peers() -> list[dict]:
+def peers() -> list[dict[str, Any]]:
     """Others' programs on the same task and machine, each with what is known of its run."""
     return [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "peers").glob("*.json"))
@@ -36,13 +36,13 @@ def _percent(values: Sequence[float]) -> str:
     return f"{mean:.2f} ± {deviation:.2f} % [{low:.2f}, {high:.2f}]"
 
 
-def _recipe(study: Path, first: dict) -> str:
+def _recipe(study: Path, first: dict[str, Any]) -> str:
     """The recipe's name, linked to its logs."""
     variant = f":{first['variant']}" if first["variant"] else ""
     return f"[`configs/{first['config']}.py{variant}`](experiments/results/{study.name})"
 
 
-def _cost(runs: Sequence[dict]) -> str:
+def _cost(runs: Sequence[dict[str, Any]]) -> str:
     """Seeds, time of a whole run, the hardware, and jax's version with the precision, as four cells."""
     seconds = interval([run["seconds"]["total"] for run in runs])[0]
     time = f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"

@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from hw import cli, files
 
 
-def _text_table(report: dict) -> str:
+def _text_table(report: dict[str, Any]) -> str:
     """The report of a language model for reading."""
     lines = [
         f"{report['dataset']['name']} ({report['dataset']['source']}), {report['split']} split, "
@@ -26,7 +27,7 @@ def _text_table(report: dict) -> str:
     return "\n".join(lines)
 
 
-def _recall_table(report: dict) -> str:
+def _recall_table(report: dict[str, Any]) -> str:
     """The report of a model that recalls, for reading."""
     return (
         f"{report['dataset']['name']} ({report['dataset']['source']}), {report['split']} split, "
@@ -36,7 +37,7 @@ def _recall_table(report: dict) -> str:
     )
 
 
-def _image_table(report: dict) -> str:
+def _image_table(report: dict[str, Any]) -> str:
     """The report of a classifier for reading."""
 
     def number(value: float | None) -> str:

@@ -59,7 +59,7 @@ def evaluate(
     config.model.dtype = models.dtype_of(config.model.dtype, parallel.platform, hardware.processor())
     task = loop.build_task(config, parallel, dataset)
     variables = parallel.replicate(run.variables)
-    *_, report = task.evaluate(variables, parallel)
+    report = next(found for found in task.evaluate(variables, parallel) if found is not None)
     if task.samples:
         report |= task.samples(variables)[1]
     return report | {"dataset": dataset.provenance, "dtype": config.model.dtype}
@@ -200,7 +200,7 @@ def score(
     run = saved.load_run(folder, cli.say, task="text")
     module, variables, classes = run.module, run.variables, run.symbols
     ids, unknown = _known(text, classes, "the text", skip_unknown)
-    *_, nats = generation.score(module, variables, ids, protocol)
+    nats = next(found for found in generation.score(module, variables, ids, protocol) if found is not None)
     mean = float(np.mean(nats, dtype=np.float64))
     if not math.isfinite(mean):
         raise UserError(f"the model in {folder} scores this text with nan or inf: train it again")

@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from hw import hardware
 from hw.cli import UserError
@@ -76,7 +76,7 @@ def dtype_of(dtype: str, platform: str, processor: hardware.Processor) -> str:
 
 
 def build(
-    config: Any,
+    config: ConfigDict,
     *,
     num_outputs: int,
     platform: str,

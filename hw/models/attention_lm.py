@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.typing import DTypeLike
 
 from hw.cli import UserError
 from hw.ops import attention as ops
@@ -120,7 +121,7 @@ class Block(nn.Module):
     context: int
     dropout: float
     mlp_ratio: int
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -141,13 +142,13 @@ class Block(nn.Module):
         into = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         out_of = nn.initializers.variance_scaling(0.5 / self.depth, "fan_in", "normal")
 
-        def dense(features, init, name):
+        def dense(features: int, init: nn.initializers.Initializer, name: str) -> nn.Dense:
             product = product_of_rows if self.dtype == jnp.bfloat16 else None
             return nn.Dense(
                 features, use_bias=False, kernel_init=init, dtype=self.dtype, dot_general=product, name=name
             )
 
-        def norm(name):
+        def norm(name: str) -> nn.RMSNorm:
             return nn.RMSNorm(epsilon=EPSILON, dtype=self.dtype, name=name)
 
         drop = nn.Dropout(self.dropout, deterministic=not train)
@@ -201,7 +202,7 @@ class AttentionLM(nn.Module):
     dropout: float = 0.0
     tied: bool = False
     mlp_ratio: int = 4
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @property
@@ -308,7 +309,12 @@ class AttentionLM(nn.Module):
 
 
 def attention_lm(
-    *, num_classes: int, dtype: Any, axis_name: str | None = None, chunked: bool = True, **arguments: Any
+    *,
+    num_classes: int,
+    dtype: DTypeLike,
+    axis_name: str | None = None,
+    chunked: bool = True,
+    **arguments: Any,
 ) -> nn.Module:
     """Our attention language model, see `AttentionLM`, with its values checked.
 

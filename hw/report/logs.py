@@ -151,7 +151,7 @@ def read_run(folder: Path) -> Run:
     task = _checked(summary, {"task": text(100)}, where)["task"]
     if task not in _SUMMARY_OF:
         raise UserError(f"{folder} holds a run of {task!r}: the report shows {' and '.join(_SUMMARY_OF)}")
-    _checked(summary, _SUMMARY | _SUMMARY_OF[task], where)
+    _checked(summary, {**_SUMMARY, **_SUMMARY_OF[task]}, where)
     _checked(summary, _SUMMARY_TOO, where, whole=False)
     versions = summary.get("versions")
     if not isinstance(versions, dict) or not all(_TEXT.holds(v) for v in versions.values()):
@@ -193,7 +193,7 @@ def _check_evaluation(evaluation: Any, task: str, num_symbols: int, where: str) 
 
 def _metrics(content: bytes, task: str, where: str) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, each checked; at least one of training and one of evaluation."""
-    table = _LINE | ({"accuracy": _SHARE} if task == "images" else {})
+    table = {**_LINE, "accuracy": _SHARE} if task == "images" else _LINE
     lines = []
     for count, line in enumerate(content.splitlines(), 1):
         lines.append(_parsed(line, f"{where}, line {count},"))

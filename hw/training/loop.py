@@ -23,10 +23,12 @@ from hw.data.cache import cache_dir
 from hw.training import checkpoint, hosts, optim, saved
 from hw.training.log import RunLog, Silence, draw_curves, write_report
 from hw.training.parallel import OutOfMemory, Parallel, keep_programs
-from hw.training.step import TrainState, train_step
+from hw.training.step import Batch, TrainState, train_step
 from hw.training.tasks import CHECKS, TASKS
-from hw.training.tasks.task import Task, run_rng
+from hw.training.tasks.task import Report, Task, run_rng
 from hw.training.workdir import Signals, Workdir
+
+Array = jax.Array
 
 _STEPS_PER_DISPATCH = 50  # on GPU and TPU: a step takes milliseconds there, a dispatch stays short
 
@@ -38,7 +40,7 @@ class _Clock:
     evaluation; `step` the share of it in, or waiting for, the compiled step; `save` another share.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.spent = dict.fromkeys(("total", "compile", "train", "step", "save", "eval"), 0.0)
         self._open = {"total": time.monotonic()}
 
@@ -71,7 +73,7 @@ def _check_numbers(config: ConfigDict) -> None:
         ("train.average_decay", 0),
         ("seed", 0),
     ):
-        value = config
+        value: Any = config
         for part in field.split("."):
             value = value[part]
         if not least <= value < math.inf:
@@ -121,7 +123,7 @@ def with_stand_in(config: ConfigDict, source: str) -> ConfigDict:
     return config
 
 
-def build_task(config: ConfigDict, parallel: Parallel, dataset: Any) -> Task:
+def build_task(config: ConfigDict, parallel: Parallel, dataset: data.Dataset) -> Task:
     """The task of `config` on `dataset`, its model built for the devices of `parallel`."""
     module = models.build(
         config.model,
@@ -133,7 +135,9 @@ def build_task(config: ConfigDict, parallel: Parallel, dataset: Any) -> Task:
     return TASKS[config.task](config, dataset, module)
 
 
-def first_state(config: ConfigDict, task: Task, tx: optax.GradientTransformation) -> Callable:
+def first_state(
+    config: ConfigDict, task: Task, tx: optax.GradientTransformation
+) -> Callable[[Array, Array], TrainState]:
     """`(rng, start) -> state`: step 0 of a run."""
     averaged = config.train.average_decay > 0
     return lambda rng, start: TrainState.create(task.init(rng, start), tx, task.carry, averaged=averaged)
@@ -141,10 +145,10 @@ def first_state(config: ConfigDict, task: Task, tx: optax.GradientTransformation
 
 def one_step(
     config: ConfigDict, task: Task, tx: optax.GradientTransformation, parallel: Parallel, stage: int = 0
-) -> Callable:
+) -> Callable[[TrainState, Batch, Batch], tuple[TrainState, dict[str, Array]]]:
     """`(state, resident, picks) -> (state, metrics)`: the task's batch in `stage`, then the pure step."""
 
-    def step(state, resident, picks):
+    def step(state: TrainState, resident: Batch, picks: Batch) -> tuple[TrainState, dict[str, Array]]:
         return train_step(
             state,
             task.make_batch(resident, picks, stage),
@@ -209,7 +213,7 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
 class _Run:
     """One run, from data to summary, in the order in which the methods stand."""
 
-    def __init__(self, config: ConfigDict, folder: Workdir, parallel: Parallel, clock: _Clock):
+    def __init__(self, config: ConfigDict, folder: Workdir, parallel: Parallel, clock: _Clock) -> None:
         self.folder, self.parallel, self.clock = folder, parallel, clock
         self.workdir, self.checkpoints = folder.path, folder.checkpoints
         keep_programs(cache_dir(cli.say))
@@ -271,9 +275,9 @@ class _Run:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.parallel.own),
             jax.eval_shape(create, rng, self.task.start),
         )
-        states = []
+        states: list[TrainState] = []
 
-        def restore() -> dict | None:
+        def restore() -> dict[str, Any] | None:
             """Restores the newest sound state, if any; returns what was saved beside it."""
             checkpoint.clean(self.checkpoints)
             restored = checkpoint.restore_newest(self.checkpoints, like, self.log.say, self._check_progress)
@@ -334,7 +338,7 @@ class _Run:
         self.last_save = time.monotonic()
         self.log.note(f"saved step {step}")
 
-    def _picks(self, step: int, count: int) -> dict[str, jax.Array]:
+    def _picks(self, step: int, count: int) -> dict[str, Array]:
         """What the next `count` steps take: [count, batch]."""
         flat = self.task.picks(step * self.batch_size, count * self.batch_size)
         stacked = {k: v.reshape(count, self.batch_size) for k, v in flat.items()}
@@ -344,8 +348,8 @@ class _Run:
         """Takes all remaining steps. One dispatch is under way while the one before is logged."""
         step = int(state.step)
         resident = self.parallel.replicate(self.task.resident)
-        programs: dict[tuple[int, int], Callable] = {}
-        pending: deque = deque()
+        programs: dict[tuple[int, int], jax.stages.Compiled] = {}
+        pending: deque[tuple[int, dict[str, Array]]] = deque()
         self.last_save = time.monotonic()
         while True:
             # After the save, so that a signal need not wait for it: it is taken up on resumption.
@@ -390,11 +394,12 @@ class _Run:
         self.log.say(f"stopped by {signal.Signals(signum).name}, saved")
         raise Stopped(signum)
 
-    def _log_steps(self, last: int, metrics: dict[str, jax.Array]) -> None:
+    def _log_steps(self, last: int, metrics: dict[str, Array]) -> None:
         """Logs one dispatch that ended with step `last`; refuses to go on from numbers gone bad."""
         with self.clock.part("step"):
             host = jax.device_get(metrics)
         count = len(host["loss"])
+        values: dict[str, float] = {}
         for i in range(count):
             step = last - count + i + 1
             values = {k: float(v[i]) for k, v in host.items() if k != "finite"}
@@ -419,11 +424,14 @@ class _Run:
         shown = {k: values[k] for k in self.task.headline if k in values}
         self.log.progress(last, shown, count * self.per_step, self.per_step)
 
-    def _evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
+    def _evaluate(self, state: TrainState, step: int) -> Report:
         """The task's report, its headline logged."""
+        report: Report = {}
         with self.clock.part("eval"):
-            for report in self.task.evaluate(state.result, self.parallel):
-                if report is None and (signum := self.parallel.largest(self.signals.received)[0]):
+            for found in self.task.evaluate(state.result, self.parallel):
+                if found is not None:
+                    report = found
+                elif signum := self.parallel.largest(self.signals.received)[0]:
                     self._stop(signum)
         line = {name: report[field] for name, field in self.task.headline.items()}
         self.log.metrics(
@@ -439,13 +447,13 @@ class _Run:
         self.log.say(f"step {step}/{self.total}  evaluation: {numbers}")
         return report
 
-    def _finish(self, state: TrainState, *, name: str, variant: str) -> dict:
+    def _finish(self, state: TrainState, *, name: str, variant: str) -> dict[str, Any]:
         """Evaluates the last state and writes what remains of the workdir, the summary last."""
         report = self._evaluate(state, self.total)
         whole = self.parallel.local(state)
         return self.parallel.on_first(lambda: self._write(whole, report, name, variant))
 
-    def _write(self, state: TrainState, report: dict, name: str, variant: str) -> dict:
+    def _write(self, state: TrainState, report: Report, name: str, variant: str) -> dict[str, Any]:
         """Writes what `report` and the last state leave; returns the summary."""
         checkpoint.save_params(self.workdir / "params.npz", state.result)
         if self.task.samples:

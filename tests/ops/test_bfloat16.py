@@ -5,9 +5,9 @@ rounded first, so that both types compute from the same numbers. An error is the
 to the array's root mean square; the largest number of some thousands is about 4.5 times that.
 
 A product that adds in float32 and rounds once is therefore wrong by at most 4.5 u. Where a rounded result
-goes into the next operation, the errors of n roundings add up like √n; a sum of k products has √k of their errors
-and grows by √k itself. So a bound is 4.5 u √n, and n is chosen such that the bound is 1.2 to 2 times what was
-measured on jax 0.10.2 and 0.12. What adds in bfloat16 is far beyond it.
+goes into the next operation, the errors of n roundings add up like √n; a sum of k products has √k of their
+errors and grows by √k itself. So a bound is 4.5 u √n, and n is chosen such that the bound is 1.2 to 2 times
+what was measured on jax 0.10.2 and 0.12. What adds in bfloat16 is far beyond it.
 """
 
 from collections.abc import Callable, Sequence
