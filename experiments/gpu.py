@@ -38,7 +38,7 @@ import numpy as np
 
 import configs.resnet
 from experiments.seeds import REPOSITORY, summaries
-from hw import cli
+from hw import cli, hardware
 from hw.cli import Stopped, UserError
 from hw.data.images import load_images
 
@@ -241,6 +241,7 @@ def machine() -> dict[str, Any]:
         "card": _query("name", "memory.total"),
         "driver": _query("driver_version"),
         "cpu_count": os.cpu_count(),
+        "processor": hardware.processor().as_dict(),
         "versions": versions,
     }
 

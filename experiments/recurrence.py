@@ -24,7 +24,7 @@ from flax import linen as nn
 
 from experiments.seeds import RESULTS
 from experiments.throughput import compiled, interleaved, torch_version
-from hw import cli, files
+from hw import cli, files, hardware
 from hw.models.gru_lm import GRUCell
 from hw.ops import gru
 
@@ -156,7 +156,11 @@ def main(argv: Sequence[str]) -> int:
     report = {
         "batch": BATCH,
         "steps": STEPS,
-        "device": {"kind": jax.devices()[0].device_kind, "platform": jax.devices()[0].platform},
+        "device": {
+            "kind": jax.devices()[0].device_kind,
+            "platform": jax.devices()[0].platform,
+            "processor": hardware.processor().as_dict(),
+        },
         "versions": {"jax": jax.__version__} | torch_version(),
         "widths": {str(width): measure(width, options.rounds) for width in WIDTHS},
     }

@@ -29,7 +29,7 @@ from jax.typing import ArrayLike
 import configs.gru
 from experiments.seeds import RESULTS
 from experiments.throughput import interleaved, torch_version
-from hw import cli, files, generation, models
+from hw import cli, files, generation, hardware, models
 
 Array = jax.Array
 SYMBOLS, LENGTH, STREAMS, TEMPERATURE = 65, 1024, 64, 0.8
@@ -190,7 +190,11 @@ def main(argv: Sequence[str]) -> int:
     report = {
         "length": LENGTH,
         "model": config.model.to_dict(),
-        "device": {"kind": device.device_kind, "platform": device.platform},
+        "device": {
+            "kind": device.device_kind,
+            "platform": device.platform,
+            "processor": hardware.processor().as_dict(),
+        },
         "versions": {"jax": jax.__version__} | torch_version(),
         "runs": measure(module, options.rounds),
     }

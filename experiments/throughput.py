@@ -30,7 +30,7 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from experiments.seeds import RESULTS
-from hw import cli, files, models
+from hw import cli, files, hardware, models
 from hw.data import augment
 from hw.data.images import Dataset, Split
 from hw.ops import convolution
@@ -427,7 +427,11 @@ def measure(
     alone = interleaved({name: program for name, (program, _) in pieces.items()}, rounds)
     return {
         "config": {"widths": widths, "batch_size": size, "side": _SIDE},
-        "device": {"kind": jax.devices()[0].device_kind, "platform": jax.devices()[0].platform},
+        "device": {
+            "kind": jax.devices()[0].device_kind,
+            "platform": jax.devices()[0].platform,
+            "processor": hardware.processor().as_dict(),
+        },
         "versions": {"jax": jax.__version__} | torch_version(),
         "peak_gflops": peak / 1e9,
         "training_flops_per_image": flops,

@@ -11,7 +11,7 @@ def _text_table(report: dict[str, Any]) -> str:
     """The report of a language model for reading."""
     lines = [
         f"{report['dataset']['name']} ({report['dataset']['source']}), {report['split']} split, "
-        f"{report['num_examples']:,} characters",
+        f"{report['num_examples']:,} characters, in {report['dtype']}",
         "                 nats per character    bits    perplexity",
     ]
     for protocol, what in (("cold256", "windows of 256"), ("stateful", "state carried")):
@@ -31,7 +31,8 @@ def _recall_table(report: dict[str, Any]) -> str:
     """The report of a model that recalls, for reading."""
     return (
         f"{report['dataset']['name']} ({report['dataset']['source']}), {report['split']} split, "
-        f"{report['num_examples']} sequences\naccuracy                     {report['accuracy']:.2%}\n"
+        f"{report['num_examples']} sequences, in {report['dtype']}\n"
+        f"accuracy                     {report['accuracy']:.2%}\n"
         f"nll, nats                    {report['nll']:.4f}"
     )
 
@@ -44,7 +45,7 @@ def _image_table(report: dict[str, Any]) -> str:
 
     lines = [
         f"{report['dataset']['name']} ({report['dataset']['source']}), {report['split']} split, "
-        f"{report['num_examples']} pictures",
+        f"{report['num_examples']} pictures, in {report['dtype']}",
         f"accuracy                     {report['accuracy']:.2%}",
         f"  with test-time views       {report['accuracy_tta']:.2%}",
         f"nll, nats                    {number(report['nll'])}",

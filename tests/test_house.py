@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).parents[1]
 # From left to right; a room may import its own and those of any row before. Entry points last but one.
 ROWS = [
     {"hw.cli", "hw.plotting", "configs"},
-    {"hw.files", "hw.schema"},
+    {"hw.files", "hw.schema", "hw.hardware"},
     {"hw.ops", "hw.data"},
     {"hw.models"},
     {"hw.generation"},

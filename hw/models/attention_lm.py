@@ -94,6 +94,17 @@ def window_mask(t: int, context: int, length_b: Array | None) -> Array:
     return mask_ts & filled_bs[:, None, None, :]
 
 
+def product_of_rows(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
+    """x @ kernel for `nn.Dense`: [..., i] times [i, o], with all leading axes of x joined to one.
+
+    The gradient for the kernel then has one axis to sum over. With two of them XLA:CPU of jax 0.12 takes a
+    product of YNNPACK that adds bfloat16 numbers in bfloat16: with 1,024 terms the result is wrong by a tenth
+    of its size (tests/models/test_precision.py). The first axis, the batch, may be sharded.
+    """
+    del args, kwargs  # the axes to sum over, which are these, and the default precision
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 class Block(nn.Module):
     """y = x + drop(W_O attend(norm(x))), out = y + drop(W_D relu(W_U norm(y))²).
 
@@ -132,7 +143,10 @@ class Block(nn.Module):
         out_of = nn.initializers.variance_scaling(0.5 / self.depth, "fan_in", "normal")
 
         def dense(features: int, init: nn.initializers.Initializer, name: str) -> nn.Dense:
-            return nn.Dense(features, use_bias=False, kernel_init=init, dtype=self.dtype, name=name)
+            product = product_of_rows if self.dtype == jnp.bfloat16 else None
+            return nn.Dense(
+                features, use_bias=False, kernel_init=init, dtype=self.dtype, dot_general=product, name=name
+            )
 
         def norm(name: str) -> nn.RMSNorm:
             return nn.RMSNorm(epsilon=EPSILON, dtype=self.dtype, name=name)
@@ -255,16 +269,19 @@ class AttentionLM(nn.Module):
         Returns:
           (logits [b, t, V], the carry after the last input: same shapes, same dtypes).
         """
+        wide = jnp.promote_types(self.dtype, jnp.float32)
         drop = nn.Dropout(self.dropout, deterministic=not train)
         embed = nn.Embed(
             self.vocab_size,
             self.width,
-            dtype=self.dtype,
+            dtype=wide,
             embedding_init=nn.initializers.normal(0.02),
             name="embed",
         )
         norm = nn.RMSNorm(epsilon=EPSILON, dtype=self.dtype, use_scale=False, name="norm_embed")
-        x = drop(norm(embed(inputs)))
+        # Rounded after the look-up: the gradient adds up each character's places, thousands of them, in the
+        # type that is looked up, and in bfloat16 such a sum stops growing at 256 of its terms.
+        x = drop(norm(embed(inputs).astype(self.dtype)))
         mask = window_mask(inputs.shape[1], self.context, None if carry is None else carry["length"])
         keys, values = [], []
         for layer in range(self.depth):
@@ -281,7 +298,6 @@ class AttentionLM(nn.Module):
             x, (k_bshd, v_bshd) = block(x, cached, mask, train=train)
             keys.append(k_bshd)
             values.append(v_bshd)
-        wide = jnp.promote_types(self.dtype, jnp.float32)
         x = nn.RMSNorm(epsilon=EPSILON, dtype=wide, name="norm")(x)
         if self.tied:
             logits = x @ embed.embedding.T.astype(wide)

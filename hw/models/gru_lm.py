@@ -114,7 +114,7 @@ class GRULM(nn.Module):
       update_bias: see `GRUCell`.
       recurrence: "fused" or "scan".
       flat: see `hw.ops.gru.gru`.
-      dtype: of embedding and head.
+      dtype: of the embedding. The recurrence and the logits are float32 (float64 if this is).
       axis_name: the mapped axis of the batch (pmap); nothing here is averaged over it.
     """
 
@@ -194,7 +194,10 @@ class GRULM(nn.Module):
         drop = nn.Dropout(self.dropout, broadcast_dims=(1,), deterministic=not train)
         norm = NORMS[self.norm]
         if self.embedding:
-            x = nn.Embed(self.vocab_size, self.embedding, dtype=self.dtype, name="embed")(inputs)
+            # Rounded after the look-up: the gradient adds up each symbol's places, thousands of them, in the
+            # type that is looked up, and in bfloat16 such a sum stops growing at 256 of its terms.
+            embed = nn.Embed(self.vocab_size, self.embedding, dtype=whole, name="embed")
+            x = embed(inputs).astype(self.dtype)
         else:
             x = jax.nn.one_hot(inputs, self.vocab_size, dtype=whole)
         hidden = []
@@ -220,10 +223,10 @@ class GRULM(nn.Module):
             else:
                 last, out = GRUCell(**shape, name=f"gru_{layer}").sequence(carry[:, layer], read)
             hidden.append(last)
-            x = out + x if self.residual and x.shape == out.shape else out
+            x = out + x.astype(out.dtype) if self.residual and x.shape == out.shape else out
         x = drop(norm(dtype=whole)(x))
-        logits = nn.Dense(self.vocab_size, dtype=self.dtype, name="head")(x)
-        return logits.astype(whole), jnp.stack(hidden, axis=1)
+        logits = nn.Dense(self.vocab_size, dtype=whole, name="head")(x)
+        return logits, jnp.stack(hidden, axis=1)
 
 
 def gru_lm(*, num_classes: int, chunked: bool = True, **arguments: Any) -> nn.Module:

@@ -275,6 +275,22 @@ def restore_newest(
     return None
 
 
+def newest_progress(directory: Path, check: Callable[[Any], None]) -> dict[str, Any] | None:
+    """What was saved beside the newest sound state; None where there is none. Nothing is set aside.
+
+    Args:
+      directory: `checkpoints/` of a workdir.
+      check: raises Damaged if what it is given cannot be what was saved.
+    """
+    for step in reversed(steps(directory)):
+        with contextlib.suppress(Damaged):
+            verify(directory / str(step))
+            progress = _read_progress(directory / str(step))
+            check(progress)
+            return progress
+    return None
+
+
 def saved_shapes(path: Path) -> Any:
     """The tree of a saved state as nested dicts, each array by the shape and type that it records itself."""
     with reachable(path) as named:

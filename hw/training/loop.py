@@ -3,7 +3,6 @@
 import bisect
 import importlib.metadata
 import math
-import os
 import platform
 import signal
 import time
@@ -18,7 +17,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from hw import cli, data, files, models
+from hw import cli, data, files, hardware, models
 from hw.cli import Stopped, UserError
 from hw.data.cache import cache_dir
 from hw.training import checkpoint, hosts, optim, saved
@@ -225,6 +224,8 @@ class _Run:
         field = "embedded" if self.provenance["source"] == "embedded" else "train"
         self.batch = f"config.{field}.batch_size={self.config.train.batch_size}"
         parallel.check_batch(self.config.train.batch_size, f"config.{field}.batch_size")
+        # From here on the config of the run says what its "auto" means; config.json keeps the recipe's word.
+        self.config.model.dtype, self.of_dtype = _precision(config.model.dtype, folder.checkpoints, parallel)
         self.task = build_task(self.config, parallel, self.dataset)
         self.batch_size = self.config.train.batch_size
         self.per_step = self.batch_size * self.task.per_example  # of what the speed counts
@@ -255,8 +256,11 @@ class _Run:
         p, d = self.parallel, self.provenance
         self.log.say(
             f"{self.workdir}: {self.total} steps of {self.per_step} {self.task.unit} on "
-            f"{p.num_devices} × {p.device_kind} ({p.platform}, {p.mode})"
+            f"{p.num_devices} × {p.device_kind} ({p.platform}, {p.mode}) in "
+            f"{self.config.model.dtype}; processor: {hardware.processor()}"
         )
+        if self.of_dtype:
+            self.log.say(self.of_dtype)
         self.log.say(
             f"data: {d['name']} ({d['source']}), {d['num_train']} to train, {d['num_eval']} to "
             f"evaluate; {d['note']}"
@@ -302,19 +306,13 @@ class _Run:
 
     def _check_progress(self, progress: Any) -> None:
         """Raises Damaged unless `progress` is what `_save` leaves, UserError if another run left it."""
-        fields = progress if isinstance(progress, dict) else {}
-        seconds, before, recipe = (fields.get(name) for name in ("seconds", "dataset", "recipe"))
-        sound = (
-            isinstance(seconds, dict)
-            and seconds.keys() == self.clock.spent.keys()
-            and all(type(value) in (int, float) for value in seconds.values())
-            and isinstance(before, dict)
-            and all(isinstance(before.get(name), str) for name in ("name", "source", "fingerprint"))
-            and isinstance(recipe, dict | None)
-        )
-        if not sound:
-            raise checkpoint.Damaged("its progress.json is not what a run saves")
-        self.folder.check_recipe(recipe)
+        _check_form(progress)
+        self.folder.check_recipe(progress.get("recipe"))
+        before, dtype = progress["dataset"], self.config.model.dtype
+        if (begun := progress.get("dtype", dtype)) != dtype:
+            raise UserError(
+                f"{self.workdir} was begun in {begun} and would go on in {dtype}: choose another --workdir"
+            )
         if before["fingerprint"] != self.provenance["fingerprint"]:
             raise UserError(
                 f"{self.workdir} was begun on other data ({before['name']}, {before['source']}, "
@@ -330,6 +328,7 @@ class _Run:
                 "seconds": self.clock.now(),
                 "dataset": self.provenance,
                 "recipe": self.folder.recipe,
+                "dtype": self.config.model.dtype,
             }
             whole = self.parallel.local(state)
             return checkpoint.save(self.checkpoints, whole, progress, self.config.checkpoint.keep)
@@ -462,7 +461,8 @@ class _Run:
                 text, judged = self.task.samples(state.result)
             files.write_atomic(self.workdir / "samples.txt", text)
             report |= judged
-        write_report(self.workdir, report | {"dataset": self.provenance}, self.log.say)
+        measured = {"dataset": self.provenance, "dtype": self.config.model.dtype}
+        write_report(self.workdir, report | measured, self.log.say)
         data = f"{self.provenance['name']} ({self.provenance['source']})"
         title = f"{self.workdir.name} on {data}, seed {self.config.seed}"
         draw_curves(self.workdir, title, self.log.say)
@@ -480,12 +480,8 @@ class _Run:
             "epochs": self.config.train.epochs,
             "batch_size": self.batch_size,
             "seconds": seconds,
-            "device": {
-                "platform": self.parallel.platform,
-                "kind": self.parallel.device_kind,
-                "count": self.parallel.num_devices,
-                "cpu_count": os.cpu_count(),
-            },
+            "device": _device(self.parallel),
+            "dtype": self.config.model.dtype,
             "versions": _versions(),
             "config_sha256": self.folder.config_sha256,
             "state_sha256": checkpoint.fingerprint(state),
@@ -497,6 +493,70 @@ class _Run:
         if self.provenance["source"] == "embedded":
             self.log.say(self.provenance["note"])
         return summary
+
+
+def _check_form(progress: Any) -> None:
+    """Raises Damaged unless it is of the form that `_Run._save` leaves, now or in an earlier version."""
+    fields = progress if isinstance(progress, dict) else {}
+    seconds, before, recipe = (fields.get(name) for name in ("seconds", "dataset", "recipe"))
+    sound = (
+        isinstance(seconds, dict)
+        and seconds.keys() == _Clock().spent.keys()
+        and all(type(value) in (int, float) for value in seconds.values())
+        and isinstance(before, dict)
+        and all(isinstance(before.get(name), str) for name in ("name", "source", "fingerprint"))
+        and isinstance(recipe, dict | None)
+        and ("dtype" not in fields or fields["dtype"] in models.DTYPES)
+    )
+    if not sound:
+        raise checkpoint.Damaged("its progress.json is not what a run saves")
+
+
+def _precision(asked: str, checkpoints: Path, parallel: Parallel) -> tuple[str, str]:
+    """The precision that a run computes in, the same in all its processes.
+
+    Where "auto" is asked for, a run that was begun keeps its own precision: in another one its numbers would
+    be those of another run. The first process decides, since hosts may have different processors.
+
+    Args:
+      asked: `config.model.dtype`.
+      checkpoints: where the run's checkpoints lie, if it was begun.
+      parallel: the devices.
+
+    Returns:
+      ("float32" or "bfloat16", a line for the user where that is not what "auto" means here).
+    """
+
+    def decide() -> list[str]:
+        here = models.dtype_of(asked, parallel.platform, hardware.processor())
+        progress = checkpoint.newest_progress(checkpoints, _check_form) if asked == "auto" else None
+        if progress is None:
+            return [here, ""]
+        # What "auto" meant before it was saved.
+        before = "float32" if parallel.platform == "cpu" else "bfloat16"
+        begun = progress.get("dtype", before)
+        if begun == here:
+            return [here, ""]
+        auto = f"config.model.dtype=auto is {here} here"
+        return [begun, f"note: the run was begun in {begun} and continues in it; {auto}"]
+
+    dtype, line = parallel.on_first(decide)
+    return dtype, line
+
+
+def _device(parallel: Parallel) -> dict[str, Any]:
+    """What the summary says of the hardware. The processor is that of the first process's machine."""
+    processor = hardware.processor()
+    found = {
+        "platform": parallel.platform,
+        "kind": parallel.device_kind,
+        "count": parallel.num_devices,
+        "cpu_count": processor.cores,
+        "processor": processor.as_dict(),
+    }
+    if parallel.platform != "cpu" and math.isfinite(limit := parallel.memory_limit):
+        found["memory_limit_bytes"] = int(limit)  # of each card, what JAX may use of it
+    return found
 
 
 def _versions() -> dict[str, str]:

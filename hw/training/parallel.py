@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled, Wrapped
 
-from hw import cli
+from hw import cli, hardware
 from hw.cli import UserError
 
 T = TypeVar("T")
@@ -193,7 +192,7 @@ class Parallel:
         # Another host's cannot be asked.
         device = next((d for d in devices if d.process_index == jax.process_index()), devices[0])
         if device.platform == "cpu":
-            return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+            return float(hardware.processor().memory_bytes) or math.inf
         try:
             return float((device.memory_stats() or {})["bytes_limit"])
         except (KeyError, RuntimeError):
