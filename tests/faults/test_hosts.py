@@ -15,7 +15,6 @@ from hw.training.hosts import Hosts
 
 # Of the real data, which are not used here; but eight devices refuse what does not divide.
 DIVIDES = "--config.train.batch_size=64"
-FOUR = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 
 
 def _address() -> str:
@@ -37,10 +36,10 @@ def pair(start):
             "--heartbeat_timeout=10",
             *extra,
         ]
-        one = start(workdir, *given, "--process_id=0", env=FOUR)
+        one = start(workdir, *given, "--process_id=0", devices=4)
         # Another workdir, which nobody is to make: process 0 alone writes.
         elsewhere = workdir.parent / "elsewhere"
-        return one, start(elsewhere, *given, *second, "--process_id=1", env=FOUR)
+        return one, start(elsewhere, *given, *second, "--process_id=1", devices=4)
 
     return pair
 
@@ -84,9 +83,9 @@ def test_a_run_of_two_processes_through_everything(pair, start, uninterrupted, s
 
     # SLURM says who is who; then one process of one device goes on to the end.
     step = {"SLURM_JOB_ID": str(random.randrange(4096)), "SLURM_STEP_NODELIST": "127.0.0.1"}
-    step |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", **FOUR}
+    step |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
     one, two = (
-        start(workdir, DIVIDES, env=step | {"SLURM_PROCID": str(k), "SLURM_LOCALID": str(k)})
+        start(workdir, DIVIDES, devices=4, env=step | {"SLURM_PROCID": str(k), "SLURM_LOCALID": str(k)})
         for k in range(2)
     )
     one.wait_until(lambda: checkpoint.steps(workdir / "checkpoints")[-1] >= second + 5)

@@ -1,10 +1,8 @@
 """A user's mistakes: exit code 2 and one line that names the culprit, never a traceback."""
 
 import os
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,19 +11,18 @@ from PIL import Image
 
 from hw import cli, evaluate, predict, prepare, train
 from hw.training import checkpoint
+from tests.processes import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 COMMANDS = sorted(
     p.stem for p in (REPOSITORY / "hw").glob("*.py") if 'if __name__ == "__main__"' in p.read_text()
 )
 
 
 @pytest.fixture
-def mistake(capsys, monkeypatch, tmp_path):
+def mistake(capsys, monkeypatch):
     """Runs a command's main in this process; returns the one line that it must leave on standard error."""
     devices = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *args: devices)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def mistake(module, *arguments: str, late: bool = False) -> str:
         # ml_collections loads a config into the module of the one before; processes have none.
@@ -178,12 +175,8 @@ def test_a_batch_that_does_not_divide_among_the_devices(mistake, monkeypatch, tm
         assert f"config.{field}=60" in line and "8 devices" in line
 
 
-def test_eight_devices_and_a_batch_of_60_as_a_process(start, environment, tmp_path):
-    process = start(
-        tmp_path / "run",
-        "--config.train.batch_size=60",
-        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
-    )
+def test_eight_devices_and_a_batch_of_60_as_a_process(start, tmp_path):
+    process = start(tmp_path / "run", "--config.train.batch_size=60", devices=8)
     assert process.end() == 2
     assert time.monotonic() - process.began < 15
     (line,) = process.stderr.splitlines()
@@ -226,42 +219,29 @@ def test_a_run_that_overflows(start, sound, tmp_path, rate):
 # --- every command ---
 
 
-def _run(command: str, *arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", f"hw.{command}", *arguments],
-        cwd=REPOSITORY,
-        # Buffered, as a user's are: what is written at the very end must find the pipe closed too.
-        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=60,
-    )
-
-
 def test_all_commands_are_known():
     assert set(COMMANDS) >= {"train", "evaluate", "predict", "prepare"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help(command):
-    process = _run(command, "--help")
+def test_help(hw, command):
+    process = hw(command, "--help")
     assert process.returncode == 0 and process.stderr == ""
     assert f"hw.{command}" in process.stdout and len(process.stdout) > 200
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_into_a_closed_pipe(command):
+def test_help_into_a_closed_pipe(hw, command):
     reading, writing = os.pipe()
     os.close(reading)
-    process = _run(command, "--help", stdout=writing)
+    process = hw(command, "--help", stdout=writing)
     os.close(writing)
     assert process.stderr == "" and process.returncode == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_unknown_option_as_a_process(command):
-    process = _run(command, "--nonsense=1")
+def test_an_unknown_option_as_a_process(hw, command):
+    process = hw(command, "--nonsense=1")
     assert process.returncode == 2 and process.stdout == ""
     (line,) = process.stderr.splitlines()
     assert line.startswith("error: ") and f"hw.{command} --help" in line

@@ -17,8 +17,8 @@ from hw import cli, inference, train
 from hw.cli import UserError
 from hw.training import checkpoint, log, workdir
 from hw.training.parallel import OutOfMemory, Parallel
+from tests.processes import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 TEXT = "The quick brown fox jumps over the lazy dog; 0123456789.\n" * 40
 SMALL = {
     "model.gru_lm.width": 8,
