@@ -17,12 +17,43 @@ from tests import processes
 from tests.processes import REPOSITORY
 from tests.recipes import TINY
 
+# Folders, files and tests of what touches jax, flax, orbax or numerics, and one run, kill and resumption.
+# The other tests do not depend on the versions of the stack, and CI runs them on its newest end only.
+STACK = (
+    "tests/ops/",
+    "tests/models/",
+    "tests/training/",
+    "tests/answers/test_claims.py",
+    "tests/answers/test_random.py",
+    "tests/data/test_augment.py",
+    "tests/test_generation.py",
+    "tests/test_evaluate.py",
+    "tests/e2e/test_language_model.py",
+    "tests/faults/test_kill.py::test_a_killed_run_continues_bit_for_bit",
+    "tests/faults/test_signals.py::test_stopped_runs_continue_bit_for_bit",
+    "tests/test_sample.py::test_the_released_models_speak",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of STACK."""
+    for item in items:
+        if item.nodeid.startswith(STACK):
+            item.add_marker(pytest.mark.stack)
+
 
 @pytest.fixture(scope="session", autouse=True)
-def _cache_folder(tmp_path_factory) -> Iterator[None]:
-    """A cache folder of this session's own, here and in every process: the user's is left alone."""
+def _cache_folders(tmp_path_factory) -> Iterator[None]:
+    """Cache folders of this session's own, here and in every process: the user's are left alone.
+
+    Compiled programs are kept too, since many tests and processes compile the same ones. Each worker of
+    pytest-xdist has its own folder: JAX writes an entry in place, and another reader could find half of it.
+    """
+    folder = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "programs"))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
         yield
 
 
