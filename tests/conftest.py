@@ -4,6 +4,9 @@ import os
 
 # Before jax is imported anywhere. Processes that tests start have one device (tests/processes.py).
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Strict, here and in every process: types are mixed and ranks are raised only where the code says so.
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 import runpy
 import socket

@@ -82,8 +82,8 @@ def test_receptive_fields(body):
         assert verdict.holds, (body, verdict.values, verdict.failures)
 
 
-# Queries, keys and their widths d_k and d_v. They are few, since JAX compiles programs for each. Each of the four
-# is 1, 2 and 3 somewhere, and there are fewer keys than queries, as many, and more.
+# Queries, keys and their widths d_k and d_v. They are few, since JAX compiles programs for each. Each of the
+# four is 1, 2 and 3 somewhere, and there are fewer keys than queries, as many, and more.
 SHAPES = ((1, 1, 1, 1), (1, 3, 2, 1), (3, 1, 1, 2), (2, 2, 3, 3), (2, 3, 1, 2), (3, 2, 2, 3), (3, 3, 3, 1))
 
 
