@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import configs.resnet
 from experiments.seeds import RESULTS, RUNS, train
@@ -61,7 +62,7 @@ def recipe() -> str:
     return cli.sha256(cli.to_json([SHORT, configs.resnet.get_config().to_dict()]))
 
 
-def load(path: Path) -> dict:
+def load(path: Path) -> dict[str, Any]:
     """The runs saved at `path`, or none yet: {"recipe": hash, "runs": {change: {seed: run}}}.
 
     Raises UserError where they are of another recipe, or of changes that were edited since.
@@ -77,7 +78,7 @@ def load(path: Path) -> dict:
     return saved
 
 
-def differences(runs: Mapping[str, Mapping[str, Mapping]]) -> dict[str, dict]:
+def differences(runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
     """Of every change: its accuracy's mean, and the paired difference to the recipe with its interval.
 
     The recipe itself comes first, then the changes, the costliest first.
@@ -101,7 +102,7 @@ def differences(runs: Mapping[str, Mapping[str, Mapping]]) -> dict[str, dict]:
     return dict(sorted(rows.items(), key=lambda row: (row[0] != "the recipe", row[1]["difference"])))
 
 
-def table(rows: Mapping[str, Mapping]) -> str:
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The differences for reading, Markdown."""
     lines = ["| change | held-out accuracy | difference | 95 % interval | seeds | training |"]
     lines.append("|---|---|---|---|---|---|")
@@ -114,7 +115,7 @@ def table(rows: Mapping[str, Mapping]) -> str:
     return "\n".join(lines)
 
 
-def _draw(rows: Mapping[str, Mapping], path: Path) -> None:
+def _draw(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """The differences with their intervals."""
     names = [name for name in rows if name != "the recipe"]
     figure, (axis,) = plotting.new_figure(7.2, 0.28 * len(names) + 1.2, 1)

@@ -38,8 +38,9 @@ import numpy as np
 
 import configs.resnet
 from experiments.seeds import REPOSITORY, summaries
-from hw import cli, data
+from hw import cli, hardware
 from hw.cli import Stopped, UserError
+from hw.data.images import load_images
 
 # Seconds that a step may take, by what such programs take on a GPU, several times over.
 LIMITS = {"tests": 200, "resnet": 200, "airbench": 240, "text": 240, "resnet96": 240, "sampling": 120}
@@ -240,24 +241,30 @@ def machine() -> dict[str, Any]:
         "card": _query("name", "memory.total"),
         "driver": _query("driver_version"),
         "cpu_count": os.cpu_count(),
+        "processor": hardware.processor().as_dict(),
         "versions": versions,
     }
 
 
 def run_limited(
-    command: Sequence[str | Path], log: Path, seconds: float, *, cwd: Path = REPOSITORY, **env: str
+    command: Sequence[str | Path],
+    log: Path,
+    seconds: float,
+    env: Mapping[str, str] | None = None,
+    *,
+    cwd: Path = REPOSITORY,
 ) -> int | None:
     """Runs a command, all that it prints appended to `log`; returns its exit code, None at the limit.
 
     At the limit it gets SIGTERM, upon which a training run saves, and a few seconds later SIGKILL; its
-    children too, as when this program itself is stopped.
+    children too, as when this program itself is stopped. `env` is added to the environment of this program.
     """
     with log.open("a", encoding="utf-8") as file:
         print(f"$ {' '.join(map(str, command))}", file=file, flush=True)
         process = subprocess.Popen(
             list(map(str, command)),
             cwd=cwd,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"} | env,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -343,11 +350,13 @@ def run_tests(session: Session, count: int, seconds: float) -> dict[str, Any]:
         ],
         session.log("tests"),
         seconds,
-        # float32 tests hold to 1e-5; a GPU's own choice for float32 products, TF32, has three digits.
-        JAX_DEFAULT_MATMUL_PRECISION="highest",
-        XLA_PYTHON_CLIENT_PREALLOCATE="false",  # many processes on one card
-        **session.env("tests"),
-        **session.without_torch(),
+        {
+            # float32 tests hold to 1e-5; a GPU's own choice for float32 products, TF32, has three digits.
+            "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # many processes on one card
+            **session.env("tests"),
+            **session.without_torch(),
+        },
     )
     found = read_junit(report) if report.exists() else {}
     return {"code": code, "float32_products": "highest", **found}
@@ -367,7 +376,7 @@ def run_studies(step: str) -> Callable[[Session, int, float], dict[str, Any]]:
             command += [f"--config.{k}={v}" for k, v in changes.items()]
             left = max(1.0, deadline - time.monotonic())
             env = session.env(step) | session.without_torch()
-            code = run_limited(command, session.log(step), left, **env)
+            code = run_limited(command, session.log(step), left, env)
             found["code"] = found["code"] if code == 0 else code
             found[study] = read_study(session.out / study)
         return found
@@ -405,7 +414,7 @@ def write_images(folder: Path, smoke: bool) -> str:
 
     config = configs.resnet.get_config().data
     config.source = "embedded" if smoke else "tfds"
-    dataset = data.load(config)
+    dataset = load_images(config, cli.say)
     folder.mkdir(parents=True, exist_ok=True)
     for name, split in (("train", dataset.train), ("test", dataset.eval)):
         arrays = {"images": split.image, "labels": split.label.astype(np.int64)}
@@ -460,7 +469,7 @@ def run_sampling(session: Session, count: int, seconds: float) -> dict[str, Any]
     command = [sys.executable, "-m", "experiments.sampling", f"--out={out}", "--dtype=float32"]
     if session.smoke:
         command += ["--rounds=1"]
-    code = run_limited(command, session.log("sampling"), seconds, **session.env("sampling"))
+    code = run_limited(command, session.log("sampling"), seconds, session.env("sampling"))
     return {"code": code}
 
 

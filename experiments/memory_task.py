@@ -12,6 +12,7 @@ once in eight. Resumable; results in `experiments/results/memory_task/`.
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import configs.recall
 from experiments.seeds import RESULTS, RUNS
@@ -25,7 +26,7 @@ DELAYS = (5, 10, 20, 30, 40, 80)
 CELLS = {"rnn": "tanh RNN", "gru": "GRU, biases 0", "gru_keeps": "GRU, update bias 3"}
 
 
-def run(cell: str, delay: int, seed: int) -> dict:
+def run(cell: str, delay: int, seed: int) -> dict[str, Any]:
     """One training, in runs/studies/memory_task; returns what is kept of it."""
     variant = "" if cell == "rnn" else cell
     config = configs.recall.get_config(variant or None)
@@ -35,9 +36,9 @@ def run(cell: str, delay: int, seed: int) -> dict:
     return {k: summary[k] for k in ("test_accuracy", "test_loss", "params", "steps", "config_sha256")}
 
 
-def curve(runs: Mapping[str, Mapping[str, Mapping]], cell: str) -> dict[str, list]:
+def curve(runs: Mapping[str, Mapping[str, Mapping[str, Any]]], cell: str) -> dict[str, list[Any]]:
     """Of one cell, by delay: the seeds' accuracies, their mean, range, and the mean's 95 % interval."""
-    found: dict[str, list] = {k: [] for k in ("delay", "accuracies", "mean", "low", "high", "interval")}
+    found: dict[str, list[Any]] = {k: [] for k in ("delay", "accuracies", "mean", "low", "high", "interval")}
     for delay, by_seed in sorted(runs[cell].items(), key=lambda item: int(item[0])):
         values = [by_seed[seed]["test_accuracy"] for seed in sorted(by_seed, key=int)]
         mean, _, lower, upper = interval(values)
@@ -47,7 +48,7 @@ def curve(runs: Mapping[str, Mapping[str, Mapping]], cell: str) -> dict[str, lis
     return found
 
 
-def _draw(curves: Mapping[str, Mapping], guessing: float) -> None:
+def _draw(curves: Mapping[str, Mapping[str, Any]], guessing: float) -> None:
     figure, (axis,) = plotting.new_figure(5.8, 3.8, 1)
     for (cell, title), style in zip(CELLS.items(), ("o-", "s--", "^-."), strict=True):
         of = curves[cell]

@@ -9,16 +9,19 @@ half coloured by the unit found for each feature. Results in `experiments/result
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from flax.typing import VariableDict
 
 from experiments.seeds import RESULTS
-from hw import cli, data, files
+from hw import cli, files
+from hw.data.text import load_text
 from hw.models.gru_lm import GRUCell
 from hw.report import drawings, page
 from hw.training import saved
@@ -61,18 +64,19 @@ def features(text: str) -> dict[str, np.ndarray]:
     }
 
 
-def activations(module: Any, variables: dict, ids: np.ndarray) -> np.ndarray:
+def activations(module: nn.Module, variables: VariableDict, ids: np.ndarray) -> np.ndarray:
     """h_t of every unit of every layer, the state carried: float32 [T, depth · width]."""
 
-    def of_layer(owner, method):
+    def of_layer(owner: nn.Module, method: str) -> bool:
         return isinstance(owner, GRUCell) and method == "sequence"
 
     @jax.jit
-    def read(inputs, carry):
+    def read(inputs: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
         (_, carry), state = module.apply(
             variables, inputs, carry, train=False, capture_intermediates=of_layer, mutable=["intermediates"]
         )
-        layers = [state["intermediates"][f"gru_{i}"]["sequence"][0][1][0] for i in range(module.depth)]
+        kept: Mapping[str, Any] = state["intermediates"]
+        layers = [kept[f"gru_{i}"]["sequence"][0][1][0] for i in range(module.depth)]
         return jnp.concatenate(layers, axis=-1), carry
 
     carry, blocks = module.initial_carry(1), []
@@ -139,7 +143,7 @@ def main(argv: Sequence[str]) -> int:
     recipe = cli.sha256(cli.to_json(run.recipe))
     if config.model.name != "gru_lm":
         raise cli.UserError(f"{folder} holds a {config.model.name}, not a gru_lm")
-    dataset = data.load(config.data)
+    dataset = load_text(config.data, cli.say)
     if options.characters < 2 * BLOCK:
         raise cli.UserError(f"--characters must be at least {2 * BLOCK}")
     ids = dataset.eval[: options.characters]

@@ -11,13 +11,15 @@ import sys
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image
 
 from experiments.seeds import RESULTS
-from hw import cli, data, files
+from hw import cli, files
+from hw.data.images import load_images
 from hw.training import saved
 from hw.training.tasks import images
 
@@ -44,12 +46,12 @@ def main(argv: Sequence[str]) -> int:
     run = saved.load_run(folder, cli.say, task="images", needs=None)
     config = run.config
     config.data.source = run.provenance["source"]
-    dataset = data.load(config.data)
+    dataset = load_images(config.data, cli.say)
     classes = dataset.classes
     if tuple(classes) != run.symbols:
         raise cli.UserError(f"{dataset.provenance['name']} has other classes than {folder} was trained on")
     logits_of = jax.jit(images.classify(run.module, config.data, images.TTA_VIEWS["none"]))
-    found: dict[bool, list[dict]] = {True: [], False: []}
+    found: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for first in range(0, len(dataset.eval.label), BATCH):
         pictures = dataset.eval.image[first : first + BATCH]
         logits = logits_of(run.variables, {"image": pictures})["logits"]

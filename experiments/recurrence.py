@@ -24,13 +24,15 @@ from flax import linen as nn
 
 from experiments.seeds import RESULTS
 from experiments.throughput import compiled, interleaved, torch_version
-from hw import cli, files
+from hw import cli, files, hardware
 from hw.models.gru_lm import GRUCell
 from hw.ops import gru
 
 Array = jax.Array
 BATCH, STEPS = 64, 256
 WIDTHS = (256, 512)
+# `(weights, x) -> [b, T, n]`
+Layer = Callable[[Any, Array], Any]
 
 
 def flax_params(params: gru.GRUParams) -> dict[str, Any]:
@@ -42,8 +44,8 @@ def flax_params(params: gru.GRUParams) -> dict[str, Any]:
     return cell
 
 
-def jax_layers(params: gru.GRUParams, x_bti: Array, dh_btn: Array) -> dict[str, tuple[Callable, Any]]:
-    """name -> (the layer as `(weights, x) -> [b, T, n]`, its weights)."""
+def jax_layers(params: gru.GRUParams, x_bti: Array, dh_btn: Array) -> dict[str, tuple[Layer, Any]]:
+    """name -> (the layer, its weights)."""
     batch, _, inputs = x_bti.shape
     size = dh_btn.shape[-1]
     h0_bn = jnp.zeros((batch, size))
@@ -60,17 +62,19 @@ def jax_layers(params: gru.GRUParams, x_bti: Array, dh_btn: Array) -> dict[str, 
     }
 
 
-def _both_ways(layer: Callable) -> Callable:
+def _both_ways(layer: Layer) -> Callable[[Any, Array, Array], tuple[Any, Array]]:
     """`(weights, x, dh) -> (dweights, dx)`."""
 
-    def run(weights, x, dh):
+    def run(weights: Any, x: Array, dh: Array) -> tuple[Any, Array]:
         _, vjp = jax.vjp(layer, weights, x)
         return vjp(dh)
 
     return run
 
 
-def torch_layer(params: gru.GRUParams, x_bti: Array, dh_btn: Array) -> tuple[Callable[[], Any], Callable]:
+def torch_layer(
+    params: gru.GRUParams, x_bti: Array, dh_btn: Array
+) -> tuple[Callable[[], Any], Callable[[], np.ndarray]]:
     """PyTorch's layer with the same weights: (the timed call, a call that returns its ∂L/∂x)."""
     import torch
 
@@ -86,7 +90,7 @@ def torch_layer(params: gru.GRUParams, x_bti: Array, dh_btn: Array) -> tuple[Cal
     x = torch.from_numpy(np.array(x_bti)).requires_grad_()
     dh = torch.from_numpy(np.array(dh_btn))
 
-    def call():
+    def call() -> torch.Tensor:
         layer.zero_grad(set_to_none=True)
         x.grad = None
         layer(x)[0].backward(dh)
@@ -103,7 +107,7 @@ def measure(width: int, rounds: int, batch: int = BATCH, steps: int = STEPS) -> 
     """
     r = np.random.default_rng(0)
 
-    def draw(*shape):
+    def draw(*shape: int) -> Array:
         return jnp.asarray(r.normal(size=shape) / np.sqrt(width), jnp.float32)
 
     params = gru.GRUParams(draw(width, 3 * width), draw(width, 3 * width), draw(3 * width), draw(width))
@@ -152,7 +156,11 @@ def main(argv: Sequence[str]) -> int:
     report = {
         "batch": BATCH,
         "steps": STEPS,
-        "device": {"kind": jax.devices()[0].device_kind, "platform": jax.devices()[0].platform},
+        "device": {
+            "kind": jax.devices()[0].device_kind,
+            "platform": jax.devices()[0].platform,
+            "processor": hardware.processor().as_dict(),
+        },
         "versions": {"jax": jax.__version__} | torch_version(),
         "widths": {str(width): measure(width, options.rounds) for width in WIDTHS},
     }

@@ -15,29 +15,35 @@ package; without it its rows are left out:
 
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from flax.typing import VariableDict
+from jax.typing import ArrayLike
 
 import configs.gru
 from experiments.seeds import RESULTS
 from experiments.throughput import interleaved, torch_version
-from hw import cli, files, generation, models
-from hw.models.gru_lm import GRULM
+from hw import cli, files, generation, hardware, models
 
 Array = jax.Array
 SYMBOLS, LENGTH, STREAMS, TEMPERATURE = 65, 1024, 64, 0.8
+# `(length, temperature) -> ids`; a temperature of 0 is greedy.
+Run = Callable[[int, float], np.ndarray]
 PROMPT = np.arange(10, dtype=np.int32)
 
 
-def step_by_step(module: GRULM, variables: Mapping) -> Callable[..., np.ndarray]:
-    """One jitted step called from Python: `(length, temperature) -> ids`; a temperature of 0 is greedy."""
+def step_by_step(module: nn.Module, variables: VariableDict) -> Run:
+    """One jitted step called from Python."""
 
-    def advance(carry, ids, rng, position, temperature, greedy):
+    def advance(
+        carry: Any, ids: Array, rng: Array, position: Array, temperature: Array, greedy: bool
+    ) -> tuple[Any, Array]:
         logits, carry = module.apply(variables, ids[:, None], carry, train=False)
         if greedy:
             return carry, logits[:, 0].argmax(-1)
@@ -60,19 +66,19 @@ def step_by_step(module: GRULM, variables: Mapping) -> Callable[..., np.ndarray]
     return run
 
 
-def torch_runs(module: GRULM, variables: Mapping) -> dict[str, Callable[..., np.ndarray]]:
-    """The same in PyTorch, by its own GRU layers: name -> `(length, temperature) -> ids`."""
+def torch_runs(module: nn.Module, variables: VariableDict) -> dict[str, Run]:
+    """The same in PyTorch, by its own GRU layers."""
     import torch
 
     params = variables["params"]
     device = torch.device("cuda" if jax.devices()[0].platform == "gpu" else "cpu")
     torch.backends.cudnn.allow_tf32 = False  # its products of float32 are exact by default, its layers' not
 
-    def tensor(x):
+    def tensor(x: ArrayLike) -> torch.Tensor:
         return torch.from_numpy(np.array(x)).to(device)
 
     class Net(torch.nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.embed = torch.nn.Embedding.from_pretrained(tensor(params["embed"]["embedding"]))
             self.layers = torch.nn.ModuleList()
@@ -90,7 +96,9 @@ def torch_runs(module: GRULM, variables: Mapping) -> dict[str, Callable[..., np.
             self.kernel = torch.nn.Parameter(tensor(params["head"]["kernel"]))
             self.bias = torch.nn.Parameter(tensor(params["head"]["bias"]))
 
-        def forward(self, ids, hidden):
+        def forward(
+            self, ids: torch.Tensor, hidden: list[torch.Tensor]
+        ) -> tuple[torch.Tensor, list[torch.Tensor]]:
             x = self.embed(ids)
             after = []
             for layer, h in zip(self.layers, hidden, strict=True):
@@ -100,7 +108,7 @@ def torch_runs(module: GRULM, variables: Mapping) -> dict[str, Callable[..., np.
             x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.scale
             return x @ self.kernel + self.bias, after
 
-    def run_of(net):
+    def run_of(net: torch.nn.Module) -> Run:
         @torch.inference_mode()
         def run(length: int, temperature: float) -> np.ndarray:
             torch.manual_seed(0)
@@ -128,7 +136,7 @@ def torch_runs(module: GRULM, variables: Mapping) -> dict[str, Callable[..., np.
     return runs
 
 
-def measure(module: GRULM, rounds: int, length: int = LENGTH, streams: int = STREAMS) -> dict[str, Any]:
+def measure(module: nn.Module, rounds: int, length: int = LENGTH, streams: int = STREAMS) -> dict[str, Any]:
     """Seconds and characters/s of everything.
 
     Raises:
@@ -138,7 +146,7 @@ def measure(module: GRULM, rounds: int, length: int = LENGTH, streams: int = STR
         jax.random.key(0)
     )
 
-    def ours(count: int) -> Callable[..., np.ndarray]:
+    def ours(count: int) -> Run:
         def run(length: int, temperature: float) -> np.ndarray:
             options = {"length": length, "temperature": temperature, "streams": range(count)}
             return generation.sample(module, variables, PROMPT, **options)[0]
@@ -182,7 +190,11 @@ def main(argv: Sequence[str]) -> int:
     report = {
         "length": LENGTH,
         "model": config.model.to_dict(),
-        "device": {"kind": device.device_kind, "platform": device.platform},
+        "device": {
+            "kind": device.device_kind,
+            "platform": device.platform,
+            "processor": hardware.processor().as_dict(),
+        },
         "versions": {"jax": jax.__version__} | torch_version(),
         "runs": measure(module, options.rounds),
     }

@@ -29,7 +29,7 @@ import configs.attention
 import configs.gru
 import configs.resnet
 from experiments.seeds import REPOSITORY, RESULTS
-from hw import cli, compilation, data, files
+from hw import cli, compilation, data, files, hardware
 from hw.cli import UserError
 from hw.training import loop, optim
 from hw.training.parallel import Parallel
@@ -188,9 +188,10 @@ def main(argv: Sequence[str]) -> int:
     if options.work:
         work(options)
         return 0
-    versions = {"jax": jax.__version__, "cpu_count": os.cpu_count()}
+    versions: dict[str, object] = {"jax": jax.__version__, "cpu_count": os.cpu_count()}
     if options.what == "measured":
         times = {name: {way: measure(name, way, options.rounds) for way in WAYS} for name in RECIPES}
+        versions["processor"] = hardware.processor().as_dict()
         _keep("measured", {"milliseconds": times, "batches": BATCHES, "rounds": options.rounds, **versions})
         return 0
     # Minutes each: what is there is kept, and the same command adds what is missing.

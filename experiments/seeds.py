@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ KEPT = ("summary.json", "metrics.jsonl", "config.json", "evaluation.json", "samp
 _VALUES = ("test_accuracy", "test_accuracy_tta", "test_loss", "val_nats_cold256", "val_nats_stateful")
 
 
-def summaries(study: Path) -> list[dict]:
+def summaries(study: Path) -> list[dict[str, Any]]:
     """The summaries of a study's runs, by seed."""
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in study.glob("seed-*/summary.json")]
     return sorted(runs, key=lambda run: run["seed"])
@@ -61,7 +62,9 @@ def train(arguments: Sequence[str], workdir: Path) -> None:
         raise UserError(f"seed of {workdir} ended with exit code {code}: see above")
 
 
-def run_seed(arguments: Sequence[str], seed: int, folder: Path, workdir: Path | None = None) -> dict:
+def run_seed(
+    arguments: Sequence[str], seed: int, folder: Path, workdir: Path | None = None
+) -> dict[str, Any]:
     """One seed of a study, unless `folder` has it already; returns its summary.
 
     Args:
@@ -89,15 +92,16 @@ def check_recipe(study: Path, arguments: Sequence[str]) -> None:
         raise UserError(f"{study} was begun with {' '.join(before)}: give the same, or another --study")
 
 
-def sum_up(study: Path, arguments: Sequence[str]) -> dict:
+def sum_up(study: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """Writes seeds.json and seeds.svg of a study; returns what seeds.json holds."""
     runs = summaries(study)
-    report = {"arguments": list(arguments), "seeds": [run["seed"] for run in runs]}
-    for name in (*_VALUES, "minutes"):
-        values = [r["seconds"]["total"] / 60 if name == "minutes" else r.get(name) for r in runs]
-        if None not in values:
-            mean, deviation, low, high = interval(values)
-            report[name] = {"values": values, "mean": mean, "deviation": deviation, "interval": [low, high]}
+    report: dict[str, Any] = {"arguments": list(arguments), "seeds": [run["seed"] for run in runs]}
+    there = [name for name in _VALUES if all(run.get(name) is not None for run in runs)]
+    measured = {name: [run[name] for run in runs] for name in there}
+    measured["minutes"] = [run["seconds"]["total"] / 60 for run in runs]
+    for name, values in measured.items():
+        mean, deviation, low, high = interval(values)
+        report[name] = {"values": values, "mean": mean, "deviation": deviation, "interval": [low, high]}
     files.write_atomic(study / "seeds.json", cli.to_json(report, indent=2) + "\n")
     _draw(study, [run["seed"] for run in runs])
     return report
@@ -139,6 +143,7 @@ def main(argv: Sequence[str]) -> int:
     runs = options.results.resolve() / "runs" / name if options.results else RUNS / name
     arguments = [f"--config={options.config}", *rest]
     check_recipe(study, arguments)
+    report: dict[str, Any] = {}
     for seed in range(options.seeds):
         summary = run_seed(arguments, seed, study / f"seed-{seed}", runs / f"seed-{seed}")
         cli.say(f"seed {seed}: {summary.get('test_accuracy', summary.get('val_nats_cold256')):.4f}")

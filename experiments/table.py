@@ -12,17 +12,17 @@ from typing import Any
 
 from experiments.seeds import RESULTS, summaries
 from hw import cli, files, plotting
-from hw.answers.runs import interval
+from hw.answers.runs import hardware_in_short, interval, software_in_short
 
 
-def studies(task: str = "images", split: str = "test") -> list[tuple[Path, list[dict]]]:
+def studies(task: str = "images", split: str = "test") -> list[tuple[Path, list[dict[str, Any]]]]:
     """The studies of a task judged on a split, each with its runs."""
     folders = sorted(p for p in RESULTS.iterdir() if p.is_dir())
     found = [(folder, summaries(folder)) for folder in folders]
     return [(f, r) for f, r in found if r and r[0]["task"] == task and r[0]["eval_split"] == split]
 
 
-def peers() -> list[dict]:
+def peers() -> list[dict[str, Any]]:
     """Others' programs on the same task and machine, each with what is known of its run."""
     return [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "peers").glob("*.json"))
@@ -36,25 +36,25 @@ def _percent(values: Sequence[float]) -> str:
     return f"{mean:.2f} ± {deviation:.2f} % [{low:.2f}, {high:.2f}]"
 
 
-def _recipe(study: Path, first: dict) -> str:
+def _recipe(study: Path, first: dict[str, Any]) -> str:
     """The recipe's name, linked to its logs."""
     variant = f":{first['variant']}" if first["variant"] else ""
     return f"[`configs/{first['config']}.py{variant}`](experiments/results/{study.name})"
 
 
-def _cost(runs: Sequence[dict]) -> str:
-    """Seeds, time of a whole run, and the device, as three cells."""
-    device = runs[0]["device"]
+def _cost(runs: Sequence[dict[str, Any]]) -> str:
+    """Seeds, time of a whole run, the hardware, and jax's version with the precision, as four cells."""
     seconds = interval([run["seconds"]["total"] for run in runs])[0]
     time = f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
-    return f"{len(runs)} | {time} | {device['count']} × {device['kind']}, {device['cpu_count']} cores"
+    return f"{len(runs)} | {time} | {hardware_in_short(runs)} | {software_in_short(runs, 'jax')}"
 
 
 def table() -> str:
     """The table of all image studies, as Markdown."""
     rows = [
-        "| recipe, logs | data | parameters | test accuracy | with test views | seeds | whole run | device |",
-        "|---|---|---|---|---|---|---|---|",
+        "| recipe, logs | data | parameters | test accuracy | with test views | seeds | whole run | device "
+        "| software |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for study, runs in studies():
         first = runs[0]
@@ -80,8 +80,8 @@ def text_table() -> str:
     """The table of all language models, as Markdown."""
     rows = [
         "| recipe, logs | text | parameters | nats per character, windows of 256 | state carried "
-        "| seeds | whole run | device |",
-        "|---|---|---|---|---|---|---|---|",
+        "| seeds | whole run | device | software |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for study, runs in studies("text", "validation"):
         first = runs[0]
@@ -105,6 +105,7 @@ def points() -> list[dict[str, Any]]:
             "accuracy": interval([run["test_accuracy"] for run in runs])[0],
             "interval": interval([run["test_accuracy"] for run in runs])[2:],
             "ours": True,
+            "device": hardware_in_short(runs),
         }
         for study, runs in studies()
         if runs[0]["device"]["platform"] == "cpu"
@@ -119,6 +120,7 @@ def points() -> list[dict[str, Any]]:
 def draw(path: Path) -> None:
     """Draws test accuracy against the minutes of a whole run; the drawn numbers go beside it."""
     figure, (axis,) = plotting.new_figure(5.6, 3.8, 1)
+    devices = {point["device"] for point in points() if point["ours"]}
     for point in points():
         x, y = point["minutes"], 100 * point["accuracy"]
         if point["ours"]:
@@ -126,7 +128,9 @@ def draw(path: Path) -> None:
             if low == low:  # with one seed there is none
                 axis.plot([x, x], [low, high], color="C0", linewidth=2, alpha=0.5)
         axis.plot(x, y, "o" if point["ours"] else "s", color="C0" if point["ours"] else "C1")
-        axis.annotate(point["name"], (x, y), xytext=(7, -3), textcoords="offset points", fontsize=8)
+        # Minutes of two processors do not compare: each point then says which one is its own.
+        name = f"{point['name']}\n{point['device']}" if len(devices) > 1 and point["ours"] else point["name"]
+        axis.annotate(name, (x, y), xytext=(7, -3), textcoords="offset points", fontsize=8)
     axis.set(xscale="log", xlim=(2, 120))  # room for the name of the longest run
     ticks = (2, 5, 10, 20, 40, 60)
     axis.set_xticks(ticks, [str(minutes) for minutes in ticks])

@@ -25,18 +25,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from flax.typing import VariableDict
+from jax.typing import ArrayLike
+from ml_collections import ConfigDict
 
 from experiments.seeds import RESULTS
-from hw import cli, files, models
+from hw import cli, files, hardware, models
 from hw.data import augment
 from hw.data.images import Dataset, Split
-from hw.models.resnet import HWNet
 from hw.ops import convolution
 from hw.ops.conv_arithmetic import parse_layers, trace
 from hw.training import losses, optim
 from hw.training.loop import build_task, one_step
 from hw.training.parallel import Parallel
-from hw.training.step import TrainState, train_step
+from hw.training.step import Batch, TrainState, train_step
+from hw.training.tasks.task import Task
 
 Array = jax.Array
 _PEAK_SIDE = 2048
@@ -69,7 +72,7 @@ def interleaved(programs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[
     return seconds
 
 
-def compiled(fn: Callable, *arguments: Any) -> Callable[[], Any]:
+def compiled(fn: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
     """`fn` compiled for its arguments, as a call that waits for the result."""
     program = jax.jit(fn).lower(*arguments).compile()
     return lambda: jax.block_until_ready(program(*arguments))
@@ -99,16 +102,20 @@ class FlaxLayers(nn.Module):
         return nn.Dense(self.num_classes, use_bias=False, name="head")(x) / self.widths[-1] ** 0.5
 
 
-def plain_step(module: nn.Module, variables: Mapping, batch: Mapping, smoothing: float) -> Callable[[], Any]:
+def plain_step(
+    module: nn.Module, variables: VariableDict, batch: Batch, smoothing: float
+) -> Callable[[], None]:
     """One step of SGD with Nesterov momentum on a fixed batch, state kept from call to call."""
     tx = optax.sgd(1e-3, momentum=0.9, nesterov=True)
 
-    def apply_fn(variables, batch, carry, rng):
+    def apply_fn(
+        variables: VariableDict, batch: Batch, carry: Any, rng: Array
+    ) -> tuple[Array, VariableDict, Any]:
         del rng
         logits, updated = module.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
         return logits, {**updated, "constants": variables["constants"]}, carry
 
-    def loss_fn(logits, batch):
+    def loss_fn(logits: Array, batch: Batch) -> dict[str, Array]:
         return {"loss": losses.cross_entropy(logits, batch["label"], smoothing=smoothing)}
 
     step = partial(train_step, apply_fn=apply_fn, loss_fn=loss_fn, tx=tx)
@@ -116,7 +123,7 @@ def plain_step(module: nn.Module, variables: Mapping, batch: Mapping, smoothing:
     state = TrainState.create(jax.tree.map(jnp.copy, dict(variables)), tx)
     program = jax.jit(step, donate_argnums=0).lower(state, batch, rng).compile()
 
-    def call():
+    def call() -> None:
         nonlocal state
         state, metrics = program(state, batch, rng)
         jax.block_until_ready(metrics)
@@ -125,8 +132,8 @@ def plain_step(module: nn.Module, variables: Mapping, batch: Mapping, smoothing:
 
 
 def torch_steps(
-    module: HWNet, variables: Mapping, batch: Mapping, smoothing: float
-) -> dict[str, Callable[[], Any]]:
+    module: nn.Module, variables: VariableDict, batch: Batch, smoothing: float
+) -> dict[str, Callable[[], None]]:
     """The same step in PyTorch: eager with oneDNN on channels-last tensors, and compiled.
 
     Raises:
@@ -135,14 +142,14 @@ def torch_steps(
     import torch
     from torch.nn import functional as F
 
-    def tensor(x):
+    def tensor(x: ArrayLike) -> torch.Tensor:
         return torch.from_numpy(np.array(x))
 
-    def kernel(x):  # HWIO -> OIHW
+    def kernel(x: ArrayLike) -> torch.Tensor:  # HWIO -> OIHW
         return tensor(x).permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
 
     class Net(torch.nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             params = variables["params"]
             count = 2 * len(module.widths)
@@ -157,7 +164,7 @@ def torch_steps(
                 norm.weight.requires_grad_(False)
             self.head = torch.nn.Parameter(tensor(params["head"]["kernel"]))
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             gelu = partial(F.gelu, approximate="tanh")
             x = F.conv2d(x, self.stem)
             x = torch.cat([gelu(x), gelu(-x)], dim=1)
@@ -170,12 +177,12 @@ def torch_steps(
     image = tensor(batch["image"]).permute(0, 3, 1, 2)  # NHWC in memory: channels last
     label = tensor(batch["label"]).long()
 
-    def step_of(net):
+    def step_of(net: torch.nn.Module) -> Callable[[], None]:
         optimizer = torch.optim.SGD(
             [p for p in net.parameters() if p.requires_grad], lr=1e-3, momentum=0.9, nesterov=True
         )
 
-        def call():
+        def call() -> None:
             optimizer.zero_grad(set_to_none=True)
             F.cross_entropy(net(image), label, label_smoothing=smoothing).backward()
             optimizer.step()
@@ -219,7 +226,7 @@ def training_flops(widths: Sequence[int], side: int = _SIDE) -> int:
     return 2 * (stem + 2 * first + 3 * sum(others) + 3 * 10 * widths[-1])
 
 
-def whole_step(config: Any, batch: Mapping) -> tuple[Callable[[], Any], Any]:
+def whole_step(config: ConfigDict, batch: Batch) -> tuple[Callable[[], None], Task]:
     """The step of `hw.train` with all that belongs to it, on pictures of noise; and its task."""
     count = 4 * config.train.batch_size
     noise = np.random.default_rng(0).integers(0, 256, (count, _SIDE, _SIDE, 3)).astype(np.uint8)
@@ -237,13 +244,13 @@ def whole_step(config: Any, batch: Mapping) -> tuple[Callable[[], Any], Any]:
     )
     resident = parallel.replicate(task.resident)
 
-    def picks():
+    def picks() -> dict[str, Array]:
         flat = task.picks(0, config.train.batch_size)
         return parallel.shard_picks({k: v[None] for k, v in flat.items()})
 
     program = parallel.train(one_step(config, task, tx, parallel)).lower(state, resident, picks()).compile()
 
-    def call():
+    def call() -> None:
         nonlocal state
         state, metrics = program(state, resident, picks())
         jax.block_until_ready(metrics)
@@ -255,7 +262,7 @@ def _flax_pool(x: Array) -> Array:
     return nn.max_pool(x, (2, 2), (2, 2))
 
 
-def _conv_then_pool(x: Array, kernel: Array, padding: Any) -> Array:
+def _conv_then_pool(x: Array, kernel: Array, padding: tuple[tuple[int, int], tuple[int, int]]) -> Array:
     return _flax_pool(convolution.conv2d(x, kernel, padding=padding, chunked=False))
 
 
@@ -267,11 +274,13 @@ def _norm_gelu(x: Array) -> Array:
     return nn.gelu(norm.apply(variables, x, mutable=["batch_stats"])[0])
 
 
-def parts(config: Any, variables: Mapping, task: Any, size: int) -> dict[str, tuple[Callable[[], Any], int]]:
+def parts(
+    config: ConfigDict, variables: VariableDict, task: Task, size: int
+) -> dict[str, tuple[Callable[[], Any], int]]:
     """The parts of the step, each compiled alone, and how often a step does them (0: another's way)."""
     rng, found = jax.random.key(0), {}
 
-    def normal(*shape):
+    def normal(*shape: int) -> Array:
         return jax.random.normal(rng, shape)
 
     resident = jax.device_put(task.resident)
@@ -280,7 +289,7 @@ def parts(config: Any, variables: Mapping, task: Any, size: int) -> dict[str, tu
     found["input: gather, augment, normalise"] = make_batch, 1
     stem = variables["constants"]["stem"]
 
-    def stem_and_gelu(x, kernel):
+    def stem_and_gelu(x: Array, kernel: Array) -> Array:
         y = convolution.conv2d(x, kernel, padding="VALID")
         return jnp.concatenate([nn.gelu(y), nn.gelu(y) - y], axis=-1)
 
@@ -292,7 +301,13 @@ def parts(config: Any, variables: Mapping, task: Any, size: int) -> dict[str, tu
             pooled = normal(size, side // 2, side // 2, o)
             for kind, conv in (("ours", convolution.conv2d_max_pool2), ("xla", _conv_then_pool)):
 
-                def both(x, kernel, dy, conv=conv, number=number):
+                def both(
+                    x: Array,
+                    kernel: Array,
+                    dy: Array,
+                    conv: Callable[..., Array] = conv,
+                    number: int = number,
+                ) -> tuple[Array, Array, Array | None]:
                     y, vjp = jax.vjp(partial(conv, padding=pads), x, kernel)
                     dx, dkernel = vjp(dy)
                     return y, dkernel, dx if number else None  # nothing before the first asks for it
@@ -309,10 +324,12 @@ def parts(config: Any, variables: Mapping, task: Any, size: int) -> dict[str, tu
         for kind, own in (("ours", True), ("xla", False)):
             conv = partial(convolution.conv2d, padding=pads, chunked=own)
 
-            def dkernel(x, kernel, dy, conv=conv):
+            def dkernel(
+                x: Array, kernel: Array, dy: Array, conv: Callable[..., Array] = conv
+            ) -> tuple[Array]:
                 return jax.vjp(partial(conv, x), kernel)[1](dy)
 
-            def dx(x, kernel, dy, conv=conv):
+            def dx(x: Array, kernel: Array, dy: Array, conv: Callable[..., Array] = conv) -> tuple[Array]:
                 return jax.vjp(lambda x: conv(x, kernel), x)[1](dy)
 
             found[f"{kind}: conv {name}, forward"] = compiled(conv, x, kernel), own
@@ -338,7 +355,9 @@ def shapes(sizes: Sequence[tuple[int, int, int, int]], rounds: int) -> list[dict
         kernel = jax.random.normal(rng, (3, 3, c, o))
         plain = partial(convolution.conv2d, padding=pads, chunked=False)
 
-        def dkernel_xla(x, kernel, dy, plain=plain):
+        def dkernel_xla(
+            x: Array, kernel: Array, dy: Array, plain: Callable[..., Array] = plain
+        ) -> tuple[Array]:
             return jax.vjp(partial(plain, x), kernel)[1](dy)
 
         seconds = interleaved(
@@ -364,7 +383,9 @@ def shapes(sizes: Sequence[tuple[int, int, int, int]], rounds: int) -> list[dict
     return rows
 
 
-def measure(config: Any, rounds: int, sizes: Sequence[tuple[int, int, int, int]] = SIZES) -> dict[str, Any]:
+def measure(
+    config: ConfigDict, rounds: int, sizes: Sequence[tuple[int, int, int, int]] = SIZES
+) -> dict[str, Any]:
     """All measurements, as the JSON that is committed."""
     size = config.train.batch_size
     rng = np.random.default_rng(0)
@@ -406,7 +427,11 @@ def measure(config: Any, rounds: int, sizes: Sequence[tuple[int, int, int, int]]
     alone = interleaved({name: program for name, (program, _) in pieces.items()}, rounds)
     return {
         "config": {"widths": widths, "batch_size": size, "side": _SIDE},
-        "device": {"kind": jax.devices()[0].device_kind, "platform": jax.devices()[0].platform},
+        "device": {
+            "kind": jax.devices()[0].device_kind,
+            "platform": jax.devices()[0].platform,
+            "processor": hardware.processor().as_dict(),
+        },
         "versions": {"jax": jax.__version__} | torch_version(),
         "peak_gflops": peak / 1e9,
         "training_flops_per_image": flops,

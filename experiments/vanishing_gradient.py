@@ -11,7 +11,8 @@ it must be told, or learn, to. Results in `experiments/results/vanishing_gradien
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def gru_state(
     Source: Cho et al. 2014, with the reset after the product, as in cuDNN and PyTorch.
     """
 
-    def step(h_n, now):
+    def step(h_n: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         x_i, bump_n = now
         r_n, z_n = (
             jax.nn.sigmoid(weights["w" + gate] @ x_i + weights["u" + gate] @ h_n + bias)
@@ -65,7 +66,9 @@ def gru_state(
 
 
 @jax.jit
-def _rnn_norms(whh_nk, wxh_ni, x_ti, c_n):
+def _rnn_norms(
+    whh_nk: jax.Array, wxh_ni: jax.Array, x_ti: jax.Array, c_n: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(‖∂L/∂h_t‖, the linear case, the bound), each [T]."""
     size = len(whh_nk)
     params = rnn.RNNParams(wxh_ni, whh_nk, c_n[None], jnp.zeros(size), jnp.zeros(1))
@@ -73,7 +76,7 @@ def _rnn_norms(whh_nk, wxh_ni, x_ti, c_n):
     dy_to = jnp.zeros((STEPS, 1)).at[-1].set(1.0)
     norms_t = jnp.linalg.norm(rnn.bptt(params, x_ti, h_tn, dy_to).dh_tn, axis=1)
 
-    def back(g_n, _):
+    def back(g_n: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
         return whh_nk.T @ g_n, jnp.linalg.norm(g_n)
 
     _, linear_t = lax.scan(back, c_n, None, length=STEPS)
@@ -85,7 +88,9 @@ def _rnn_norms(whh_nk, wxh_ni, x_ti, c_n):
 
 
 @jax.jit
-def _gru_norms(weights, x_ti, c_n, update_bias):
+def _gru_norms(
+    weights: dict[str, jax.Array], x_ti: jax.Array, c_n: jax.Array, update_bias: float
+) -> jax.Array:
     bumps_tn = jnp.zeros((STEPS, len(c_n)))
     grads_tn = jax.grad(lambda bumps: c_n @ gru_state(weights, x_ti, bumps, update_bias))(bumps_tn)
     return jnp.linalg.norm(grads_tn, axis=1)
@@ -117,7 +122,7 @@ def summary(values: np.ndarray) -> dict[str, list[float]]:
     }
 
 
-def draw(results: dict[str, dict], path) -> None:
+def draw(results: Mapping[str, Mapping[str, Mapping[str, list[float]]]], path: Path) -> None:
     """A panel a kind: norm against time on a logarithmic scale, a line a radius with the seeds' band."""
     figure, axes = plotting.new_figure(15, 3.4, len(KINDS))
     back = np.arange(STEPS - 1, -1, -1)

@@ -16,9 +16,9 @@ import re
 import signal
 import sys
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class UserError(Exception):
 class Stopped(Exception):
     """The program was asked to stop by a signal and has saved what it had."""
 
-    def __init__(self, signum: int):
+    def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
 
@@ -41,13 +41,13 @@ class Stopped(Exception):
 class ArgumentParser(argparse.ArgumentParser):
     """argparse without abbreviations, whose errors are one line."""
 
-    def __init__(self, **kwargs: Any):
+    def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**kwargs)
         self._json_is_bare = False  # whether --json was given without =FILE
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         message = message.replace("--json=-", "--json")
         if found := re.match(r"argument (?:\S+/)?(--[\w-]+).*expected one argument", message):
             message += f": write {found[1]}=VALUE, above all where the value begins with -"
@@ -57,7 +57,9 @@ class ArgumentParser(argparse.ArgumentParser):
             )
         raise UserError(f"{message} (see {self.prog} --help)")
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
         """As argparse's, but an option's FILE that is optional is taken after `=` alone, as in --json=FILE.
 
         argparse would take the next word for it: of `--json a.png b.png` the first image.
@@ -68,7 +70,7 @@ class ArgumentParser(argparse.ArgumentParser):
         args[:end] = ["--json=-" if word == "--json" else word for word in args[:end]]
         return super().parse_known_args(args, namespace)
 
-    def _get_values(self, action, arg_strings):
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         """As argparse's, which makes an empty list of the value of --option=--."""
         if action.option_strings and arg_strings == ["--"]:
             return self._get_value(action, "--")
@@ -114,6 +116,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {encodable(str(k)): _plain(v) for k, v in value.items()}
     if isinstance(value, np.ndarray):
+        # Most arrays hold only numbers that JSON has. Then nobody need look at each of them in Python.
+        if np.can_cast(value.dtype, np.float64) and np.isfinite(value).all():
+            return value.tolist()
         return _plain(value.tolist())
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
@@ -206,10 +211,10 @@ def _open_streams() -> None:
     the characters that it cannot hold.
     """
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
+        stream: TextIO | None = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open to the end)
-        elif stream is sys.__stdout__:
+        elif stream is sys.__stdout__ and isinstance(stream, io.TextIOWrapper):
             raw = _StandardOutput(stream.fileno(), "wb", closefd=False)
             sys.stdout = io.TextIOWrapper(
                 io.BufferedWriter(raw),
@@ -218,11 +223,11 @@ def _open_streams() -> None:
                 line_buffering=stream.line_buffering,
                 write_through=stream.write_through,
             )
-        elif hasattr(stream, "reconfigure"):
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def _silence(stream: Any) -> None:
+def _silence(stream: TextIO) -> None:
     """Sends what is left in a stream's buffer nowhere, so that the end of the process says nothing."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -301,7 +306,7 @@ def _may_have_tpu() -> bool:
     return False
 
 
-def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> None:
+def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
     """Runs `main(argv)` and ends the process with the exit code that its outcome calls for."""
     _open_streams()
     _settle_jax()

@@ -88,7 +88,7 @@ def _quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
-def devices(topology: str) -> list:
+def devices(topology: str) -> list[jax.Device]:
     """The devices of a topology: "local" are this machine's own; "v5e:2x4" a TPU's, there or not.
 
     Raises:
@@ -117,7 +117,7 @@ def devices(topology: str) -> list:
     return list(found.devices)
 
 
-def programs(config: ConfigDict, parallel: Parallel) -> Iterator[tuple[str, int, Any]]:
+def programs(config: ConfigDict, parallel: Parallel) -> Iterator[tuple[str, int, jax.stages.Lowered]]:
     """Yields every program of a run as (what it is, its batch, the lowered program); nothing is computed.
 
     Args:
@@ -182,6 +182,6 @@ def report(
             memory=memory_need(compiled),
             memory_limit=limit if np.isfinite(limit) else None,
             seconds=estimate if estimate > 0 else None,  # negative where a loop's length is not known to it
-            collectives=collectives(compiled.as_text()),
+            collectives=collectives(compiled.as_text() or ""),
             compile_seconds=seconds,
         )

@@ -23,8 +23,10 @@ def main(argv: Sequence[str]) -> int:
     options, rest = parser.parse_known_args(argv)
     if stray := [a for a in rest if not a.startswith("--config.")]:
         parser.error(f"stray argument {stray[0]!r}")
-    (config, _, _), _ = recipe.parse("hw.compile", [f"--config={options.config}", *rest], help="")
-
+    parsed = recipe.parse("hw.compile", [f"--config={options.config}", *rest], help="")
+    if parsed is None:
+        return 0
+    (config, _, _), _ = parsed
     output = files.json_output(options.json, force=options.force)
     # After the options: a mistake in them is told at once.
     from hw import compilation

@@ -2,15 +2,16 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from hw import cli, files
 
 
-def _text_table(report: dict) -> str:
+def _text_table(report: dict[str, Any]) -> str:
     """The report of a language model for reading."""
     lines = [
         f"{report['dataset']['name']} ({report['dataset']['source']}), {report['split']} split, "
-        f"{report['num_examples']:,} characters",
+        f"{report['num_examples']:,} characters, in {report['dtype']}",
         "                 nats per character    bits    perplexity",
     ]
     for protocol, what in (("cold256", "windows of 256"), ("stateful", "state carried")):
@@ -26,16 +27,17 @@ def _text_table(report: dict) -> str:
     return "\n".join(lines)
 
 
-def _recall_table(report: dict) -> str:
+def _recall_table(report: dict[str, Any]) -> str:
     """The report of a model that recalls, for reading."""
     return (
         f"{report['dataset']['name']} ({report['dataset']['source']}), {report['split']} split, "
-        f"{report['num_examples']} sequences\naccuracy                     {report['accuracy']:.2%}\n"
+        f"{report['num_examples']} sequences, in {report['dtype']}\n"
+        f"accuracy                     {report['accuracy']:.2%}\n"
         f"nll, nats                    {report['nll']:.4f}"
     )
 
 
-def _image_table(report: dict) -> str:
+def _image_table(report: dict[str, Any]) -> str:
     """The report of a classifier for reading."""
 
     def number(value: float | None) -> str:
@@ -43,7 +45,7 @@ def _image_table(report: dict) -> str:
 
     lines = [
         f"{report['dataset']['name']} ({report['dataset']['source']}), {report['split']} split, "
-        f"{report['num_examples']} pictures",
+        f"{report['num_examples']} pictures, in {report['dtype']}",
         f"accuracy                     {report['accuracy']:.2%}",
         f"  with test-time views       {report['accuracy_tta']:.2%}",
         f"nll, nats                    {number(report['nll'])}",

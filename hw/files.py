@@ -17,7 +17,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from hw import cli
 from hw.cli import UserError, to_json
@@ -40,7 +40,7 @@ _PARTIAL = ".partial"
 
 
 @contextlib.contextmanager
-def open_regular(path: Path, limit: int, *, mend: str = "") -> Iterator[BinaryIO]:
+def open_regular(path: Path, limit: int, *, mend: str = "") -> Iterator[io.BufferedReader | io.BytesIO]:
     """Opens a regular file of at most `limit` bytes; links are followed.
 
     Args:
@@ -224,7 +224,7 @@ class Output:
       path: as the user named it.
     """
 
-    def __init__(self, option: str, path: Path, *, inputs: Sequence[Path] = (), force: bool = False):
+    def __init__(self, option: str, path: Path, *, inputs: Sequence[Path] = (), force: bool = False) -> None:
         """Checks what can be checked before there is any content.
 
         Args:

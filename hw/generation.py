@@ -14,15 +14,17 @@ Glossary:
   inputs, ids  int32 [b, t]            logits  float32 [b, t, V]
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.typing import VariableDict
+from jax.stages import Lowered
 
 from hw import cli
 from hw.cli import UserError
@@ -117,18 +119,20 @@ def filter_logits(logits: Array, draw: Draw) -> Array:
 # --- Sampling ---
 
 
-def _folded(module: nn.Module, variables: Any) -> Any:
+def _folded(module: nn.Module, variables: VariableDict) -> VariableDict:
     """The variables with what the model wants to have computed once for many steps, if anything."""
     return module.fold(variables) if hasattr(module, "fold") else variables
 
 
 @partial(jax.jit, static_argnames="module")
-def _read(module: nn.Module, variables: Any, inputs: Array, carry: Any) -> Any:
+def _read(module: nn.Module, variables: VariableDict, inputs: Array, carry: Any) -> Any:
     """The carry after `inputs`."""
     return module.apply(variables, inputs, carry, train=False)[1]
 
 
-def _read_prompt(module: nn.Module, variables: Any, prompt: np.ndarray, place: Any) -> Any:
+def _read_prompt(
+    module: nn.Module, variables: VariableDict, prompt: np.ndarray, place: Callable[[Any], Any]
+) -> Any:
     """The carry [1, …] after all symbols of a prompt but the last.
 
     Of a long prompt the end is enough if the model has forgotten what came before. For a model without a
@@ -162,7 +166,7 @@ def _read_prompt(module: nn.Module, variables: Any, prompt: np.ndarray, place: A
 
 @partial(jax.jit, static_argnames=("module", "draw"))
 def _write(
-    module: nn.Module, variables: Any, carry: Any, ids: Array, rngs: Array, start: Array, draw: Draw
+    module: nn.Module, variables: VariableDict, carry: Any, ids: Array, rngs: Array, start: Array, draw: Draw
 ) -> tuple[Any, Array, Array, Array]:
     """CHUNK more symbols of each stream.
 
@@ -218,7 +222,7 @@ class Stop:
       found: whether it has occurred.
     """
 
-    def __init__(self, wanted: Sequence[int]):
+    def __init__(self, wanted: Collection[int]) -> None:
         self.found = False
         self._wanted = [int(v) for v in wanted]
         self._matched = 0  # so many symbols of `wanted` are the end of what was seen: these are held back
@@ -253,7 +257,7 @@ class Stop:
 
 def stream(
     module: nn.Module,
-    variables: Any,
+    variables: VariableDict,
     prompt: np.ndarray,
     *,
     length: int,
@@ -262,7 +266,7 @@ def stream(
     top_p: float = 1.0,
     streams: Sequence[int] = (0,),
     seed: int = 0,
-    stop: Sequence[int] = (),
+    stop: Collection[int] = (),
 ) -> Iterator[list[np.ndarray]]:
     """Yields, block by block, how a model continues a prompt, in several streams at once.
 
@@ -320,7 +324,7 @@ def stream(
 
 def sample(
     module: nn.Module,
-    variables: Any,
+    variables: VariableDict,
     prompt: np.ndarray,
     *,
     streams: Sequence[int] = (0,),
@@ -338,7 +342,9 @@ def sample(
 
 
 @partial(jax.jit, static_argnames="module")
-def _nats(module: nn.Module, variables: Any, inputs: Array, targets: Array, carry: Any) -> tuple[Array, Any]:
+def _nats(
+    module: nn.Module, variables: VariableDict, inputs: Array, targets: Array, carry: Any
+) -> tuple[Array, Any]:
     """−log p(target) [b, t], and the carry after the last input; None if none was given."""
     logits, after = module.apply(variables, inputs, carry, train=False)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -347,7 +353,7 @@ def _nats(module: nn.Module, variables: Any, inputs: Array, targets: Array, carr
 
 def score(
     module: nn.Module,
-    variables: Any,
+    variables: VariableDict,
     ids: np.ndarray,
     protocol: str,
     *,
@@ -407,14 +413,21 @@ def score(
 # --- What is compiled ---
 
 
+class Shaped(Protocol):
+    """Devices as far as a compiler must know them, such as `hw.training.parallel.Parallel`."""
+
+    def shape(self, tree: Any) -> Any:
+        """The shapes of a tree of arrays that lies whole on every device, with their shardings."""
+
+
 def programs(
-    variables: Any, parallel: Any, *, module: nn.Module, window: int, batch_size: int
-) -> Iterator[tuple[str, int, Any]]:
+    variables: VariableDict, parallel: Shaped, *, module: nn.Module, window: int, batch_size: int
+) -> Iterator[tuple[str, int, Lowered]]:
     """Yields (name, batch, lowered program) of scoring and of sampling one stream, from shapes alone.
 
     Args:
       variables: shapes with their shardings.
-      parallel: `shape(tree)` gives arrays' shapes the same.
+      parallel: the devices.
     """
     ids = jnp.zeros((batch_size, window), jnp.int32)
     inputs = parallel.shape(ids)

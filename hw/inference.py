@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from hw import cli, data, generation
+from hw import cli, data, generation, hardware, models
 from hw.cli import UserError
 from hw.data.photos import read_image
 from hw.data.text import beginning, decode, encode
@@ -32,7 +32,8 @@ def evaluate(
       data_path: the text, where the run was given a file of the user's own; None for where it was then.
 
     Returns:
-      What evaluation.json holds, with the data it was measured on.
+      What evaluation.json holds, with the data that it was measured on and the precision, which is this
+      machine's own where the recipe says "auto".
 
     Raises:
       UserError: there is nothing to evaluate, or not on the data it was trained on.
@@ -55,12 +56,13 @@ def evaluate(
     parallel = Parallel(config.parallel)
     parallel.check_batch(config.eval.batch_size, "the evaluation's batch size")
     config = loop.with_stand_in(config, provenance["source"])
+    config.model.dtype = models.dtype_of(config.model.dtype, parallel.platform, hardware.processor())
     task = loop.build_task(config, parallel, dataset)
     variables = parallel.replicate(run.variables)
-    *_, report = task.evaluate(variables, parallel)
+    report = next(found for found in task.evaluate(variables, parallel) if found is not None)
     if task.samples:
         report |= task.samples(variables)[1]
-    return report | {"dataset": dataset.provenance}
+    return report | {"dataset": dataset.provenance, "dtype": config.model.dtype}
 
 
 def _find_text(config: ConfigDict, named: Path | None) -> None:
@@ -198,7 +200,7 @@ def score(
     run = saved.load_run(folder, cli.say, task="text")
     module, variables, classes = run.module, run.variables, run.symbols
     ids, unknown = _known(text, classes, "the text", skip_unknown)
-    *_, nats = generation.score(module, variables, ids, protocol)
+    nats = next(found for found in generation.score(module, variables, ids, protocol) if found is not None)
     mean = float(np.mean(nats, dtype=np.float64))
     if not math.isfinite(mean):
         raise UserError(f"the model in {folder} scores this text with nan or inf: train it again")

@@ -10,9 +10,12 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @contextlib.contextmanager
@@ -47,7 +50,7 @@ def style(settings: Mapping[str, Any] | None = None) -> Iterator[None]:
             os.environ["MPLBACKEND"] = backend
 
 
-def new_figure(width: float, height: float, panels: int) -> tuple[Any, Sequence[Any]]:
+def new_figure(width: float, height: float, panels: int) -> "tuple[Figure, np.ndarray]":
     """A figure of `panels` axes side by side, width × height in inches."""
     # Not pyplot: it keeps global state and looks for a screen.
     from matplotlib.figure import Figure
@@ -56,7 +59,7 @@ def new_figure(width: float, height: float, panels: int) -> tuple[Any, Sequence[
     return figure, np.atleast_1d(figure.subplots(1, panels))
 
 
-def svg(figure: Any) -> str:
+def svg(figure: "Figure") -> str:
     """The figure as SVG, the same text for the same figure."""
     import matplotlib
 

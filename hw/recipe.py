@@ -83,7 +83,7 @@ def parse(
         raise cli.UserError(f"{reason} (see {program} --help)") from error
     if values.config is None:
         raise cli.UserError("--config=FILE.py is missing, for example --config=configs/resnet.py")
-    path, _, variant = values["config"].config_filename.partition(":")
+    path, _, variant = config_flags.get_config_filename(values["config"]).partition(":")
     if not hasattr(values.config, "seed"):
         raise cli.UserError(f"{path} is no recipe: it has no field seed")
     if stray:

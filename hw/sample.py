@@ -1,5 +1,6 @@
 """Writes new text with a trained or a released language model, character by character."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ MAX_SAMPLES = 1_000_000
 HOTTEST = 1e6  # far above it the noise would overflow; the draw has long been uniform
 
 
-def _check(options) -> None:
+def _check(options: argparse.Namespace) -> None:
     """Refuses values that mean nothing; before anything is loaded."""
     if not 0 <= options.temperature <= HOTTEST:
         raise UserError(f"--temperature={options.temperature}: must lie in [0, {HOTTEST:g}] (0: greedy)")

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         protocol=options.protocol,
         skip_unknown=options.unknown == "skip",
     )
-    if per_char is not None and options.per_char.suffix == ".html":
+    if per_char is not None and per_char.path.suffix == ".html":
         per_char.write(surprise.page(options.file.name, report, characters))
     elif per_char is not None:
         rows = [{"character": symbol, "nats": nats} for symbol, nats in characters]

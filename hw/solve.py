@@ -14,7 +14,9 @@ def _parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(prog="hw.solve", description=__doc__)
     exercises = parser.add_subparsers(dest="exercise", required=True, metavar="EXERCISE")
 
-    def add(name: str, run, help: str, bounds: str = "") -> argparse.ArgumentParser:
+    def add(
+        name: str, run: Callable[[argparse.Namespace], _Solved], help: str, bounds: str = ""
+    ) -> argparse.ArgumentParser:
         sub = exercises.add_parser(name, help=help, description=f"{help}.{f' {bounds}' if bounds else ''}")
         sub.add_json_option()
         sub.set_defaults(run=run)

@@ -15,6 +15,7 @@ import atexit
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import flags
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         workdir = cli.path(default if values.workdir is None else values.workdir)
     except argparse.ArgumentTypeError as error:
         raise cli.UserError(f"--workdir: {error}") from error
-    several = hosts.find(hosts.Hosts(*(values[field].value for field in hosts.Hosts._fields)))
+    several = hosts.find(hosts.Hosts(*(getattr(values, field) for field in hosts.Hosts._fields)))
     if several and (code := hosts.join(several)) is not None:
         return code
     from hw.training import loop  # after the flags: a mistake in them is told at once
@@ -59,10 +60,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _leave(code: int) -> None:
+def _leave(code: int | str | None) -> NoReturn:
     """Ends the process, without waiting for threads that a failed save has left behind."""
     saving = sys.modules.get("hw.training.checkpoint")
-    if saving is not None and saving.failed:
+    if saving is not None and saving.failed and isinstance(code, int):  # as `cli.run` ends
         atexit._run_exitfuncs()  # JAX takes leave of the other processes
         os._exit(code)
     sys.exit(code)

@@ -199,6 +199,14 @@ def test_folders_and_dotted_paths_are_harmless(tmp_path):
     assert len(load(tmp_path / "data").train) == 100
 
 
+def test_a_folder_in_the_place_of_a_file(tmp_path):
+    files = official_layout()
+    del files["data_batch_3.bin"]
+    folder = member("cifar-10-batches-bin/data_batch_3.bin", tarfile.DIRTYPE)
+    with pytest.raises(UserError, match=r"lacks .*data_batch_3\.bin"):
+        run(tmp_path, pack(tmp_path / "a.tar.gz", files, folder))
+
+
 def change(name: str, new):
     def make(files: dict[str, bytes]) -> dict[str, bytes]:
         return files | {name: new(files[name])}

@@ -1,5 +1,6 @@
 """The studies: their arithmetic by hand, their runs resumable, what they compare equal."""
 
+import importlib
 import json
 import math
 import sys
@@ -19,6 +20,7 @@ from experiments import (
     gpu,
     memory_task,
     neurons,
+    precision,
     recurrence,
     sampling,
     scaling,
@@ -271,6 +273,86 @@ def test_memory_task_runs_once_and_sums_up(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "study" / "figure.svg").exists() and "2 seeds" in capsys.readouterr().out
     with pytest.raises(UserError, match="--delays"):
         memory_task.main(["--delays=a"])
+
+
+# --- bfloat16 against float32 ---
+
+
+def test_the_spread_of_the_seeds_by_hand():
+    # Mean 2, deviation 1, t(0.975, 2) = 4.302653; of two more runs 4.302653 · √(1/3 + 1/2) = 3.927767.
+    found = precision.compared([1.0, 2.0, 3.0], [2.5, 5.5])
+    assert found["difference"] == pytest.approx(2.0) and found["within"]
+    assert found["allowed"] == pytest.approx(3.927767, rel=1e-6)
+    assert found["deviation"] == {"float32": 1.0, "bfloat16": pytest.approx(4.5**0.5)}
+    # Both sides, and one run alone: 4.302653 · √(4/3) = 4.968276.
+    for value, within in ((2 + 4.96, True), (2 + 4.97, False), (2 - 4.96, True), (2 - 4.97, False)):
+        assert precision.compared([1.0, 2.0, 3.0], [value])["within"] == within
+
+
+@pytest.fixture
+def tiny_precision(tmp_path, monkeypatch):
+    """The study somewhere else, of one tiny recipe."""
+    monkeypatch.setattr(precision, "STUDY", tmp_path / "study")
+    monkeypatch.setattr(precision, "RUNS", tmp_path / "runs")
+    monkeypatch.setenv("XLA_FLAGS", "")
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 40)
+    changes = {
+        "data.path": tmp_path / "text.txt",
+        "model.attention_lm.width": 16,
+        "model.attention_lm.depth": 1,
+        "model.attention_lm.context": 8,
+        "train.batch_size": 4,
+        "train.length": 16,
+        "train.epochs": 0.1,
+        "eval.batch_size": 4,
+    }
+    recipe = precision.RECIPES["attention"]._replace(changes=changes)
+    monkeypatch.setattr(precision, "RECIPES", {"attention": recipe})
+    return tmp_path / "study"
+
+
+def test_precision_runs_once_and_compares(tiny_precision, monkeypatch, capsys):
+    argv = ["--seeds=2", "--bfloat16-seeds=1"]
+    code = precision.main(argv)
+    shown = capsys.readouterr().out
+    runs = json.loads((tiny_precision / "runs.json").read_text())["attention"]
+    data = json.loads((tiny_precision / "data.json").read_text())["attention"]
+    assert {dtype: list(of) for dtype, of in runs.items()} == {"float32": ["0", "1"], "bfloat16": ["0"]}
+    assert all(run["dtype"] == dtype for dtype, of in runs.items() for run in of.values())
+    assert all("processor" in run["device"] for of in runs.values() for run in of.values())
+    values = {dtype: [of[s]["value"] for s in sorted(of)] for dtype, of in runs.items()}
+    assert data["values"] == values and values["float32"][0] != values["bfloat16"][0]
+    assert data["difference"] == pytest.approx(values["bfloat16"][0] - sum(values["float32"]) / 2)
+    assert code == (0 if data["within"] else 1)
+    assert ("within the seeds' spread" in shown) == data["within"]
+    assert data["hardware"].startswith("1 × cpu") and "bfloat16" in data["software"]["bfloat16"]
+    monkeypatch.setattr(precision, "train", None)  # nothing is run again
+    assert precision.main(argv) == code
+    # Runs of another recipe, or in another precision than they say, are refused.
+    path = tiny_precision / "runs.json"
+    for field, wrong in (("arguments", []), ("dtype", "float16")):
+        edited = json.loads(path.read_text())
+        edited["attention"]["bfloat16"]["0"][field] = wrong
+        before = path.read_text()
+        path.write_text(json.dumps(edited))
+        with pytest.raises(UserError, match="attention, bfloat16, seed 0 is of another recipe"):
+            precision.main(argv)
+        path.write_text(before)
+
+
+def test_precision_needs_a_spread():
+    for argv in (["--seeds=1"], ["--bfloat16-seeds=0"]):
+        with pytest.raises(UserError, match="at least 2"):
+            precision.main(argv)
+
+
+@pytest.mark.parametrize("name", precision.RECIPES)
+def test_every_short_recipe_is_one(name):
+    path, _, variant = precision.RECIPES[name].config.partition(":")
+    config = importlib.import_module(path.removesuffix(".py").replace("/", ".")).get_config(variant)
+    before = config.to_dict()
+    config.update_from_flattened_dict(precision.RECIPES[name].changes)
+    assert config.to_dict() != before and config.data.holdout > 0
 
 
 # --- the studies of question 5 ---

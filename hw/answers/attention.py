@@ -1,6 +1,6 @@
 """Question 6: scaled dot-product attention worked in numbers, for the sheet's matrices or any others."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import sympy
+from jax.typing import ArrayLike, DTypeLike
 
 from hw.answers import notation
 from hw.answers.claims import Answer, Claim, Step, Table, claims_of
@@ -59,25 +60,28 @@ def check_case(case: Case) -> None:
 # The routes: functions of a case that give "scores", "scaled", "weights" or "output". They share nothing.
 
 
-def by_jax(case: Case, what: str, dtype: Any = np.float64) -> np.ndarray:
+def by_jax(case: Case, what: str, dtype: DTypeLike = np.float64) -> np.ndarray:
     """By `hw.ops.attention`, the code that the language model runs."""
     with jax.enable_x64(dtype == np.float64):
-        return np.asarray(_forward(*arrays(case, dtype), *_options(case))[what])
+        q_td, k_sd, v_se = arrays(case[:3], dtype)
+        return np.asarray(_forward(q_td, k_sd, v_se, *options(case))[what])
 
 
-def arrays(case: Case, dtype: Any = np.float64) -> list[np.ndarray]:
-    """Q, K and V; in float32, what is too large becomes inf."""
+def arrays(matrices: Sequence[Matrix], dtype: DTypeLike) -> list[np.ndarray]:
+    """The matrices as arrays; in float32, what is too large becomes inf."""
     with np.errstate(over="ignore"):
-        return [np.array(m, float).astype(dtype) for m in case[:3]]
+        return [np.array(m, float).astype(dtype) for m in matrices]
 
 
-def _options(case: Case) -> tuple[jax.Array | None, float | None]:
+def options(case: Case) -> tuple[jax.Array | None, float | None]:
     """(mask, scale) as `hw.ops.attention` takes them."""
     mask_ts = ops.causal_mask(len(case.q), len(case.k)) if case.mask == "causal" else None
     return mask_ts, None if case.scaled else 1.0
 
 
-def _forward(q_td, k_sd, v_se, mask_ts, scale) -> dict[str, jax.Array]:
+def _forward(
+    q_td: ArrayLike, k_sd: ArrayLike, v_se: ArrayLike, mask_ts: jax.Array | None, scale: float | None
+) -> dict[str, jax.Array]:
     """The four results by their names."""
     q_td, k_sd, v_se = (jnp.asarray(m) for m in (q_td, k_sd, v_se))
     scaled_ts = ops.scores(q_td, k_sd, scale)
@@ -110,7 +114,7 @@ def by_mpmath(case: Case, what: str) -> list[list[mpmath.mpf]]:
         return [[mpmath.fdot(row, column) for column in zip(*v, strict=True)] for row in weights]
 
 
-def by_sympy(case: Case, what: str, digits: int = 30) -> list[list[Any]]:
+def by_sympy(case: Case, what: str, digits: int = 30) -> list[list[sympy.Expr]]:
     """By exact algebra, put into digits at the very end; with digits=0 the exact expressions."""
     q, k, v = (sympy.Matrix([[sympy.Rational(str(x)) for x in row] for row in m]) for m in case[:3])
     result = q * k.T
@@ -131,7 +135,7 @@ def by_sympy(case: Case, what: str, digits: int = 30) -> list[list[Any]]:
     return [[x.evalf(digits) if digits else x for x in row] for row in result.tolist()]
 
 
-ROUTES: dict[str, Callable] = {"jax": by_jax, "mpmath": by_mpmath, "sympy": by_sympy}
+ROUTES: dict[str, Callable[[Case, str], Any]] = {"jax": by_jax, "mpmath": by_mpmath, "sympy": by_sympy}
 _TITLES = {
     "scores": "raw scores Q Kᵀ",
     "scaled": "scaled scores",
@@ -145,23 +149,30 @@ def claims(case: Case = SHEET) -> tuple[Claim, ...]:
     return claims_of(6, _TITLES, ROUTES, case, tolerance=1e-12)
 
 
-def worked(case: Case, dtype: Any = np.float64) -> dict[str, np.ndarray]:
+def worked(case: Case, dtype: DTypeLike = np.float64) -> dict[str, np.ndarray]:
     """The four results by their names, as `by_jax` has them, by one compiled program.
 
     Raises:
       UserError: the matrices do not fit together, or a result is too large for a float64.
     """
     check_case(case)
-    with jax.enable_x64(dtype == np.float64), jax.disable_jit(False):  # whatever the environment says
-        # One program compiles in a tenth of the time of many operations. In float32 it would also round
-        # otherwise than they do, and it is their rounding that is shown.
-        program = jax.jit(_forward) if dtype == np.float64 else _forward
-        found = jax.device_get(program(*arrays(case, dtype), *_options(case)))
+    found = computed(_forward, case, case[:3], dtype)
     found = {what: found[what] for what in _TITLES}
     if dtype == np.float64:
         visible = _visible(case)  # a score that the mask hides is not used
         check_finite(_TITLES, found | {what: found[what][visible] for what in ("scores", "scaled")})
     return found
+
+
+def computed(
+    function: Callable[..., dict[str, jax.Array]], case: Case, matrices: Sequence[Matrix], dtype: DTypeLike
+) -> dict[str, np.ndarray]:
+    """What `function(*matrices, mask, scale)` returns, by one compiled program where dtype is float64."""
+    with jax.enable_x64(dtype == np.float64), jax.disable_jit(False):  # whatever the environment says
+        # One program compiles in a tenth of the time of many operations. In float32 it would also round
+        # otherwise than they do, and it is their rounding that is shown.
+        program = jax.jit(function) if dtype == np.float64 else function
+        return jax.device_get(program(*arrays(matrices, dtype), *options(case)))
 
 
 def check_finite(titles: Mapping[str, str], found: Mapping[str, np.ndarray]) -> None:
@@ -171,7 +182,7 @@ def check_finite(titles: Mapping[str, str], found: Mapping[str, np.ndarray]) -> 
             raise UserError(f"{title}: a number is too large for a float64 (1.8e308); give smaller matrices")
 
 
-def result(case: Case) -> dict[str, Any]:
+def result(case: Case) -> dict[str, np.ndarray]:
     """What `hw.solve attention --json` prints: nan, which JSON has as null, where a score is masked.
 
     Raises:
@@ -238,7 +249,7 @@ def _scale_step(case: Case, scores: np.ndarray, scaled: np.ndarray) -> Step:
     )
 
 
-def _exact_weights(case: Case) -> list[list[Any]] | None:
+def _exact_weights(case: Case) -> list[list[sympy.Expr]] | None:
     """The weights' exact forms where they are few and short enough to be read."""
     few = len(case.k) <= _MAX_EXACT and len(case.q) * len(case.k) <= _MAX_EXACT_WEIGHTS
     if not few or not all(notation.is_short(row) for matrix in case[:2] for row in matrix):
@@ -250,7 +261,7 @@ def _exact_weights(case: Case) -> list[list[Any]] | None:
 def _softmax_lines(case: Case, scaled: np.ndarray, weights: np.ndarray) -> Iterator[notation.Line]:
     visible, exact = _visible(case), _exact_weights(case)
     for i, row in enumerate(scaled):
-        seen = np.flatnonzero(visible[i])
+        seen = np.flatnonzero(visible[i]).tolist()
         largest = row[seen].max()
         with np.errstate(over="ignore"):  # a difference that is -inf has the exponential 0
             powers = np.exp(row[seen] - largest)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import sympy
+from jax.typing import ArrayLike, DTypeLike
 
 from hw.answers import notation
-from hw.answers.attention import SHEET, Case, check_case, check_finite
+from hw.answers.attention import SHEET, Case, arrays, check_case, check_finite, computed, options
 from hw.answers.claims import Answer, Claim, Step, Table, claims_of
 from hw.answers.notation import Matrix, parse_matrix
 from hw.cli import UserError
@@ -49,22 +50,26 @@ def check_problem(problem: Problem) -> None:
 # The routes: functions of a problem that give one gradient by its name. They share nothing.
 
 
-def by_formula(problem: Problem, what: str, dtype: Any = np.float64) -> np.ndarray:
+def by_formula(problem: Problem, what: str, dtype: DTypeLike = np.float64) -> np.ndarray:
     """By `hw.ops.attention.attention_backward`, the code that the language model runs."""
     with jax.enable_x64(dtype == np.float64):
-        return np.asarray(_backward(*_arguments(problem, dtype))[what])
+        q_td, k_sd, v_se, do_te = arrays(_matrices(problem), dtype)
+        return np.asarray(_backward(q_td, k_sd, v_se, do_te, *options(problem.case))[what])
 
 
-def _arguments(problem: Problem, dtype: Any) -> tuple[Any, ...]:
-    """(Q, K, V, ∂L/∂Output, mask, scale); in float32, what is too large becomes inf."""
-    case = problem.case
-    with np.errstate(over="ignore"):
-        matrices = [np.array(m, float).astype(dtype) for m in (*case[:3], problem.dout)]
-    mask_ts = ops.causal_mask(len(case.q), len(case.k)) if case.mask == "causal" else None
-    return *matrices, mask_ts, None if case.scaled else 1.0
+def _matrices(problem: Problem) -> tuple[Matrix, ...]:
+    """(Q, K, V, ∂L/∂Output)."""
+    return (*problem.case[:3], problem.dout)
 
 
-def _backward(q_td, k_sd, v_se, do_te, mask_ts, scale) -> dict[str, jax.Array]:
+def _backward(
+    q_td: ArrayLike,
+    k_sd: ArrayLike,
+    v_se: ArrayLike,
+    do_te: ArrayLike,
+    mask_ts: jax.Array | None,
+    scale: float | None,
+) -> dict[str, jax.Array]:
     """The weights as "a", and every gradient by its name."""
     q_td, k_sd, v_se, do_te = (jnp.asarray(m) for m in (q_td, k_sd, v_se, do_te))
     a_ts = ops.masked_softmax(ops.scores(q_td, k_sd, scale), mask_ts)
@@ -73,18 +78,14 @@ def _backward(q_td, k_sd, v_se, do_te, mask_ts, scale) -> dict[str, jax.Array]:
     return found | {"dq": grads.dq_td, "dk": grads.dk_sd}
 
 
-def worked(problem: Problem, dtype: Any = np.float64) -> dict[str, np.ndarray]:
+def worked(problem: Problem, dtype: DTypeLike = np.float64) -> dict[str, np.ndarray]:
     """The weights as "a", and every gradient as `by_formula` has it, by one compiled program.
 
     Raises:
       UserError: the matrices do not fit together, or a gradient is too large for a float64.
     """
     check_problem(problem)
-    with jax.enable_x64(dtype == np.float64), jax.disable_jit(False):  # whatever the environment says
-        # One program compiles in a tenth of the time of many operations. In float32 it would also round
-        # otherwise than they do, and it is their rounding that is shown.
-        program = jax.jit(_backward) if dtype == np.float64 else _backward
-        found = jax.device_get(program(*_arguments(problem, dtype)))
+    found = computed(_backward, problem.case, _matrices(problem), dtype)
     if dtype == np.float64:
         check_finite({"da": "∂L/∂A, by the weights", **_GRADIENTS}, found)
     return found
@@ -99,10 +100,10 @@ def by_autodiff(problem: Problem, what: str) -> np.ndarray:
         if case.mask == "causal":
             hidden[np.triu_indices(len(q), len(k) - len(q) + 1, len(k))] = -np.inf
 
-        def of_scores(z, v):
+        def of_scores(z: jax.Array, v: jax.Array) -> jax.Array:
             return jnp.sum(dout * (jax.nn.softmax(z + hidden, axis=-1) @ v))
 
-        def loss(q, k, v):
+        def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             return of_scores(q @ k.T / (np.sqrt(q.shape[1]) if case.scaled else 1.0), v)
 
         if what == "dz":
@@ -121,7 +122,7 @@ def by_differences(problem: Problem, what: str) -> list[list[mpmath.mpf]]:
         root = mpmath.sqrt(len(case.q[0])) if case.scaled else mpmath.mpf(1)
         parts["z"] = [[mpmath.fdot(a, b) / root for b in parts["k"]] for a in parts["q"]]
 
-        def loss(changed):
+        def loss(changed: Mapping[str, list[list[mpmath.mpf]]]) -> mpmath.mpf:
             z = changed["z"]
             if what != "dz":
                 z = [[mpmath.fdot(a, b) / root for b in changed["k"]] for a in changed["q"]]
@@ -147,7 +148,7 @@ def by_differences(problem: Problem, what: str) -> list[list[mpmath.mpf]]:
         return grad
 
 
-def by_algebra(problem: Problem, what: str) -> list[list[Any]]:
+def by_algebra(problem: Problem, what: str) -> list[list[sympy.Expr]]:
     """By differentiating the exact expression of L, put into 30 digits at the very end."""
     case = problem.case
     symbols, values = {}, {}
@@ -160,7 +161,7 @@ def by_algebra(problem: Problem, what: str) -> list[list[Any]]:
     exact = symbols["q"] * symbols["k"].T / (sympy.sqrt(len(case.q[0])) if case.scaled else 1)
     symbols["z"] = sympy.Matrix(n_q, n_k, lambda i, j: sympy.Symbol(f"z_{i}_{j}"))
     scores = dict(zip(symbols["z"], exact, strict=True))
-    loss = 0
+    loss = sympy.Integer(0)
     for i, wanted in enumerate(problem.dout):
         seen = range(n_k if case.mask == "none" else i + n_k - n_q + 1)
         powers = [sympy.exp(symbols["z"][i, j]) for j in seen]
@@ -170,14 +171,14 @@ def by_algebra(problem: Problem, what: str) -> list[list[Any]]:
     if what in ("dq", "dk"):
         loss = loss.xreplace(scores)
 
-    def value(symbol):
+    def value(symbol: sympy.Symbol) -> sympy.Expr:
         derivative = sympy.diff(loss, symbol).xreplace(scores)
         return derivative.xreplace(values).evalf(30, maxn=400)
 
     return [[value(x) for x in row] for row in symbols[what[1]].tolist()]
 
 
-ROUTES: dict[str, Callable] = {
+ROUTES: dict[str, Callable[[Problem, str], Any]] = {
     "formula": by_formula,
     "autodiff": by_autodiff,
     "differences in 60 digits": by_differences,
@@ -190,7 +191,7 @@ def claims(problem: Problem = PROBLEM) -> tuple[Claim, ...]:
     return claims_of(8, _GRADIENTS, ROUTES, problem, tolerance=1e-8)
 
 
-def result(problem: Problem) -> dict[str, Any]:
+def result(problem: Problem) -> dict[str, np.ndarray]:
     """What `hw.solve attention --dout=… --json` adds to the forward pass.
 
     Raises:

@@ -1,7 +1,6 @@
 """Question 4: backpropagation through time, and why gradients vanish (and when they do not)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,9 +46,9 @@ def by_autodiff(problem: Problem, what: str) -> np.ndarray:
     with jax.enable_x64(True):
         *weights, x, dy = (jnp.asarray(np.array(m, float)) for m in problem)
 
-        def loss(weights, bumps, last_only):
+        def loss(weights: tuple[jax.Array, ...], bumps: jax.Array, last_only: bool) -> jax.Array:
             wxh, whh, why, bh, by = weights
-            h, total = jnp.zeros(len(bh)), 0.0
+            h, total = jnp.zeros(len(bh)), jnp.zeros(())
             for t, (now, wanted) in enumerate(zip(x, dy, strict=True)):
                 h = jnp.tanh(wxh @ now + whh @ h + bh) + bumps[t]
                 if not last_only or t == len(x) - 1:
@@ -69,7 +68,7 @@ def by_differences(problem: Problem, what: str) -> np.ndarray:
         parts = [np.vectorize(mpmath.mpf, otypes=[object])(np.array(m, float)) for m in problem[:5]]
         parts.append(np.full((len(problem.x), len(problem.bh)), mpmath.mpf(0), object))
 
-        def loss(parts):
+        def loss(parts: Sequence[np.ndarray]) -> mpmath.mpf:
             wxh, whh, why, bh, by, bumps = parts
             h, total = [mpmath.mpf(0)] * len(bh), mpmath.mpf(0)
             for t, (now, wanted) in enumerate(zip(problem.x, problem.dy, strict=True)):
@@ -95,7 +94,7 @@ def by_differences(problem: Problem, what: str) -> np.ndarray:
         return grad[0] if what == "chain" else grad
 
 
-ROUTES: dict[str, Callable] = {
+ROUTES: dict[str, Callable[[Problem, str], np.ndarray]] = {
     "by hand": by_formula,
     "autodiff": by_autodiff,
     "differences in 50 digits": by_differences,
@@ -148,11 +147,13 @@ def slope_by_iteration() -> float:
 
 def slope_by_root() -> float:
     """By bracketing the root of tanh(w h) − h away from 0."""
-    h = scipy.optimize.brentq(lambda h: np.tanh(SATURATING * h) - h, 0.1, 1.0, xtol=1e-15)
+    h = scipy.optimize.root_scalar(
+        lambda h: np.tanh(SATURATING * h) - h, method="brentq", bracket=(0.1, 1.0), xtol=1e-15
+    ).root
     return float(SATURATING / np.cosh(SATURATING * h) ** 2)
 
 
-def slope_by_newton() -> Any:
+def slope_by_newton() -> sympy.Float:
     """By Newton's method in 30 digits, the slope differentiated by algebra."""
     h = sympy.Symbol("h")
     unit = sympy.tanh(sympy.Rational(str(SATURATING)) * h)
@@ -184,7 +185,7 @@ def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
     )
 
 
-def result(problem: Problem) -> dict[str, Any]:
+def result(problem: Problem) -> dict[str, np.ndarray]:
     """What `hw.solve rnn --json` prints: hidden states, outputs, and every gradient.
 
     Raises:

@@ -8,11 +8,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, SupportsFloat, TypeVar
 
 import numpy as np
 
 from hw.answers.notation import Line
+
+Case = TypeVar("Case")  # what a question is asked about
+# Of a table: a text, or a number.
+Cell = str | SupportsFloat
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Claim:
     tolerance: float = 0.0
     exact: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.routes) < 3:
             # Of two that differ nobody could tell which is wrong.
             raise ValueError(f"claim {self.id} has {len(self.routes)} routes: needs three")
@@ -43,8 +47,8 @@ class Claim:
 def claims_of(
     question: int,
     titles: Mapping[str, str],
-    routes: Mapping[str, Callable],
-    case: Any,
+    routes: Mapping[str, Callable[[Case, str], Any]],
+    case: Case,
     tolerance: float = 0.0,
 ) -> tuple[Claim, ...]:
     """A claim for each result in `titles`, by routes that are functions of (case, the result's name)."""
@@ -153,11 +157,11 @@ def to_float(value: Any) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of an answer: cells are text or numbers, of which the reader decides the digits."""
+    """A table of an answer. The reader decides how many digits of a number are shown."""
 
     title: str
     header: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
+    rows: tuple[tuple[Cell, ...], ...]
 
     @classmethod
     def of_matrix(cls, title: str, values: np.ndarray, row: str, column: str) -> "Table":
@@ -182,7 +186,7 @@ class Step:
     text: str = ""
     lines: Sequence[Line] = ()
     table: Table | None = None
-    code: Callable | None = None
+    code: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)

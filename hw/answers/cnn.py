@@ -1,7 +1,7 @@
 """Question 1: shapes, parameters and arithmetic of a CNN, for the sheet's network or any other."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -15,8 +15,11 @@ from hw.answers.claims import Answer, Claim, Step, Table, claims_of
 from hw.ops.conv_arithmetic import (
     Conv,
     Dense,
+    Flatten,
     Layer,
     LayerReport,
+    Padding,
+    Pair,
     Pool,
     parse_layers,
     span,
@@ -24,6 +27,8 @@ from hw.ops.conv_arithmetic import (
 )
 
 Shape = tuple[int, ...]
+# What a route returns: a number a layer, or a list of numbers a layer.
+Counts = list[int] | list[list[int]]
 
 
 class Problem(NamedTuple):
@@ -43,7 +48,7 @@ SHEET = Problem(
 # a layer. They share nothing.
 
 
-def by_formula(problem: Problem, what: str) -> list[Any]:
+def by_formula(problem: Problem, what: str) -> Counts:
     """By the closed forms of `hw.ops.conv_arithmetic`."""
     reports = trace(*problem).reports
     if what == "shapes":
@@ -58,19 +63,19 @@ def _ragged(shapes: Sequence[Shape]) -> list[int]:
     return [number for shape in shapes for number in (len(shape), *shape)]
 
 
-def by_windows(problem: Problem, what: str) -> list[Any]:
+def by_windows(problem: Problem, what: str) -> Counts:
     """By counting: every window of every axis is laid out and looked at."""
-    (*sizes, channels), flat = problem.picture, None
+    (*sizes, channels), flat = problem.picture, 0
     shapes, params, macs, chains = [], [], [], []
     for _, layer in problem.layers:
-        kind = type(layer).__name__
         new_params = new_macs = 0
-        if kind in ("Conv", "Pool"):
+        if isinstance(layer, Conv | Pool):
             axes = []
             for axis in (0, 1):
                 n, kernel = sizes[axis], layer.kernel[axis]
                 stride = (layer.stride or layer.kernel)[axis]
-                reach = [tap * (layer.dilation[axis] if kind == "Conv" else 1) for tap in range(kernel)]
+                step = layer.dilation[axis] if isinstance(layer, Conv) else 1
+                reach = [tap * step for tap in range(kernel)]
                 if layer.padding == "same":
                     # One window for each stride-th pixel; what hangs over is shared, the odd one at the end.
                     starts = list(range(0, n, stride))
@@ -82,14 +87,14 @@ def by_windows(problem: Problem, what: str) -> list[Any]:
                     for place in count(-pad, stride):
                         over = place + reach[-1] - (n - 1 + pad)
                         # With ceil a window may hang over by less than a stride, if it starts before the end.
-                        hangs = kind == "Pool" and layer.ceil and over < stride and place < n
+                        hangs = isinstance(layer, Pool) and layer.ceil and over < stride and place < n
                         if over > 0 and not hangs:
                             break
                         starts.append(place)
                 axes.append([[start + offset for offset in reach] for start in starts])
             chains.append(axes)
             sizes = [len(windows) for windows in axes]
-            if kind == "Conv":
+            if isinstance(layer, Conv):
                 group = channels // layer.groups
                 for _ in range(layer.channels):  # each filter has a weight a tap and channel it sees
                     taps = sum(group for _ in axes[0][0] for _ in axes[1][0])
@@ -97,7 +102,7 @@ def by_windows(problem: Problem, what: str) -> list[Any]:
                     new_macs += taps * sum(1 for _ in axes[0] for _ in axes[1])
                 channels = layer.channels
             shapes.append((*sizes, channels))
-        elif kind == "Flatten":
+        elif isinstance(layer, Flatten):
             flat = sum(channels for _ in range(sizes[0]) for _ in range(sizes[1]))
             shapes.append((flat,))
         else:
@@ -163,30 +168,25 @@ class _Flax(nn.Module):
         return outputs
 
     @staticmethod
-    def _padding(padding):
+    def _padding(padding: Padding) -> str | list[Pair]:
         return padding.upper() if isinstance(padding, str) else [(p, p) for p in padding]
 
     def _pool(self, layer: Pool, x: jax.Array) -> jax.Array:
+        pool = nn.avg_pool if self.sums or layer.kind == "average" else nn.max_pool
         stride = layer.stride or layer.kernel
-        padding = self._padding(layer.padding)
-        if layer.ceil and padding != "SAME":
-            # linen has no ceil: room for one more window at the end, and away with those that start in it.
-            pads = [(0, 0), (0, 0)] if padding == "VALID" else padding
-            padding = [(lo, hi + s - 1) for (lo, hi), s in zip(pads, stride, strict=True)]
-        if self.sums or layer.kind == "average":
-            y = nn.avg_pool(x, layer.kernel, stride, padding)
-        else:
-            y = nn.max_pool(x, layer.kernel, stride, padding)
-        if layer.ceil and padding != "SAME":
-            kept = [
-                sum(place * s < n + lo for place in range(size))
-                for size, s, n, (lo, _) in zip(y.shape[1:3], stride, x.shape[1:3], pads, strict=True)
-            ]
-            y = y[:, : kept[0], : kept[1]]
-        return y
+        if not layer.ceil or layer.padding == "same":
+            return pool(x, layer.kernel, stride, self._padding(layer.padding))
+        # linen has no ceil: we pad for one more window at the end, and drop the windows that start there.
+        before = (0, 0) if layer.padding == "valid" else layer.padding
+        y = pool(x, layer.kernel, stride, [(p, p + s - 1) for p, s in zip(before, stride, strict=True)])
+        height, width = (
+            sum(place * s < n + p for place in range(size))
+            for size, s, n, p in zip(y.shape[1:3], stride, x.shape[1:3], before, strict=True)
+        )
+        return y[:, :height, :width]
 
 
-def by_flax(problem: Problem, what: str) -> list[Any]:
+def by_flax(problem: Problem, what: str) -> Counts:
     """By building the network in flax: its traced shapes, its parameters, its program, its gradient."""
     module = _Flax(tuple(layer for _, layer in problem.layers))
     x = jax.ShapeDtypeStruct((1, *problem.picture), jnp.float32)
@@ -228,14 +228,15 @@ def _touched(problem: Problem) -> list[list[int]]:
     """How far the gradient of one output of each layer reaches, with ones for weights, sums for maxima."""
     layers = [layer for _, layer in problem.layers if isinstance(layer, Conv | Pool)]
     module = _Flax(tuple(layers), sums=True)
+    outputs_of = nn.apply(_Flax.__call__, module)
     x = jnp.ones((1, *problem.picture))
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
     ones = jax.tree.map(lambda v: jnp.ones(v.shape, v.dtype), variables)
     fields = []
     for depth in range(len(layers)):
 
-        def middle(x, ones, one, depth=depth):
-            y = module.apply(ones, x)[depth][0]
+        def middle(x: jax.Array, ones: Mapping[str, Any], one: float, depth: int = depth) -> jax.Array:
+            y = outputs_of(ones, x)[depth][0]
             return one * y[y.shape[0] // 2, y.shape[1] // 2].sum()
 
         # Weights and factor as arguments: constants XLA would fold, for seconds.
@@ -244,7 +245,11 @@ def _touched(problem: Problem) -> list[list[int]]:
     return fields
 
 
-ROUTES: dict[str, Callable] = {"closed form": by_formula, "windows counted": by_windows, "flax": by_flax}
+ROUTES: dict[str, Callable[[Problem, str], Counts]] = {
+    "closed form": by_formula,
+    "windows counted": by_windows,
+    "flax": by_flax,
+}
 _TITLES = {
     "shapes": "output of every layer, each shape after its number of axes",
     "params": "trainable parameters of every layer",
@@ -268,16 +273,15 @@ def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
 # The working.
 
 
-def _size_line(n: int, out: int, layer: Conv | Pool, axis: int, report: LayerReport) -> tuple[str, str]:
+def _size_line(n: int, out: int, layer: Conv | Pool, axis: int, padding: Pair, unseen: int) -> notation.Line:
     """⌊(lo + n + hi − span)/s⌋ + 1 = out, the numbers put in; for `ceil` the bound that holds."""
-    lo, hi = report.padding[axis]
+    lo, hi = padding
     stride = (layer.stride or layer.kernel)[axis]
     wide = span(layer.kernel[axis], layer.dilation[axis] if isinstance(layer, Conv) else 1)
     left, right = ("⌈", "⌉") if isinstance(layer, Pool) and layer.ceil else ("⌊", "⌋")
     tex = (r"\lceil", r"\rceil") if left == "⌈" else (r"\lfloor", r"\rfloor")
     name = ("height", "width")[axis]
     pads = f"{lo} + {n} + {hi}" if lo or hi else f"{n}"
-    unseen = report.discarded[axis]
     note = f"; {unseen} pixel{'s' * (unseen > 1)} at the end seen by no window" if unseen else ""
     if left == "⌈" and out * stride < lo + n + hi - wide + stride:
         # The last window would start past the end (`output_size`): the other bound is the smaller.
@@ -294,8 +298,12 @@ def _size_line(n: int, out: int, layer: Conv | Pool, axis: int, report: LayerRep
 
 def _step(number: int, word: str, layer: Layer, before: Shape, report: LayerReport) -> Step:
     lines = []
-    if isinstance(layer, Conv | Pool):
-        lines += [_size_line(before[a], report.output[a], layer, a, report) for a in (0, 1)]
+    if isinstance(layer, Conv | Pool) and report.padding and report.discarded:
+        axes = zip(before[:2], report.output[:2], report.padding, report.discarded, strict=True)
+        lines += [
+            _size_line(n, out, layer, axis, padding, unseen)
+            for axis, (n, out, padding, unseen) in enumerate(axes)
+        ]
     if isinstance(layer, Conv):
         height, width = layer.kernel
         group, bias = before[2] // layer.groups, f" + {layer.channels}" if layer.bias else ""
@@ -404,11 +412,12 @@ def answer(problem: Problem = SHEET) -> Answer:
             table=layer_table(problem, reports),
         )
     )
-    even = any(
-        isinstance(layer, Conv | Pool) and layer.padding == "same" and r.padding[0][0] != r.padding[0][1]
-        for (_, layer), r in zip(problem.layers, reports, strict=True)
+    same = (
+        report.padding
+        for (_, layer), report in zip(problem.layers, reports, strict=True)
+        if isinstance(layer, Conv | Pool) and layer.padding == "same"
     )
-    if even:
+    if any(padding and padding[0][0] != padding[0][1] for padding in same):
         steps.append(
             Step(
                 'What "same" means where the padding is odd',

@@ -29,6 +29,10 @@ class Problem(NamedTuple):
     d_v: int
 
 
+# What a route returns: the output, the numbers of parameters, or the shapes.
+Result = np.ndarray | list[int] | list[list[int]]
+
+
 def problem(
     *,
     seq: int,
@@ -60,7 +64,7 @@ SHEET = problem(seq=4, d_model=8, heads=2)
 # and with biases), or "output" (of weights and inputs drawn from a seed). They share nothing.
 
 
-def by_ledger(sizes: Problem, what: str) -> list[Any]:
+def by_ledger(sizes: Problem, what: str) -> Result:
     """By the ledger of `hw.ops.attention`; the output by its fused products."""
     each = sizes._asdict()
     if what == "shapes":
@@ -82,7 +86,7 @@ def _example(sizes: Problem) -> list[np.ndarray]:
     return [r.normal(size=shape) for shape in shapes]
 
 
-def by_loop(sizes: Problem, what: str, example: list[np.ndarray] | None = None) -> list[Any]:
+def by_loop(sizes: Problem, what: str, example: list[np.ndarray] | None = None) -> Result:
     """By one head after the other in numpy, and looking at what comes out."""
     n_q, n_k, m, h, d, e = sizes
     if example is None:
@@ -106,7 +110,7 @@ def by_loop(sizes: Problem, what: str, example: list[np.ndarray] | None = None) 
     return output
 
 
-def by_flax(sizes: Problem, what: str, example: list[np.ndarray] | None = None) -> list[Any]:
+def by_flax(sizes: Problem, what: str, example: list[np.ndarray] | None = None) -> Result:
     """By flax's own layers: a projection each, its attention, a projection back."""
     n_q, n_k, m, h, d, e = sizes
     dtype = jnp.float64 if what == "output" else jnp.float32
@@ -115,7 +119,7 @@ def by_flax(sizes: Problem, what: str, example: list[np.ndarray] | None = None) 
         bias: bool
 
         @nn.compact
-        def __call__(self, x, memory):
+        def __call__(self, x: jax.Array, memory: jax.Array) -> tuple[jax.Array, ...]:
             project = [
                 nn.DenseGeneral((h, size), use_bias=self.bias, name=name, dtype=dtype)
                 for name, size in (("q", d), ("k", d), ("v", e))
@@ -127,7 +131,7 @@ def by_flax(sizes: Problem, what: str, example: list[np.ndarray] | None = None) 
             return q[:, 0], k[:, 0], v[:, 0], weights[0], head[:, 0], head.reshape(n_q, -1), out
 
     if what == "output":
-        x, memory, *weights = example
+        x, memory, *weights = _example(sizes) if example is None else example
         with jax.enable_x64(True):
             params = {n: {"kernel": jnp.asarray(w)} for n, w in zip("qkvo", weights, strict=True)}
             arguments = ({"params": params}, jnp.asarray(x), jnp.asarray(memory))
@@ -148,7 +152,11 @@ def by_flax(sizes: Problem, what: str, example: list[np.ndarray] | None = None) 
     return [list(shape) for shape in (*shapes, (w_o[0] * w_o[1], w_o[2]), out.shape)]
 
 
-ROUTES: dict[str, Callable] = {"ledger": by_ledger, "loop over heads": by_loop, "flax": by_flax}
+ROUTES: dict[str, Callable[[Problem, str], Result]] = {
+    "ledger": by_ledger,
+    "loop over heads": by_loop,
+    "flax": by_flax,
+}
 
 
 def claims(sizes: Problem = SHEET) -> tuple[Claim, ...]:

@@ -2,10 +2,10 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import SupportsFloat
 
 from hw.answers.reading import NotANumber, Unreadable, read_number, shown, split_matrix
 from hw.cli import UserError
@@ -76,7 +76,7 @@ def _float_or_decimal(value: Fraction) -> float | Decimal:
     return Decimal(value.numerator) / Decimal(value.denominator)
 
 
-def text(value: Any, digits: int = 6) -> str:
+def text(value: SupportsFloat, digits: int = 6) -> str:
     """A number in plain text: exact if it is short, else so many significant digits.
 
     Never rounded to nothing: 1.75e-07 stays so; nor to something rounder than it is: 0.9999998246 is not 1.
@@ -105,7 +105,7 @@ def text(value: Any, digits: int = 6) -> str:
     return plain
 
 
-def latex(value: Any, digits: int = 6) -> str:
+def latex(value: SupportsFloat, digits: int = 6) -> str:
     """The same number in LaTeX."""
     plain = text(value, digits)
     if "/" in plain:
@@ -118,18 +118,18 @@ def latex(value: Any, digits: int = 6) -> str:
     return plain
 
 
-def factor(value: Any) -> str:
+def factor(value: SupportsFloat) -> str:
     """A number as a factor of a product: in parentheses if it is negative or a fraction."""
     plain = text(value)
     return f"({plain})" if plain.startswith("-") or "/" in plain else plain
 
 
-def _latex_factor(value: Any) -> str:
+def _latex_factor(value: SupportsFloat) -> str:
     plain = latex(value)
     return f"({plain})" if plain.startswith("-") else plain
 
 
-def is_short(numbers: Sequence[Any]) -> bool:
+def is_short(numbers: Sized) -> bool:
     """Whether so many numbers may be written on one line."""
     return len(numbers) <= _MOST_TERMS
 
@@ -149,7 +149,11 @@ def or_too_large(value: float) -> float | str:
 
 
 def sum_of_products(
-    name: Line, left: Sequence[Any], right: Sequence[Any], total: Any, digits: int = 6
+    name: Line,
+    left: Iterable[SupportsFloat],
+    right: Iterable[SupportsFloat],
+    total: SupportsFloat,
+    digits: int = 6,
 ) -> Line:
     """`name = a·b + c·d = total`, the numbers put in; of a long sum the first terms."""
     pairs = list(zip(left, right, strict=True))
@@ -166,7 +170,7 @@ def sum_of_products(
     )
 
 
-def matrix(rows: Sequence[Sequence[Any]], digits: int = 6) -> Line:
+def matrix(rows: Sequence[Sequence[SupportsFloat]], digits: int = 6) -> Line:
     """A matrix on one line of text, and as a LaTeX bmatrix."""
     plain = "; ".join(" ".join(text(x, digits) for x in row) for row in rows)
     tex = r" \\ ".join(" & ".join(latex(x, digits) for x in row) for row in rows)

@@ -107,7 +107,7 @@ def _power(base: Value, exponent: Value) -> Value:
 class _Parser:
     """Recursive descent over the grammar above."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str) -> None:
         self._tokens: list[str] = []
         self._depth, end = 0, 0
         while text[end:].strip():

@@ -1,7 +1,7 @@
 """Question 2: a residual net on CIFAR-10, told from the logs of its runs."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
@@ -66,7 +66,12 @@ def layers(run: Run) -> list[dict[str, Any]]:
     net = run.config["model"].get("hwnet", {}) if run.config["model"]["name"] == "hwnet" else {}
     convolutions = count()
 
-    def record(call, arguments, keywords, context):
+    def record(
+        call: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
         output = call(*arguments, **keywords)
         module = context.module
         if context.method_name == "__call__" and len(module.path) == 1:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from scipy.stats import t as student_t
 
+from hw import hardware
 from hw.answers.claims import Table
 
 
@@ -66,16 +67,50 @@ def over_seeds(runs: Sequence[Run], fields: Mapping[str, str]) -> Table:
     return Table("Over seeds", ("", *fields.values()), tuple(rows))
 
 
+def hardware_in_short(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """The hardware of some runs in a few words; of runs on several kinds of machines every one of them.
+
+    Of a run on a GPU or TPU the processor is left out, since it does not set the pace there. A run of an
+    earlier version does not tell its processor.
+    """
+
+    def one(device: Mapping[str, Any]) -> str:
+        words = [f"{device['count']} × {device['kind']}", f"{device['cpu_count']} cores"]
+        if device.get("platform") == "cpu" and (processor := device.get("processor")):
+            if memory := processor.get("memory_bytes"):
+                words.append(f"{memory / 2**30:.0f} GiB")
+            words += filter(None, [hardware.in_short(processor)])
+        return ", ".join(words)
+
+    return "; ".join(dict.fromkeys(one(summary["device"]) for summary in summaries))
+
+
+def software_in_short(summaries: Sequence[Mapping[str, Any]], *names: str) -> str:
+    """The versions of some packages under which runs were made, and the precision where a run tells it.
+
+    Args:
+      summaries: of the runs.
+      names: of the packages, as in the summary's `versions`; none for all of them.
+    """
+
+    def one(summary: Mapping[str, Any]) -> str:
+        versions = summary["versions"]
+        shown = [f"{name} {versions[name]}" for name in names or sorted(versions) if name in versions]
+        return ", ".join([*shown, *filter(None, [summary.get("dtype")])])
+
+    return "; ".join(dict.fromkeys(map(one, summaries)))
+
+
 def provenance(runs: Sequence[Run]) -> Table:
     """Which data, hardware and versions, and the hash of every log that was read."""
-    first = runs[0].summary
-    data, device = first["dataset"], first["device"]
+    data = runs[0].summary["dataset"]
+    summaries = [run.summary for run in runs]
     seconds = interval([run.summary["seconds"]["total"] for run in runs])[0]
     rows = [
         ("data", f"{data['name']} ({data['source']}): {data['note']}"),
-        ("hardware", f"{device['count']} × {device['kind']}, {device['cpu_count']} cores"),
+        ("hardware", hardware_in_short(summaries)),
         ("a whole run", f"{seconds / 60:.1f} minutes (mean)"),
-        ("versions", ", ".join(f"{k} {v}" for k, v in sorted(first["versions"].items()))),
+        ("versions", software_in_short(summaries)),
     ]
     for run in runs:
         rows += [(f"seed {run.summary['seed']}, {name}", sha) for name, sha in sorted(run.sha256.items())]

@@ -22,19 +22,23 @@ MAX_WITH_NUMBERS = 100  # steps of a file of parameters
 MAX_HIDDEN = 512  # units of such a file
 
 
+Vector = tuple[float, ...]
+Rows = tuple[Vector, ...]
+
+
 class Problem(NamedTuple):
     """Weights as in the equations (vectors are columns), inputs and ∂L/∂y_t, as nested tuples of floats.
 
     wxh [n, i], whh [n, n], why [o, n], bh [n], by [o], x [T, i], dy [T, o].
     """
 
-    wxh: tuple
-    whh: tuple
-    why: tuple
-    bh: tuple
-    by: tuple
-    x: tuple
-    dy: tuple
+    wxh: Rows
+    whh: Rows
+    why: Rows
+    bh: Vector
+    by: Vector
+    x: Rows
+    dy: Rows
 
 
 # The sheet gives no numbers: these are ours, two hidden units and three steps.
@@ -98,7 +102,17 @@ def read_problem(content: bytes, path: Path) -> Problem:
             )
     if not 1 <= steps <= MAX_WITH_NUMBERS:
         raise UserError(f"{path}: x has {steps} steps: from 1 to {MAX_WITH_NUMBERS}, please")
-    return Problem(*(_tuples(arrays[name]) for name in _FILE_NAMES))
+    vectors = {name: tuple(arrays[name].tolist()) for name in ("bh", "by")}
+    matrices = {name: tuple(map(tuple, arrays[name].tolist())) for name in ("Wxh", "Whh", "Why", "x", "dy")}
+    return Problem(
+        wxh=matrices["Wxh"],
+        whh=matrices["Whh"],
+        why=matrices["Why"],
+        bh=vectors["bh"],
+        by=vectors["by"],
+        x=matrices["x"],
+        dy=matrices["dy"],
+    )
 
 
 def _array(value: Any, axes: int, where: str) -> np.ndarray:
@@ -116,10 +130,6 @@ def _array(value: Any, axes: int, where: str) -> np.ndarray:
     except OverflowError as error:
         raise UserError(f"{where}: a number is too large for a float64") from error
     return array if axes == 2 else array[0]
-
-
-def _tuples(array: np.ndarray) -> tuple:
-    return tuple(map(tuple, array.tolist())) if array.ndim == 2 else tuple(array.tolist())
 
 
 def arrays(problem: Problem) -> tuple[ops.RNNParams, jax.Array, jax.Array]:
@@ -150,7 +160,7 @@ def by_autodiff(problem: Problem, what: str) -> np.ndarray:
     with jax.enable_x64(True):
         wxh, whh, _, bh, _, x, _ = (jnp.asarray(np.array(m, float)) for m in problem)
 
-        def hidden(x):
+        def hidden(x: jax.Array) -> jax.Array:
             h, all_h = jnp.zeros(len(bh)), []
             for now in x:
                 h = jnp.tanh(wxh @ now + whh @ h + bh)
@@ -167,7 +177,7 @@ def by_digits(problem: Problem, what: str) -> list[list[mpmath.mpf]]:
     """By loops over numbers of 40 digits, and central differences."""
     with mpmath.workdps(_DIGITS):
 
-        def hidden(x):
+        def hidden(x: list[list[mpmath.mpf]]) -> list[list[mpmath.mpf]]:
             h, all_h = [mpmath.mpf(0)] * len(problem.bh), []
             for now in x:
                 h = [
@@ -194,7 +204,11 @@ def by_digits(problem: Problem, what: str) -> list[list[mpmath.mpf]]:
         return [norms]
 
 
-ROUTES: dict[str, Callable] = {"jacobian product": by_ops, "autodiff": by_autodiff, "40 digits": by_digits}
+ROUTES: dict[str, Callable[[Problem, str], Any]] = {
+    "jacobian product": by_ops,
+    "autodiff": by_autodiff,
+    "40 digits": by_digits,
+}
 
 
 def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
@@ -203,7 +217,7 @@ def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
     return claims_of(3, titles, ROUTES, problem, tolerance=1e-10)
 
 
-def _forward_and_back(params, x_ti, dy_to) -> dict[str, jax.Array]:
+def _forward_and_back(params: ops.RNNParams, x_ti: jax.Array, dy_to: jax.Array) -> dict[str, jax.Array]:
     h_tn, y_to = ops.forward(params, x_ti)
     grads = ops.bptt(params, x_ti, h_tn, dy_to)
     found = dict(zip(GRADIENTS, grads.params, strict=True))
@@ -247,7 +261,7 @@ _QUESTION = (
 _WHY = "A function of h_{t-1} and x_t, put into itself, is a function of all x so far."
 
 
-def graph(steps: int) -> dict[str, list[dict[str, Any]]]:
+def graph(steps: int) -> dict[str, list[dict[str, str | int]]]:
     """The unrolled graph: nodes by kind and time, edges with the weight that they carry.
 
     Edges with the same weight share one matrix: that is what "shared across time" means.

@@ -1,7 +1,8 @@
 """Files on disk -> numpy arrays, with where they came from."""
 
 from collections.abc import Callable
-from typing import Any
+
+from ml_collections import ConfigDict
 
 from hw import cli
 from hw.cli import UserError
@@ -13,7 +14,7 @@ OF_TASK = {"images": ("cifar10",), "recall": ("recall",), "text": ("tiny_shakesp
 Dataset = images.Dataset | text.TextDataset | recall.RecallDataset
 
 
-def load(config: Any, say: Callable[[str], None] = cli.say) -> Dataset:
+def load(config: ConfigDict, say: Callable[[str], None] = cli.say) -> Dataset:
     """Loads the dataset that `config.data` describes.
 
     Args:
@@ -31,7 +32,7 @@ def load(config: Any, say: Callable[[str], None] = cli.say) -> Dataset:
     return recall.load_recall(config)
 
 
-def blank(config: Any) -> Dataset:
+def blank(config: ConfigDict) -> Dataset:
     """The dataset that `config.data` describes as far as its sizes go, all of it zeros; no file is needed.
 
     But for a text of one's own and for what is drawn, which are as they are.
@@ -47,7 +48,7 @@ def blank(config: Any) -> Dataset:
     return load(config)
 
 
-def _check_name(config: Any) -> None:
+def _check_name(config: ConfigDict) -> None:
     names = [name for of_task in OF_TASK.values() for name in of_task]
     if config.name not in names:
         raise UserError(f"config.data.name={config.name!r} is unknown: choose from {', '.join(names)}")

@@ -4,6 +4,8 @@ Every choice for a picture is a function of (rng, its index, its epoch), never o
 batch or on a device, so that the same pictures come out on any number of devices.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -31,7 +33,7 @@ def shrink(images: Array, size: int) -> Array:
 def random_shift(rng: Array, images: Array, index: Array, epoch: Array, limit: int) -> Array:
     """Moves each picture by up to `limit` pixels along each axis, a new draw each epoch."""
 
-    def draw(index, epoch):
+    def draw(index: Array, epoch: Array) -> Array:
         rng_one = jax.random.fold_in(jax.random.fold_in(rng, epoch), index)
         return jax.random.randint(rng_one, (2,), -limit, limit + 1)
 
@@ -46,7 +48,7 @@ def random_cutout(rng: Array, images: Array, index: Array, epoch: Array, size: i
     """
     side = jnp.array(images.shape[1:3])
 
-    def draw(index, epoch):
+    def draw(index: Array, epoch: Array) -> Array:
         rng_one = jax.random.fold_in(jax.random.fold_in(rng, epoch), index)
         return jax.random.randint(rng_one, (2,), 0, side - size + 1)
 
@@ -71,13 +73,13 @@ def alternating_flip(rng: Array, images: Array, index: Array, epoch: Array) -> A
 def random_flip(rng: Array, images: Array, index: Array, epoch: Array) -> Array:
     """Mirrors each picture with probability one half, a new draw each epoch."""
 
-    def draw(index, epoch):
+    def draw(index: Array, epoch: Array) -> Array:
         return jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(rng, epoch), index))
 
     return jnp.where(jax.vmap(draw)(index, epoch)[:, None, None, None], images[:, :, ::-1], images)
 
 
-FLIPS = {
+FLIPS: dict[str, Callable[[Array, Array, Array, Array], Array]] = {
     "none": lambda rng, images, index, epoch: images,
     "random": random_flip,
     "alternating": alternating_flip,

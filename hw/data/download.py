@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import http.client
+import io
 import queue
 import tempfile
 import threading
@@ -98,7 +99,7 @@ def _connect(official: Archive) -> http.client.HTTPResponse:
 
 
 @contextlib.contextmanager
-def _download(official: Archive, data_dir: Path, say: Callable[[str], None]) -> Iterator[BinaryIO]:
+def _download(official: Archive, data_dir: Path, say: Callable[[str], None]) -> Iterator[io.BufferedRandom]:
     """The official archive as a file without a name: however this ends, nothing of it is left."""
     with _connect(official) as response, contextlib.ExitStack() as stack:
         say(f"downloading {official.url}")

@@ -74,7 +74,10 @@ def draw(n: int, stream: int) -> tuple[np.ndarray, np.ndarray]:
         size = radius[of_class]
         distance[of_class] = size * figure(x[of_class] / size, y[of_class] / size)
 
-    middle, contrast = uniform(60, 195), uniform(50, 85) * rng.choice(np.float32([-1, 1]), (n, 1, 1, 1))
+    middle, contrast = (
+        uniform(60, 195),
+        uniform(50, 85) * rng.choice(np.array([-1, 1], np.float32), (n, 1, 1, 1)),
+    )
     image = colour(middle - contrast) + uniform(-1, 1, 3) * right + uniform(-1, 1, 3) * down
     spot = np.hypot(right - uniform(-14, 14), down - uniform(-14, 14)) - uniform(1, 3)
     image += (uniform(0, 255, 3) - image) * coverage(spot)

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from hw import files
@@ -66,7 +67,7 @@ class Dataset:
     provenance: dict[str, Any]
 
 
-def load_images(config: Any, say: Say) -> Dataset:
+def load_images(config: ConfigDict, say: Say) -> Dataset:
     """Loads the pictures that `config.data` asks for.
 
     Args:
@@ -112,7 +113,7 @@ def load_images(config: Any, say: Say) -> Dataset:
     return Dataset(train, test, eval_name, classes, provenance)
 
 
-def blank_images(config: Any) -> Dataset:
+def blank_images(config: ConfigDict) -> Dataset:
     """CIFAR-10 as far as its sizes go: black pictures, of which `config.holdout` are not trained on."""
 
     def blank(count: int) -> Split:
@@ -190,7 +191,7 @@ def _decode_split(records: Any) -> Split:
             with Image.open(io.BytesIO(record["image"]), formats=["PNG"]) as picture:
                 if (picture.mode, picture.size) != ("RGB", (32, 32)):
                     raise ValueError(f"picture {i} is {picture.size} {picture.mode}, not 32 x 32 RGB")
-                image[i] = picture
+                image[i] = np.asarray(picture)
             label[i] = record["label"]
             identity.append(record.get("id", i))
     if not 0 <= label.min() <= label.max() < len(CLASSES):
@@ -265,8 +266,8 @@ def _parse_archive(file: BinaryIO) -> tuple[Split, Split]:
                     )
                 if member.offset_data + member.size > MAX_UNFOLDED:
                     raise UserError(f"archive refused: it unfolds to more than {MAX_UNFOLDED:,} bytes")
-                if str(path) in wanted:
-                    contents[str(path)] = archive.extractfile(member).read()
+                if str(path) in wanted and (stored := archive.extractfile(member)):  # none of a folder
+                    contents[str(path)] = stored.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise UserError(f"the archive is broken: {error}; download it again") from error
     if missing := wanted - contents.keys():

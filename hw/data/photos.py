@@ -11,7 +11,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,7 @@ from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
     Image,
+    ImageFile,
     ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
@@ -64,7 +65,8 @@ class _Tiff(TiffImagePlugin.TiffImageFile):
             self.getexif()
 
 
-_FORMATS = {
+# For each format: how its files begin, and Pillow's class, which takes anything that can be read.
+_FORMATS: dict[str, tuple[bytes, Callable[[Any], ImageFile.ImageFile]]] = {
     "PNG": (rb"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
     "JPEG": (rb"\xff\xd8\xff", _Jpeg),
     "WebP": (rb"RIFF.{4}WEBP", WebPImagePlugin.WebPImageFile),
@@ -110,7 +112,7 @@ class _Refused(Exception):
 class _Counted:
     """A file that is read at most MAX_READINGS times."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._left = MAX_READINGS
 
@@ -189,7 +191,7 @@ def _libtiff_silenced() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _bound(image: Image.Image, file: BinaryIO) -> None:
+def _bound(image: ImageFile.ImageFile, file: BinaryIO) -> None:
     """Refuses what would take too much memory or time to decode; has a large JPEG decoded at a lower size."""
     width, height = image.size
     pixels = width * height

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from hw import cli, files
 from hw.cli import UserError
@@ -33,7 +34,7 @@ Shards = dict[Path, int]
 class Damaged(UserError):
     """A prepared dataset that is there but cannot be used; preparing it anew replaces it."""
 
-    def __init__(self, folder: Path, problem: str):
+    def __init__(self, folder: Path, problem: str) -> None:
         mend = _command(folder.parent.name, folder.parents[1])
         super().__init__(f"{folder} is damaged: {problem}. Prepare it anew: {mend}")
         self.problem = problem
@@ -65,7 +66,7 @@ def _local(folder: str, named: str) -> Path:
 
 
 def find(
-    config: Any,
+    config: ConfigDict,
     dataset: str,
     version: str,
     title: str,
@@ -174,7 +175,9 @@ def open_source(folder: Path, shards: dict[str, Shards], **options: Any) -> Iter
                 raise Damaged(folder, f"{path.name} is truncated or altered ({error})") from error
             if found != declared:
                 raise Damaged(folder, f"{path.name} holds {found:,} records, not {declared:,}")
-        yield tfds.builder_from_directory(folder).as_data_source(**options)
+        # TFDS types what it gives of one split, too: without a name it is every split, by name.
+        sources: Any = tfds.builder_from_directory(folder).as_data_source(**options)
+        yield sources
     except (Damaged, MemoryError):
         raise
     except Exception as error:  # whatever the readers of three packages raise
@@ -250,10 +253,10 @@ def write(
         name = folder.parent.name
         VERSION = tfds.core.Version(folder.name)
 
-        def _info(self):
+        def _info(self) -> tfds.core.DatasetInfo:
             return tfds.core.DatasetInfo(builder=self, **info)
 
-        def _split_generators(self, dl_manager):
+        def _split_generators(self, dl_manager: object) -> dict[str, Iterable[tuple[str, dict[str, Any]]]]:
             del dl_manager
             return dict(splits)
 

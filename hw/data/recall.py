@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from hw.cli import UserError
 from hw.data import cache
@@ -38,7 +39,7 @@ def draw(rng: "jax.Array", delay: int, num_symbols: int) -> "jax.Array":
     return jax.random.randint(rng, (delay + 1,), 0, num_symbols)
 
 
-def load_recall(config: Any) -> RecallDataset:
+def load_recall(config: ConfigDict) -> RecallDataset:
     """Draws the evaluation sequences, the same for every run.
 
     Args:

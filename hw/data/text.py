@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from hw import files
 from hw.cli import UserError
@@ -52,7 +53,7 @@ class TextDataset:
     provenance: dict[str, Any]
 
 
-def load_text(config: Any, say: Say) -> TextDataset:
+def load_text(config: ConfigDict, say: Say) -> TextDataset:
     """Loads the text that `config.data` asks for.
 
     Args:
@@ -108,7 +109,7 @@ def load_text(config: Any, say: Say) -> TextDataset:
     return TextDataset(train, validation, eval_name, classes, provenance)
 
 
-def blank_text(config: Any) -> TextDataset:
+def blank_text(config: ConfigDict) -> TextDataset:
     """Tiny Shakespeare as far as its sizes go, of which `config.holdout` characters are not trained on."""
     start, stop = _cut_rule(config)(NUM_CHARACTERS)
     if not 0 <= config.holdout < start:
@@ -155,7 +156,7 @@ def embedded_text() -> str:
     return "\n\n".join(topics.topics[name] for name in sorted(topics.topics))
 
 
-def _cut_rule(config: Any) -> Callable[[int], tuple[int, int]]:
+def _cut_rule(config: ConfigDict) -> Callable[[int], tuple[int, int]]:
     """From a text's length, where its training text ends and where its validation text does.
 
     nanogpt: https://github.com/karpathy/nanoGPT, data/shakespeare_char/prepare.py.

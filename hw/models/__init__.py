@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from ml_collections import ConfigDict
 
+from hw import hardware
 from hw.cli import UserError
 from hw.models import attention_lm, gru_lm, recall_net, resnet
 
@@ -29,6 +30,13 @@ _ARGUMENTS_OF = {
 # What `build` itself gives a module, and what flax adds.
 _GIVEN = {"num_classes", "vocab_size", "dtype", "axis_name", "chunked", "flat", "parent", "name"}
 
+# What a model may compute in. Parameters, optimiser state, statistics, softmax and losses are float32 anyway.
+DTYPES = ("float32", "bfloat16")
+# Whether "auto" takes bfloat16 on the CPUs where it makes products faster. Not yet: in bfloat16 convolutions
+# are XLA's own (`hw.ops.convolution`), whose gradients are slow, and a run of configs/resnet.py:quick spent
+# 660 s in its steps against 362 s in float32 (AMD EPYC with avx512_bf16, jax 0.12, the same hour; issue 20).
+BFLOAT16_PAYS_ON_CPU = False
+
 # Which of them a task can be given to.
 OF_TASK = {
     "images": ("hwnet", "resnet18", "resnet20"),
@@ -44,8 +52,31 @@ def arguments(name: str) -> dict[str, dataclasses.Field]:
     return {f.name: f for f in dataclasses.fields(_ARGUMENTS_OF[name]) if f.name not in _GIVEN}
 
 
+def dtype_of(dtype: str, platform: str, processor: hardware.Processor) -> str:
+    """What a recipe's `config.model.dtype` means on some hardware: "float32" or "bfloat16".
+
+    "auto" is bfloat16 on GPU and TPU, and on CPUs float32 as long as `BFLOAT16_PAYS_ON_CPU` says so, then
+    bfloat16 on those whose instruction sets make it faster. Nothing is timed, so that the numbers of a run
+    depend on its hardware alone.
+
+    Args:
+      dtype: "auto", "float32" or "bfloat16".
+      platform: of the devices that will run it: "cpu", "gpu" or "tpu".
+      processor: of this machine; it counts on "cpu" alone.
+
+    Raises:
+      UserError: it is another word.
+    """
+    if dtype == "auto":
+        fast = platform != "cpu" or (BFLOAT16_PAYS_ON_CPU and hardware.fast_bfloat16(processor))
+        return "bfloat16" if fast else "float32"
+    if dtype not in DTYPES:
+        raise UserError(f"config.model.dtype={dtype!r}: choose auto, float32 or bfloat16")
+    return dtype
+
+
 def build(
-    config: Any,
+    config: ConfigDict,
     *,
     num_outputs: int,
     platform: str,
@@ -55,7 +86,7 @@ def build(
     """Builds the module that `config.model` describes.
 
     Args:
-      config: `name`; `dtype` ("auto" computes in float32 on CPU and in bfloat16 elsewhere); `batch_norm`,
+      config: `name`; `dtype` (see `dtype_of`); `batch_norm`,
         where a model has any: "synchronised", or "per-device", by the statistics of each device's share;
         and, under the model's own name, the arguments that only this model has.
       num_outputs: classes, or symbols of the vocabulary.
@@ -69,13 +100,10 @@ def build(
     Raises:
       UserError: the model, its dtype or one of its arguments does not exist.
     """
-    name, dtype = config.name, config.dtype
+    name = config.name
     if name not in MODELS:
         raise UserError(f"config.model.name={name!r} is not a model: choose from {sorted(MODELS)}")
-    if dtype == "auto":
-        dtype = "float32" if platform == "cpu" else "bfloat16"
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"config.model.dtype={dtype!r}: choose auto, float32 or bfloat16")
+    dtype = dtype_of(config.dtype, platform, hardware.processor())
     statistics = config.get("batch_norm", "synchronised")
     if statistics not in ("synchronised", "per-device"):
         raise UserError(f"config.model.batch_norm={statistics!r}: choose synchronised or per-device")

@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.typing import DTypeLike
 
 from hw.cli import UserError
 from hw.ops import attention as ops
@@ -93,6 +94,17 @@ def window_mask(t: int, context: int, length_b: Array | None) -> Array:
     return mask_ts[None, None] & filled_bs[:, None, None, :]
 
 
+def product_of_rows(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
+    """x @ kernel for `nn.Dense`: [..., i] times [i, o], with all leading axes of x joined to one.
+
+    The gradient for the kernel then has one axis to sum over. With two of them XLA:CPU of jax 0.12 takes a
+    product of YNNPACK that adds bfloat16 numbers in bfloat16: with 1,024 terms the result is wrong by a tenth
+    of its size (tests/models/test_precision.py). The first axis, the batch, may be sharded.
+    """
+    del args, kwargs  # the axes to sum over, which are these, and the default precision
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 class Block(nn.Module):
     """y = x + drop(W_O attend(norm(x))), out = y + drop(W_D relu(W_U norm(y))²).
 
@@ -109,7 +121,7 @@ class Block(nn.Module):
     context: int
     dropout: float
     mlp_ratio: int
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -130,10 +142,13 @@ class Block(nn.Module):
         into = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         out_of = nn.initializers.variance_scaling(0.5 / self.depth, "fan_in", "normal")
 
-        def dense(features, init, name):
-            return nn.Dense(features, use_bias=False, kernel_init=init, dtype=self.dtype, name=name)
+        def dense(features: int, init: nn.initializers.Initializer, name: str) -> nn.Dense:
+            product = product_of_rows if self.dtype == jnp.bfloat16 else None
+            return nn.Dense(
+                features, use_bias=False, kernel_init=init, dtype=self.dtype, dot_general=product, name=name
+            )
 
-        def norm(name):
+        def norm(name: str) -> nn.RMSNorm:
             return nn.RMSNorm(epsilon=EPSILON, dtype=self.dtype, name=name)
 
         drop = nn.Dropout(self.dropout, deterministic=not train)
@@ -187,7 +202,7 @@ class AttentionLM(nn.Module):
     dropout: float = 0.0
     tied: bool = False
     mlp_ratio: int = 4
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @property
@@ -254,16 +269,19 @@ class AttentionLM(nn.Module):
         Returns:
           (logits [b, t, V], the carry after the last input: same shapes, same dtypes).
         """
+        wide = jnp.promote_types(self.dtype, jnp.float32)
         drop = nn.Dropout(self.dropout, deterministic=not train)
         embed = nn.Embed(
             self.vocab_size,
             self.width,
-            dtype=self.dtype,
+            dtype=wide,
             embedding_init=nn.initializers.normal(0.02),
             name="embed",
         )
         norm = nn.RMSNorm(epsilon=EPSILON, dtype=self.dtype, use_scale=False, name="norm_embed")
-        x = drop(norm(embed(inputs)))
+        # Rounded after the look-up: the gradient adds up each character's places, thousands of them, in the
+        # type that is looked up, and in bfloat16 such a sum stops growing at 256 of its terms.
+        x = drop(norm(embed(inputs).astype(self.dtype)))
         mask = window_mask(inputs.shape[1], self.context, None if carry is None else carry["length"])
         keys, values = [], []
         for layer in range(self.depth):
@@ -280,7 +298,6 @@ class AttentionLM(nn.Module):
             x, (k_bshd, v_bshd) = block(x, cached, mask, train=train)
             keys.append(k_bshd)
             values.append(v_bshd)
-        wide = jnp.promote_types(self.dtype, jnp.float32)
         x = nn.RMSNorm(epsilon=EPSILON, dtype=wide, name="norm")(x)
         if self.tied:
             logits = x @ embed.embedding.T.astype(wide)
@@ -292,7 +309,12 @@ class AttentionLM(nn.Module):
 
 
 def attention_lm(
-    *, num_classes: int, dtype: Any, axis_name: str | None = None, chunked: bool = True, **arguments: Any
+    *,
+    num_classes: int,
+    dtype: DTypeLike,
+    axis_name: str | None = None,
+    chunked: bool = True,
+    **arguments: Any,
 ) -> nn.Module:
     """Our attention language model, see `AttentionLM`, with its values checked.
 

@@ -5,12 +5,15 @@ logits [batch, time, symbols] and the carry after. Parameters, carries and logit
 the computation is).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.typing import VariableDict
+from jax.typing import DTypeLike
 
 from hw.cli import UserError
 from hw.ops import gru as ops
@@ -18,17 +21,21 @@ from hw.ops import gru as ops
 Array = jax.Array
 
 RECURRENCES = ("fused", "scan")
-NORMS = {"none": lambda **_: lambda x: x, "rms": nn.RMSNorm, "layer": nn.LayerNorm}
+NORMS: dict[str, Callable[..., Callable[[Array], Array]]] = {
+    "none": lambda **_: lambda x: x,
+    "rms": nn.RMSNorm,
+    "layer": nn.LayerNorm,
+}
 
 
-def _orthogonal_gates(rng: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
+def _orthogonal_gates(rng: Array, shape: tuple[int, int], dtype: DTypeLike = jnp.float32) -> Array:
     """Three orthogonal matrices side by side, [n, 3n]: at the start no direction of the state is lost."""
     size = shape[0]
     draw = nn.initializers.orthogonal()
     return jnp.concatenate([draw(r, (size, size), dtype) for r in jax.random.split(rng, 3)], axis=1)
 
 
-def _gate_biases(update: float, rng: Array, shape: tuple[int], dtype: Any = jnp.float32) -> Array:
+def _gate_biases(update: float, rng: Array, shape: tuple[int], dtype: DTypeLike = jnp.float32) -> Array:
     """Zeros, but for the update gate: `update`."""
     del rng
     size = shape[0] // 3
@@ -53,7 +60,7 @@ class GRUCell(nn.Module):
     update_bias: float = 0.0
     flat: bool = True
 
-    def setup(self):
+    def setup(self) -> None:
         size = self.features
         self.w = self.param("w", nn.initializers.lecun_normal(), (self.inputs, 3 * size))
         self.u = self.param("u", _orthogonal_gates, (size, 3 * size))
@@ -107,7 +114,7 @@ class GRULM(nn.Module):
       update_bias: see `GRUCell`.
       recurrence: "fused" or "scan".
       flat: see `hw.ops.gru.gru`.
-      dtype: of embedding and head.
+      dtype: of the embedding. The recurrence and the logits are float32 (float64 if this is).
       axis_name: the mapped axis of the batch (pmap); nothing here is averaged over it.
     """
 
@@ -122,7 +129,7 @@ class GRULM(nn.Module):
     update_bias: float = 0.0
     recurrence: str = "fused"
     flat: bool = True
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     def initial_carry(self, batch_size: int) -> Array:
@@ -155,7 +162,7 @@ class GRULM(nn.Module):
         zero = jnp.zeros_like(alternating)
         return jnp.stack([zero, zero + 1, zero - 1, alternating])
 
-    def fold(self, variables: dict[str, Any]) -> dict[str, Any]:
+    def fold(self, variables: VariableDict) -> VariableDict:
         """The variables with what the first layer's product makes of each symbol, E W + b: [V, 3n].
 
         For a text written symbol by symbol: the first layer then looks up what it would multiply. Where what
@@ -186,9 +193,11 @@ class GRULM(nn.Module):
         whole = jnp.promote_types(self.dtype, jnp.float32)  # of what must not lose digits
         drop = nn.Dropout(self.dropout, broadcast_dims=(1,), deterministic=not train)
         norm = NORMS[self.norm]
-        over_time = {"variable_broadcast": "params", "split_rngs": {"params": False}}
         if self.embedding:
-            x = nn.Embed(self.vocab_size, self.embedding, dtype=self.dtype, name="embed")(inputs)
+            # Rounded after the look-up: the gradient adds up each symbol's places, thousands of them, in the
+            # type that is looked up, and in bfloat16 such a sum stops growing at 256 of its terms.
+            embed = nn.Embed(self.vocab_size, self.embedding, dtype=whole, name="embed")
+            x = embed(inputs).astype(self.dtype)
         else:
             x = jax.nn.one_hot(inputs, self.vocab_size, dtype=whole)
         hidden = []
@@ -199,8 +208,14 @@ class GRULM(nn.Module):
             shape = {"features": self.width, "inputs": x.shape[-1], "update_bias": self.update_bias}
             shape["flat"] = self.flat
             if self.recurrence == "scan":
-                cell = nn.scan(GRUCell, **over_time, in_axes=1, out_axes=1)(**shape, name=f"gru_{layer}")
-                last, out = cell(carry[:, layer], read)
+                over_time = nn.scan(
+                    GRUCell,
+                    variable_broadcast="params",
+                    split_rngs={"params": False},
+                    in_axes=1,
+                    out_axes=1,
+                )
+                last, out = over_time(**shape, name=f"gru_{layer}")(carry[:, layer], read)
             elif layer == 0 and inputs.shape[1] == 1 and self.has_variable("folded", "table_vg"):
                 brought = self.get_variable("folded", "table_vg")[inputs[:, 0]]
                 last, out = GRUCell(**shape, name=f"gru_{layer}").advance(carry[:, layer], brought)
@@ -208,10 +223,10 @@ class GRULM(nn.Module):
             else:
                 last, out = GRUCell(**shape, name=f"gru_{layer}").sequence(carry[:, layer], read)
             hidden.append(last)
-            x = out + x if self.residual and x.shape == out.shape else out
+            x = out + x.astype(out.dtype) if self.residual and x.shape == out.shape else out
         x = drop(norm(dtype=whole)(x))
-        logits = nn.Dense(self.vocab_size, dtype=self.dtype, name="head")(x)
-        return logits.astype(whole), jnp.stack(hidden, axis=1)
+        logits = nn.Dense(self.vocab_size, dtype=whole, name="head")(x)
+        return logits, jnp.stack(hidden, axis=1)
 
 
 def gru_lm(*, num_classes: int, chunked: bool = True, **arguments: Any) -> nn.Module:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from hw.cli import UserError
 from hw.models.gru_lm import GRUCell
@@ -49,7 +50,7 @@ class RecallNet(nn.Module):
     cell: str
     width: int
     update_bias: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

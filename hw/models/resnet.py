@@ -4,13 +4,15 @@ Every network maps normalised pictures [batch, height, width, 3] to logits [batc
 in `dtype`, keeps its parameters in float32 and returns float32 logits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.typing import VariableDict
+from jax.typing import DTypeLike
 
 from hw.cli import UserError
 from hw.ops.convolution import conv2d, conv2d_max_pool2, max_pool2
@@ -28,7 +30,7 @@ class Conv(nn.Module):
     kernel_size: int = 3
     stride: int = 1
     padding: str | Sequence[tuple[int, int]] = "SAME"
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     chunked: bool = True
     pool: bool = False
     kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
@@ -77,8 +79,8 @@ class BasicBlock(nn.Module):
     features: int
     stride: int
     shortcut: str
-    conv: Any
-    norm: Any
+    conv: Callable[..., Conv]
+    norm: Callable[..., nn.BatchNorm]
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -101,8 +103,8 @@ class BasicBlock(nn.Module):
 
 def _norm_shapes(name: str, channels: int, *parts: str) -> dict[str, tuple[int, ...]]:
     """What a batch normalisation of so many channels keeps; `parts` are its parameters."""
-    learned = {f"params/{name}/{part}": (channels,) for part in parts}
-    return learned | {f"batch_stats/{name}/{part}": (channels,) for part in ("mean", "var")}
+    made: dict[str, tuple[int, ...]] = {f"params/{name}/{part}": (channels,) for part in parts}
+    return made | {f"batch_stats/{name}/{part}": (channels,) for part in ("mean", "var")}
 
 
 class ResNet(nn.Module):
@@ -115,7 +117,7 @@ class ResNet(nn.Module):
     widths: Sequence[int]
     shortcut: str
     num_classes: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
     chunked: bool = True
 
@@ -161,7 +163,7 @@ class ResNet(nn.Module):
         return nn.Dense(self.num_classes, name="head")(x)
 
 
-def _dirac(rng: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+def _dirac(rng: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Array:
     """A kernel [k, k, in, out] whose first `in` filters copy their channel; the rest are random.
 
     Source: Zagoruyko & Komodakis 2017, "DiracNets", equation 2, here only as a start.
@@ -245,7 +247,7 @@ class HWNet(nn.Module):
     depth: int
     norm_momentum: float
     num_classes: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
     chunked: bool = True
     stem: str = "whitened"
@@ -314,11 +316,11 @@ class HWNet(nn.Module):
         return head(x) / self.widths[-1] ** 0.5
 
     @staticmethod
-    def fit_stem(variables: dict, images: Array) -> dict:
+    def fit_stem(variables: VariableDict, images: Array) -> VariableDict:
         """The variables with the whitening filters of `images` (normalised pictures) in the stem."""
         if "constants" not in variables:  # it is learned
             return variables
-        return variables | {"constants": {"stem": whitening_kernel(images)}}
+        return {**variables, "constants": {"stem": whitening_kernel(images)}}
 
 
 def resnet20(**arguments: Any) -> nn.Module:

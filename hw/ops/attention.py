@@ -113,17 +113,22 @@ def attention_backward(
     return AttentionGradient(dv_se, da_ts, dz_ts, dq_td, dk_sd)
 
 
+_Residuals = tuple[Array, Array, Array, Array, Array]  # q, k, v, the weights a, and the scale
+
+
 @jax.custom_vjp
-def _attention(q_td, k_sd, v_se, mask_ts, scale):
+def _attention(q_td: Array, k_sd: Array, v_se: Array, mask_ts: Array | None, scale: Array) -> Array:
     return _attention_fwd(q_td, k_sd, v_se, mask_ts, scale)[0]
 
 
-def _attention_fwd(q_td, k_sd, v_se, mask_ts, scale):
+def _attention_fwd(
+    q_td: Array, k_sd: Array, v_se: Array, mask_ts: Array | None, scale: Array
+) -> tuple[Array, _Residuals]:
     a_ts = masked_softmax(scores(q_td, k_sd, scale), mask_ts)
     return jnp.einsum("...ts,...se->...te", a_ts, v_se), (q_td, k_sd, v_se, a_ts, scale)
 
 
-def _attention_bwd(residuals, do_te):
+def _attention_bwd(residuals: _Residuals, do_te: Array) -> tuple[Array, Array, Array, None, None]:
     q_td, k_sd, v_se, a_ts, scale = residuals
     grads = attention_backward(q_td, k_sd, v_se, a_ts, do_te, scale)
     return grads.dq_td, grads.dk_sd, grads.dv_se, None, None

@@ -241,10 +241,12 @@ def _slide(
     Raises: UserError if x is no picture, or too small.
     Source: Araujo et al. 2019: the partial sums of r = 1 + Σ_l (k_l - 1) Π_{i<l} s_i.
     """
-    if len(x.output) != 3:
+    if x.receptive_field is None or x.jump is None:
         raise UserError("a window slides over a picture, not a vector; put it before flatten")
 
-    def along(n, r, j, k, s, d, rule):
+    def along(
+        n: int, r: int, j: int, k: int, s: int, d: int, rule: Literal["same", "valid"] | int
+    ) -> tuple[int, int, int, Pair, int]:
         pad = resolve_padding(rule, n, k, s, d)
         window = (n, k, s, pad, d, ceil)
         return output_size(*window), r + (k - 1) * d * j, j * s, pad, discarded_pixels(*window)
@@ -280,7 +282,7 @@ class Conv:
     groups: int = 1
     bias: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_positive(
             channels=self.channels,
             kernel=self.kernel,
@@ -319,7 +321,7 @@ class Pool:
     padding: Padding = "valid"
     ceil: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_positive(window=self.kernel, stride=self.stride or 1)
         if not isinstance(self.padding, str):
             for p, k in zip(self.padding, self.kernel, strict=True):
@@ -351,7 +353,7 @@ class Dense:
     units: int
     bias: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_positive(units=self.units)
 
     def report(self, x: LayerReport, name: str) -> LayerReport:
@@ -386,7 +388,7 @@ class Trace:
 class LayerError(UserError):
     """A layer does not fit: `word` at `index` (from 0); `reports` holds the layers before it."""
 
-    def __init__(self, message: str, reports: tuple[LayerReport, ...], index: int, word: str):
+    def __init__(self, message: str, reports: tuple[LayerReport, ...], index: int, word: str) -> None:
         super().__init__(message)
         self.reports = reports
         self.index = index
@@ -476,7 +478,7 @@ def _integers(text: str) -> Shape:
 def _value(field: str, text: str) -> int | Pair:
     numbers = _integers(text)
     if field not in _SINGLE:
-        return numbers if len(numbers) == 2 else numbers * 2
+        return numbers[0], numbers[-1]  # one number stands for both axes
     if len(numbers) == 2:
         raise UserError(f"{field} is one number, not {_quote(text)}")
     return numbers[0]
@@ -484,9 +486,9 @@ def _value(field: str, text: str) -> int | Pair:
 
 def _parse_layer(word: str) -> Layer:
     kind = next(filter(word.startswith, _KINDS), None)
-    other = _OTHER.match(word)
+    other = named.lastgroup if (named := _OTHER.match(word)) else None
     if kind is None or other:
-        advice = f"; it {_OTHER_LAYERS[other.lastgroup]}" if other else ""
+        advice = f"; it {_OTHER_LAYERS[other]}" if other else ""
         raise UserError(f"cannot read {_quote(word)}; layers are {', '.join(_KINDS)}{advice}")
     build, number_field, options = _KINDS[kind]
     rest = word.removeprefix(kind)

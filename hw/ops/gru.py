@@ -102,7 +102,7 @@ class GRUGradient(NamedTuple):
 
 
 def _forward(u_ng: Array, c_n: Array, a_tbn: Gates, h0_bn: Array) -> tuple[Array, _Kept]:
-    def advance(h_bn, a_bn):
+    def advance(h_bn: Array, a_bn: Gates) -> tuple[Array, tuple[Array, _Kept]]:
         h_bn, kept = step(u_ng, c_n, h_bn, a_bn)
         return h_bn, (h_bn, kept)
 
@@ -154,7 +154,7 @@ def bptt(
     before_tbn = jnp.concatenate([h0_bn[None], h_tbn[:-1]])
     u_gn = u_ng.T
 
-    def retreat(from_later_bn, now):
+    def retreat(from_later_bn: Array, now: tuple[_Kept, Array, Array]) -> tuple[Array, tuple[Gates, Array]]:
         kept, before_bn, dh_bn = now
         da_bn, dm_bn, past_bn = step_backward(kept, before_bn, dh_bn + from_later_bn)
         dp_bg = jnp.concatenate([da_bn.r, da_bn.z, dm_bn], axis=-1)
@@ -182,14 +182,20 @@ def recurrence(flat: bool, u_ng: Array, c_n: Array, a_tbn: Gates, h0_bn: Array) 
     return _forward(u_ng, c_n, a_tbn, h0_bn)[0]
 
 
-def _recurrence_fwd(flat, u_ng, c_n, a_tbn, h0_bn):
+_Residuals = tuple[Array, Array, Array, _Kept]  # u_ng, h0_bn, h_tbn, and what the forward pass kept
+
+
+def _recurrence_fwd(
+    flat: bool, u_ng: Array, c_n: Array, a_tbn: Gates, h0_bn: Array
+) -> tuple[Array, _Residuals]:
     del flat
     h_tbn, kept = _forward(u_ng, c_n, a_tbn, h0_bn)
     return h_tbn, (u_ng, h0_bn, h_tbn, kept)
 
 
-def _recurrence_bwd(flat, residuals, dh_tbn):
-    return tuple(bptt(*residuals, dh_tbn, flat=flat))
+def _recurrence_bwd(flat: bool, residuals: _Residuals, dh_tbn: Array) -> tuple[Array, Array, Gates, Array]:
+    u_ng, h0_bn, h_tbn, kept = residuals
+    return tuple(bptt(u_ng, h0_bn, h_tbn, kept, dh_tbn, flat=flat))
 
 
 recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)

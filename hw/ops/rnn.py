@@ -54,7 +54,7 @@ def forward(params: RNNParams, x_ti: Array, h0_n: Array | None = None) -> tuple[
     # What the inputs bring does not wait for the recurrence: one product for all times.
     u_tn = x_ti @ params.wxh_ni.T + params.bh_n[None]
 
-    def step(h_n, u_n):
+    def step(h_n: Array, u_n: Array) -> tuple[Array, Array]:
         h_n = jnp.tanh(u_n + params.whh_nk @ h_n)
         return h_n, h_n
 
@@ -85,7 +85,7 @@ def bptt(params: RNNParams, x_ti: Array, h_tn: Array, dy_to: Array, h0_n: Array 
     """
     h0_n = jnp.zeros_like(params.bh_n) if h0_n is None else h0_n
 
-    def step(from_later_n, now):
+    def step(from_later_n: Array, now: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
         h_n, dy_o = now
         dh_n = params.why_on.T @ dy_o + from_later_n
         da_n = (1 - h_n**2) * dh_n

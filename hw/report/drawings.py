@@ -14,7 +14,7 @@ from hw.answers.notation import subscript
 Point = tuple[float, float]
 
 
-def escape(text: Any) -> str:
+def escape(text: object) -> str:
     """Text as it may stand in markup."""
     return html.escape(str(text))
 
@@ -38,7 +38,7 @@ def svg(name: str, title: str, description: str, size: Point, parts: Iterable[st
     )
 
 
-def _text(at: Point, content: Any, kind: str = "", anchor: str = "middle") -> str:
+def _text(at: Point, content: object, kind: str = "", anchor: str = "middle") -> str:
     x, y = at
     named = f' class="{kind}"' if kind else ""
     return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}"{named}>{escape(content)}</text>'

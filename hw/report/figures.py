@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from hw.answers import notation
 from hw.answers.claims import Answer, Table
 from hw.plotting import smooth
 from hw.report import drawings, logs, plots
+
+if TYPE_CHECKING:  # imported where something is drawn: see `hw.plotting`
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,13 @@ class Missing:
 
 
 def _plotted(
-    name: str, title: str, description: str, draw: Callable, table: Table, size=(6.4, 3.8), study=None
+    name: str,
+    title: str,
+    description: str,
+    draw: plots.Draw,
+    table: Table,
+    size: tuple[float, float] = (6.4, 3.8),
+    study: logs.Study | None = None,
 ) -> Figure:
     drawn = plots.plot(name, title, description, draw, size)
     source, sha = (study.name, study.sha256) if study else ("", "")
@@ -46,7 +55,7 @@ def _plotted(
 
 def _cnn(answer: Answer) -> list[Figure]:
     shapes = answer.figures["volumes"]
-    words = ["input", *(row[0] for row in _last_table(answer).rows[1:])]
+    words = ["input", *(str(row[0]) for row in _last_table(answer).rows[1:])]
     title = "The network's volumes"
     drawn = drawings.volumes("volumes", shapes, words)
     rows = tuple((w, notation.times(s), math.prod(s)) for w, s in zip(words, shapes, strict=True))
@@ -225,7 +234,7 @@ def _language_model(answer: Answer) -> list[Figure | Missing]:
     )
     names = list(found)
 
-    def draw(axes):
+    def draw(axes: "Axes") -> None:
         axes.barh(names, [abs(found[n]["correlation_held_out"]) for n in names], color=plots.STYLES[0][0])
         axes.set(xlabel="|correlation| on text that had no say in the choice", xlim=(0, 1))
         axes.invert_yaxis()
@@ -363,7 +372,7 @@ def _attention_gradient(answer: Answer) -> list[Figure | Missing]:
     return figures
 
 
-_OF = {
+_OF: dict[int, Callable[[Answer], Sequence[Figure | Missing]]] = {
     1: _cnn,
     2: _residual_net,
     3: _unrolled,
@@ -375,6 +384,6 @@ _OF = {
 }
 
 
-def of(answer: Answer) -> list[Figure | Missing]:
+def of(answer: Answer) -> Sequence[Figure | Missing]:
     """The figures of an answer, in order."""
     return _OF[answer.number](answer)

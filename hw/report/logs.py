@@ -43,6 +43,20 @@ _SUMMARY: schema.Table = {
     "seconds": {"total": FINITE},
     "device": {"kind": _TEXT, "count": _COUNT, "cpu_count": optional(_COUNT)},
 }
+# Fields that answers show where a run has them: those of earlier versions lack them.
+_SUMMARY_TOO: schema.Table = {
+    "dtype": text(100),
+    "device": {
+        "platform": text(100),
+        "processor": {
+            "model": text(1_000),
+            "signature": text(1_000),
+            "instruction_sets": each(text(100), 0, 100),
+            "memory_bytes": _COUNT,
+        },
+        "memory_limit_bytes": _COUNT,
+    },
+}
 _SUMMARY_OF: dict[str, schema.Table] = {
     "images": {"test_accuracy": _SHARE, "test_accuracy_tta": _SHARE, "test_loss": FINITE},
     "text": {"val_nats_cold256": FINITE, "val_nats_stateful": FINITE},
@@ -103,11 +117,11 @@ def _parsed(content: bytes, where: str) -> Any:
         raise UserError(f"a log is damaged: {where} is no JSON ({error})") from error
 
 
-def _checked(value: Any, table: schema.Table, where: str) -> dict[str, Any]:
-    """The fields that the table demands, all of them there."""
+def _checked(value: Any, table: schema.Table, where: str, *, whole: bool = True) -> dict[str, Any]:
+    """The fields that the table demands, all of them there if `whole`."""
     try:
         found = schema.check(value, table, where=where)
-        schema.require(found, *schema.leaves(table), where=where)
+        schema.require(found, *(schema.leaves(table) if whole else ()), where=where)
     except UserError as error:
         raise UserError(f"a log is damaged: {error}") from error
     return found
@@ -137,7 +151,8 @@ def read_run(folder: Path) -> Run:
     task = _checked(summary, {"task": text(100)}, where)["task"]
     if task not in _SUMMARY_OF:
         raise UserError(f"{folder} holds a run of {task!r}: the report shows {' and '.join(_SUMMARY_OF)}")
-    _checked(summary, _SUMMARY | _SUMMARY_OF[task], where)
+    _checked(summary, {**_SUMMARY, **_SUMMARY_OF[task]}, where)
+    _checked(summary, _SUMMARY_TOO, where, whole=False)
     versions = summary.get("versions")
     if not isinstance(versions, dict) or not all(_TEXT.holds(v) for v in versions.values()):
         raise UserError(f"a log is damaged: {where}: versions must be an object of texts")
@@ -178,7 +193,7 @@ def _check_evaluation(evaluation: Any, task: str, num_symbols: int, where: str) 
 
 def _metrics(content: bytes, task: str, where: str) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, each checked; at least one of training and one of evaluation."""
-    table = _LINE | ({"accuracy": _SHARE} if task == "images" else {})
+    table = {**_LINE, "accuracy": _SHARE} if task == "images" else _LINE
     lines = []
     for count, line in enumerate(content.splitlines(), 1):
         lines.append(_parsed(line, f"{where}, line {count},"))

@@ -2,19 +2,18 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 from urllib.parse import quote
 
 from hw.answers.claims import Step, Table
 from hw.report import page
 from hw.report.document import Document, Section
-from hw.report.figures import Figure
+from hw.report.figures import Figure, Missing
 
 # What Markdown or the HTML within it would take for markup.
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$!@&^])")
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """A text or number as it stands: nothing in it is markup, and it is one line."""
     shown = page.worked(value).unescape()
     return _MARKUP.sub(r"\\\1", " ".join(shown.split()))
@@ -27,7 +26,7 @@ def _fenced(content: str, language: str = "") -> str:
     return f"{fence}{language}\n{content}\n{fence}"
 
 
-def _rows(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+def _rows(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [[_text(cell) for cell in line] for line in (header, *rows)]
     lines.insert(1, ["---"] * len(header))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -49,7 +48,7 @@ def _step(number: int, step: Step) -> str:
     return "\n\n".join(parts)
 
 
-def _figure(shown: Any, folder: str) -> str:
+def _figure(shown: Figure | Missing, folder: str) -> str:
     if not isinstance(shown, Figure):
         return f"**Missing: {_text(shown.title)}.** It is made by\n{_fenced(shown.command)}"
     title = _text(shown.title)

@@ -10,7 +10,6 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable
-from typing import Any
 
 import jinja2
 import latex2mathml.converter
@@ -39,7 +38,7 @@ def claim(verdict: Verdict) -> Markup:
     return escape(shown if flat.size <= _SHOWN else f"{shown} … ({notation.times(value.shape)})")
 
 
-def worked(value: Any) -> Markup:
+def worked(value: object) -> Markup:
     """A text of an answer as it stands; a number in significant digits."""
     if isinstance(value, bool | np.bool_):
         return escape("yes" if value else "no")
@@ -58,10 +57,10 @@ _INDEXED = re.compile(
 )
 
 
-def prose(value: Any) -> Markup:
+def prose(value: object) -> Markup:
     """What `worked` does, with the indices of symbols set as indices: W_hh, h_{t-1}, W_i^Q."""
 
-    def typeset(match: re.Match) -> str:
+    def typeset(match: re.Match[str]) -> str:
         whole, braced, plain, raised_braced, raised = match.groups()
         index, power = braced or plain, raised_braced or raised
         base = whole.split("_")[0]
@@ -73,7 +72,7 @@ def prose(value: Any) -> Markup:
     return Markup(_INDEXED.sub(typeset, str(worked(value))))
 
 
-def logged(value: Any) -> Markup:
+def logged(value: object) -> Markup:
     """A value that was read from a log."""
     return worked(value)
 
@@ -109,12 +108,12 @@ def standalone(svg: str) -> str:
     return f"{svg[:start]}{style}{svg[start:]}\n"
 
 
-def code(thing: Callable) -> Markup:
+def code(thing: Callable[..., object]) -> Markup:
     """The source of a function or class, as it stands in the file that was run."""
     return escape(textwrap.dedent(inspect.getsource(inspect.unwrap(thing))).strip())
 
 
-def place(thing: Callable) -> Markup:
+def place(thing: Callable[..., object]) -> Markup:
     """Where a function or class is defined."""
     thing = inspect.unwrap(thing)
     return escape(f"{thing.__module__}.{thing.__qualname__}")
@@ -174,5 +173,5 @@ def page(document: Document) -> str:
     )
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)

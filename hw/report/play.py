@@ -5,8 +5,9 @@ from the page, where `play_json` has put them. The schema stands at the top of `
 """
 
 import json
+from collections.abc import Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 
@@ -26,16 +27,16 @@ def asset(name: str) -> str:
     return resources.files("hw.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
-def _written(rows: notation.Matrix) -> str:
+def _written(rows: Sequence[Sequence[SupportsFloat]]) -> str:
     """A matrix as one types it."""
     return notation.matrix(rows)[0].strip("[]")
 
 
-def _hundredths(r: np.random.Generator, *shape: int) -> list:
+def _hundredths(r: np.random.Generator, *shape: int) -> list[list[int]]:
     return np.rint(r.normal(size=shape) * _PER).astype(int).tolist()
 
 
-def _of_radius_1(matrix: np.ndarray) -> list:
+def _of_radius_1(matrix: np.ndarray) -> list[list[float]]:
     """The matrix over its spectral radius, to ten decimals: an eigenvalue's last bits differ by machine."""
     return np.round(matrix / np.abs(np.linalg.eigvals(matrix)).max(), 10).tolist()
 

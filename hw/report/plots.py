@@ -3,12 +3,18 @@
 import re
 from collections.abc import Callable, Sequence
 from io import StringIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hw import plotting
 from hw.report.drawings import escape
+
+if TYPE_CHECKING:  # imported where something is drawn: see `hw.plotting`
+    from matplotlib.axes import Axes
+
+# Draws something on one Axes.
+Draw = Callable[["Axes"], None]
 
 # Drawn in this colour, shown in the page's ink: light or dark, printed or not.
 _INK = "#010203"
@@ -27,7 +33,7 @@ def plot(
     name: str,
     title: str,
     description: str,
-    draw: Callable[[Any], None],
+    draw: Draw,
     size: tuple[float, float] = (6.4, 3.8),
 ) -> str:
     """An `<svg>` element of what `draw(axes)` draws.
@@ -65,7 +71,7 @@ def plot(
     # Not the page's business: matplotlib's metadata, its rule for all elements, its size in points.
     drawn = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", drawn, flags=re.DOTALL)
     drawn = re.sub(r"<defs>\s*</defs>|<!--.*?-->", "", drawn, flags=re.DOTALL)
-    viewbox = re.search(r'viewBox="([^"]+)"', drawn)[1]
+    viewbox = drawn.partition('viewBox="')[2].partition('"')[0]
     body = drawn[drawn.index(">") + 1 :].replace(_INK, "currentColor")
     # A third of the bytes are spaces and digits of places that nobody sees. (Of places alone: not of text.)
     body = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda m: _DIGITS.sub(r"\1", m[0]), body)
@@ -92,19 +98,20 @@ def lines(
     markers: bool = False,
     bottom: float | None = None,
     styles: Sequence[int] = (),
-) -> Callable[[Any], None]:
+) -> Draw:
     """Draws named curves, each in a colour and a line of its own, with a band around it where there is one.
 
     `styles` are places in STYLES, for curves that must look alike in two plots.
     """
 
-    def draw(axes: Any) -> None:
+    def draw(axes: "Axes") -> None:
         for number, (label, x, y) in enumerate(series):
             colour, line, marker = STYLES[styles[number] if styles else number % len(STYLES)]
             axes.plot(x, y, color=colour, linestyle=line, marker=marker if markers else None, markersize=4,
                       label=_no_formula(label))  # fmt: skip
-            if number < len(bands) and bands[number] is not None:
-                low, high = bands[number]
+            band = bands[number] if number < len(bands) else None
+            if band is not None:
+                low, high = band
                 axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.set(xlabel=labels[0], ylabel=labels[1])
         if log_x:
@@ -125,10 +132,10 @@ def heat_map(
     rows: Sequence[str],
     columns: Sequence[str],
     labels: tuple[str, str] = ("", ""),
-) -> Callable[[Any], None]:
+) -> Draw:
     """Draws a matrix of numbers from 0 to 1 as cells, each with its number in it."""
 
-    def draw(axes: Any) -> None:
+    def draw(axes: "Axes") -> None:
         matrix = np.array(values, float)
         axes.pcolormesh(matrix, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1)
         for (i, j), value in np.ndenumerate(matrix):
@@ -137,7 +144,7 @@ def heat_map(
             axes.text(j + 0.5, i + 0.5, shown[i][j], ha="center", va="center", color=ink, fontsize=9)
         axes.invert_yaxis()
         axes.grid(False)
-        slant = {"rotation": 40, "ha": "right"} if max(map(len, columns)) > 6 else {}
+        slant: dict[str, Any] = {"rotation": 40, "ha": "right"} if max(map(len, columns)) > 6 else {}
         axes.set_xticks(np.arange(len(columns)) + 0.5, [*map(_no_formula, columns)], **slant)
         axes.set_yticks(np.arange(len(rows)) + 0.5, [*map(_no_formula, rows)])
         axes.tick_params(length=0)

@@ -6,18 +6,18 @@ from typing import Any
 
 from hw.answers import notation
 from hw.answers.checking.marks import Mark
-from hw.answers.claims import Answer, Step, Table, Verdict
+from hw.answers.claims import Answer, Cell, Step, Table, Verdict
 
 _WIDTH = 100
 _MAX_ROWS = 1024  # of a table: more than a network has layers
 _MAX_COLUMNS = 65  # the first holds the names of the rows
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Cell) -> str:
     return value if isinstance(value, str) else notation.text(value)
 
 
-def columns(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def columns(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     """Rows under a header, each column as wide as its widest cell; numbers to the right."""
     cells = [list(map(_cell, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
@@ -80,7 +80,7 @@ def verdicts(shown: Sequence[Verdict]) -> str:
 def compiled(shown: Sequence[Any]) -> str:
     """What programs compiled ahead of time need, one a line (`hw.compilation.Report`)."""
 
-    def number(value: float | None, unit: float) -> Any:
+    def number(value: float | None, unit: float) -> Cell:
         return "–" if value is None else float(f"{value / unit:.4g}")
 
     rows = []

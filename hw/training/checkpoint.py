@@ -26,6 +26,7 @@ import jax
 import numpy as np
 from absl import logging as absl_logging
 from flax import traverse_util
+from flax.typing import VariableDict
 from orbax.checkpoint import v1 as ocp
 
 from hw import cli, files
@@ -123,19 +124,19 @@ def _alone() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reachable(path: Path) -> Iterator[Path]:
+def reachable(path: Path) -> Iterator[str]:
     """The path in a form that orbax takes: absolute, and without bytes that are not UTF-8.
 
     Where the name of a workdir has such bytes, a link from a temporary folder leads there.
     """
     path = path.absolute()
     if cli.encodable(str(path)) == str(path):
-        yield path
+        yield str(path)
         return
     with tempfile.TemporaryDirectory() as folder:
         link = Path(folder) / "checkpoint"
         link.symlink_to(path.parent)
-        yield link / path.name
+        yield str(link / path.name)
 
 
 def _silence_orbax() -> None:
@@ -145,12 +146,12 @@ def _silence_orbax() -> None:
     while the error that counts is raised.
     """
 
-    def tell(unraisable: Any) -> None:
+    def tell(unraisable: "sys.UnraisableHookArgs") -> None:  # a name of the type checker alone
         code = getattr(unraisable.object, "cr_code", None)
         if "Event loop is closed" not in str(unraisable.exc_value) and "orbax" not in str(code):
             sys.__unraisablehook__(unraisable)
 
-    def tell_of_thread(ended: Any) -> None:
+    def tell_of_thread(ended: threading.ExceptHookArgs) -> None:
         frames = traceback.walk_tb(ended.exc_traceback)
         if not any("orbax" in frame.f_code.co_filename for frame, _ in frames):
             threading.__excepthook__(ended)
@@ -274,7 +275,23 @@ def restore_newest(
     return None
 
 
-def saved_shapes(path: Path) -> dict[str, Any]:
+def newest_progress(directory: Path, check: Callable[[Any], None]) -> dict[str, Any] | None:
+    """What was saved beside the newest sound state; None where there is none. Nothing is set aside.
+
+    Args:
+      directory: `checkpoints/` of a workdir.
+      check: raises Damaged if what it is given cannot be what was saved.
+    """
+    for step in reversed(steps(directory)):
+        with contextlib.suppress(Damaged):
+            verify(directory / str(step))
+            progress = _read_progress(directory / str(step))
+            check(progress)
+            return progress
+    return None
+
+
+def saved_shapes(path: Path) -> Any:
     """The tree of a saved state as nested dicts, each array by the shape and type that it records itself."""
     with reachable(path) as named:
         return ocp.metadata(named).metadata
@@ -317,7 +334,7 @@ def _load(path: Path, like: Any) -> Any:
 def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and dtype of each array of a state, by a name that is the same for dicts and for our classes."""
 
-    def name(path: tuple) -> str:
+    def name(path: jax.tree_util.KeyPath) -> str:
         keys = (getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))) for key in path)
         return "/".join(map(str, keys))
 
@@ -325,7 +342,7 @@ def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     return {name(path): (tuple(leaf.shape), str(np.dtype(leaf.dtype))) for path, leaf in leaves}
 
 
-def load_anything(path: Path) -> dict[str, Any]:
+def load_anything(path: Path) -> Any:
     """Loads a saved tree as nested dicts, onto one device, by the shapes that it records itself."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved_shapes(path))
@@ -343,9 +360,9 @@ def fingerprint(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def save_params(path: Path, variables: dict[str, Any]) -> None:
+def save_params(path: Path, variables: VariableDict) -> None:
     """Writes variables as plain arrays under flat names such as `params/head/kernel`."""
-    flat = traverse_util.flatten_dict(jax.device_get(variables), sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(jax.device_get(variables), sep="/")
     file = io.BytesIO()
     np.savez(file, **flat)
     files.write_atomic(path, file.getvalue())

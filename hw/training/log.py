@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+
+# Protobuf makes these classes when the module is imported, so no type checker finds them there.
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyrefly: ignore[missing-module-attribute]
+from tensorboardX.proto.summary_pb2 import Summary  # pyrefly: ignore[missing-module-attribute]
 from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
@@ -62,14 +64,14 @@ def _metrics_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
 class Silence:
     """The log of a process that keeps none: whatever a `RunLog` is asked to do, it does not."""
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Callable[..., Any]:
         return lambda *args, **kwargs: None
 
 
 class RunLog:
     """The log of one workdir. It appends, for a run may continue in another process."""
 
-    def __init__(self, workdir: Path, total_steps: int, every_seconds: float, unit: str):
+    def __init__(self, workdir: Path, total_steps: int, every_seconds: float, unit: str) -> None:
         """Opens the log.
 
         Args:
@@ -86,10 +88,10 @@ class RunLog:
         self._text = open(  # noqa: SIM115 (closed by close)
             workdir / "train.log", "a", encoding="utf-8", errors="backslashreplace", opener=_without_waiting
         )
-        self._metrics = None
-        self._events = None
+        self._metrics: TextIO | None = None  # until `begin`, as the events
+        self._events: RecordWriter | None = None
         self._latest = 0.0  # wall time of the last event, seconds
-        self._bar = None
+        self._bar: tqdm | None = None
         self._last_line = time.monotonic()
         self._last_call: float | None = None
         self._rate = 0.0
@@ -155,6 +157,7 @@ class RunLog:
 
     def metrics(self, line: dict[str, Any]) -> None:
         """Appends one object to metrics.jsonl and its numbers to the TensorBoard events."""
+        assert self._metrics is not None  # a run begins before it has metrics
         self._metrics.write(cli.to_json(line) + "\n")
         self._metrics.flush()
         values = [
@@ -167,6 +170,7 @@ class RunLog:
     def _event(self, step: int, **content: Any) -> None:
         self._latest = max(self._latest, time.time())
         event = Event(wall_time=self._latest, step=step, **content)
+        assert self._events is not None  # `begin` opens them first
         self._events.write(event.SerializeToString())
 
     def progress(self, step: int, values: dict[str, float], count: int, per_step: int) -> None:
@@ -205,7 +209,7 @@ class RunLog:
 
         Where metrics.jsonl was removed or replaced, it is written anew.
         """
-        if self._metrics is None:
+        if self._metrics is None or self._events is None:
             return
         mine = os.fstat(self._metrics.fileno())
         try:

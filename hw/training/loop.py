@@ -3,7 +3,6 @@
 import bisect
 import importlib.metadata
 import math
-import os
 import platform
 import signal
 import time
@@ -18,16 +17,18 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from hw import cli, data, files, models
+from hw import cli, data, files, hardware, models
 from hw.cli import Stopped, UserError
 from hw.data.cache import cache_dir
 from hw.training import checkpoint, hosts, optim, saved
 from hw.training.log import RunLog, Silence, draw_curves, write_report
 from hw.training.parallel import OutOfMemory, Parallel, keep_programs
-from hw.training.step import TrainState, train_step
+from hw.training.step import Batch, TrainState, train_step
 from hw.training.tasks import CHECKS, TASKS
-from hw.training.tasks.task import Task, run_rng
+from hw.training.tasks.task import Report, Task, run_rng
 from hw.training.workdir import Signals, Workdir
+
+Array = jax.Array
 
 _STEPS_PER_DISPATCH = 50  # on GPU and TPU: a step takes milliseconds there, a dispatch stays short
 
@@ -39,7 +40,7 @@ class _Clock:
     evaluation; `step` the share of it in, or waiting for, the compiled step; `save` another share.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.spent = dict.fromkeys(("total", "compile", "train", "step", "save", "eval"), 0.0)
         self._open = {"total": time.monotonic()}
 
@@ -72,7 +73,7 @@ def _check_numbers(config: ConfigDict) -> None:
         ("train.average_decay", 0),
         ("seed", 0),
     ):
-        value = config
+        value: Any = config
         for part in field.split("."):
             value = value[part]
         if not least <= value < math.inf:
@@ -122,7 +123,7 @@ def with_stand_in(config: ConfigDict, source: str) -> ConfigDict:
     return config
 
 
-def build_task(config: ConfigDict, parallel: Parallel, dataset: Any) -> Task:
+def build_task(config: ConfigDict, parallel: Parallel, dataset: data.Dataset) -> Task:
     """The task of `config` on `dataset`, its model built for the devices of `parallel`."""
     module = models.build(
         config.model,
@@ -134,7 +135,9 @@ def build_task(config: ConfigDict, parallel: Parallel, dataset: Any) -> Task:
     return TASKS[config.task](config, dataset, module)
 
 
-def first_state(config: ConfigDict, task: Task, tx: optax.GradientTransformation) -> Callable:
+def first_state(
+    config: ConfigDict, task: Task, tx: optax.GradientTransformation
+) -> Callable[[Array, Array], TrainState]:
     """`(rng, start) -> state`: step 0 of a run."""
     averaged = config.train.average_decay > 0
     return lambda rng, start: TrainState.create(task.init(rng, start), tx, task.carry, averaged=averaged)
@@ -142,10 +145,10 @@ def first_state(config: ConfigDict, task: Task, tx: optax.GradientTransformation
 
 def one_step(
     config: ConfigDict, task: Task, tx: optax.GradientTransformation, parallel: Parallel, stage: int = 0
-) -> Callable:
+) -> Callable[[TrainState, Batch, Batch], tuple[TrainState, dict[str, Array]]]:
     """`(state, resident, picks) -> (state, metrics)`: the task's batch in `stage`, then the pure step."""
 
-    def step(state, resident, picks):
+    def step(state: TrainState, resident: Batch, picks: Batch) -> tuple[TrainState, dict[str, Array]]:
         return train_step(
             state,
             task.make_batch(resident, picks, stage),
@@ -210,7 +213,7 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
 class _Run:
     """One run, from data to summary, in the order in which the methods stand."""
 
-    def __init__(self, config: ConfigDict, folder: Workdir, parallel: Parallel, clock: _Clock):
+    def __init__(self, config: ConfigDict, folder: Workdir, parallel: Parallel, clock: _Clock) -> None:
         self.folder, self.parallel, self.clock = folder, parallel, clock
         self.workdir, self.checkpoints = folder.path, folder.checkpoints
         keep_programs(cache_dir(cli.say))
@@ -221,6 +224,8 @@ class _Run:
         field = "embedded" if self.provenance["source"] == "embedded" else "train"
         self.batch = f"config.{field}.batch_size={self.config.train.batch_size}"
         parallel.check_batch(self.config.train.batch_size, f"config.{field}.batch_size")
+        # From here on the config of the run says what its "auto" means; config.json keeps the recipe's word.
+        self.config.model.dtype, self.of_dtype = _precision(config.model.dtype, folder.checkpoints, parallel)
         self.task = build_task(self.config, parallel, self.dataset)
         self.batch_size = self.config.train.batch_size
         self.per_step = self.batch_size * self.task.per_example  # of what the speed counts
@@ -251,8 +256,11 @@ class _Run:
         p, d = self.parallel, self.provenance
         self.log.say(
             f"{self.workdir}: {self.total} steps of {self.per_step} {self.task.unit} on "
-            f"{p.num_devices} × {p.device_kind} ({p.platform}, {p.mode})"
+            f"{p.num_devices} × {p.device_kind} ({p.platform}, {p.mode}) in "
+            f"{self.config.model.dtype}; processor: {hardware.processor()}"
         )
+        if self.of_dtype:
+            self.log.say(self.of_dtype)
         self.log.say(
             f"data: {d['name']} ({d['source']}), {d['num_train']} to train, {d['num_eval']} to "
             f"evaluate; {d['note']}"
@@ -267,9 +275,9 @@ class _Run:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.parallel.own),
             jax.eval_shape(create, rng, self.task.start),
         )
-        states = []
+        states: list[TrainState] = []
 
-        def restore() -> dict | None:
+        def restore() -> dict[str, Any] | None:
             """Restores the newest sound state, if any; returns what was saved beside it."""
             checkpoint.clean(self.checkpoints)
             restored = checkpoint.restore_newest(self.checkpoints, like, self.log.say, self._check_progress)
@@ -298,19 +306,13 @@ class _Run:
 
     def _check_progress(self, progress: Any) -> None:
         """Raises Damaged unless `progress` is what `_save` leaves, UserError if another run left it."""
-        fields = progress if isinstance(progress, dict) else {}
-        seconds, before, recipe = (fields.get(name) for name in ("seconds", "dataset", "recipe"))
-        sound = (
-            isinstance(seconds, dict)
-            and seconds.keys() == self.clock.spent.keys()
-            and all(type(value) in (int, float) for value in seconds.values())
-            and isinstance(before, dict)
-            and all(isinstance(before.get(name), str) for name in ("name", "source", "fingerprint"))
-            and isinstance(recipe, dict | None)
-        )
-        if not sound:
-            raise checkpoint.Damaged("its progress.json is not what a run saves")
-        self.folder.check_recipe(recipe)
+        _check_form(progress)
+        self.folder.check_recipe(progress.get("recipe"))
+        before, dtype = progress["dataset"], self.config.model.dtype
+        if (begun := progress.get("dtype", dtype)) != dtype:
+            raise UserError(
+                f"{self.workdir} was begun in {begun} and would go on in {dtype}: choose another --workdir"
+            )
         if before["fingerprint"] != self.provenance["fingerprint"]:
             raise UserError(
                 f"{self.workdir} was begun on other data ({before['name']}, {before['source']}, "
@@ -326,6 +328,7 @@ class _Run:
                 "seconds": self.clock.now(),
                 "dataset": self.provenance,
                 "recipe": self.folder.recipe,
+                "dtype": self.config.model.dtype,
             }
             whole = self.parallel.local(state)
             return checkpoint.save(self.checkpoints, whole, progress, self.config.checkpoint.keep)
@@ -335,7 +338,7 @@ class _Run:
         self.last_save = time.monotonic()
         self.log.note(f"saved step {step}")
 
-    def _picks(self, step: int, count: int) -> dict[str, jax.Array]:
+    def _picks(self, step: int, count: int) -> dict[str, Array]:
         """What the next `count` steps take: [count, batch]."""
         flat = self.task.picks(step * self.batch_size, count * self.batch_size)
         stacked = {k: v.reshape(count, self.batch_size) for k, v in flat.items()}
@@ -345,8 +348,8 @@ class _Run:
         """Takes all remaining steps. One dispatch is under way while the one before is logged."""
         step = int(state.step)
         resident = self.parallel.replicate(self.task.resident)
-        programs: dict[tuple[int, int], Callable] = {}
-        pending: deque = deque()
+        programs: dict[tuple[int, int], jax.stages.Compiled] = {}
+        pending: deque[tuple[int, dict[str, Array]]] = deque()
         self.last_save = time.monotonic()
         while True:
             # After the save, so that a signal need not wait for it: it is taken up on resumption.
@@ -391,11 +394,12 @@ class _Run:
         self.log.say(f"stopped by {signal.Signals(signum).name}, saved")
         raise Stopped(signum)
 
-    def _log_steps(self, last: int, metrics: dict[str, jax.Array]) -> None:
+    def _log_steps(self, last: int, metrics: dict[str, Array]) -> None:
         """Logs one dispatch that ended with step `last`; refuses to go on from numbers gone bad."""
         with self.clock.part("step"):
             host = jax.device_get(metrics)
         count = len(host["loss"])
+        values: dict[str, float] = {}
         for i in range(count):
             step = last - count + i + 1
             values = {k: float(v[i]) for k, v in host.items() if k != "finite"}
@@ -420,11 +424,14 @@ class _Run:
         shown = {k: values[k] for k in self.task.headline if k in values}
         self.log.progress(last, shown, count * self.per_step, self.per_step)
 
-    def _evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
+    def _evaluate(self, state: TrainState, step: int) -> Report:
         """The task's report, its headline logged."""
+        report: Report = {}
         with self.clock.part("eval"):
-            for report in self.task.evaluate(state.result, self.parallel):
-                if report is None and (signum := self.parallel.largest(self.signals.received)[0]):
+            for found in self.task.evaluate(state.result, self.parallel):
+                if found is not None:
+                    report = found
+                elif signum := self.parallel.largest(self.signals.received)[0]:
                     self._stop(signum)
         line = {name: report[field] for name, field in self.task.headline.items()}
         self.log.metrics(
@@ -440,13 +447,13 @@ class _Run:
         self.log.say(f"step {step}/{self.total}  evaluation: {numbers}")
         return report
 
-    def _finish(self, state: TrainState, *, name: str, variant: str) -> dict:
+    def _finish(self, state: TrainState, *, name: str, variant: str) -> dict[str, Any]:
         """Evaluates the last state and writes what remains of the workdir, the summary last."""
         report = self._evaluate(state, self.total)
         whole = self.parallel.local(state)
         return self.parallel.on_first(lambda: self._write(whole, report, name, variant))
 
-    def _write(self, state: TrainState, report: dict, name: str, variant: str) -> dict:
+    def _write(self, state: TrainState, report: Report, name: str, variant: str) -> dict[str, Any]:
         """Writes what `report` and the last state leave; returns the summary."""
         checkpoint.save_params(self.workdir / "params.npz", state.result)
         if self.task.samples:
@@ -454,7 +461,8 @@ class _Run:
                 text, judged = self.task.samples(state.result)
             files.write_atomic(self.workdir / "samples.txt", text)
             report |= judged
-        write_report(self.workdir, report | {"dataset": self.provenance}, self.log.say)
+        measured = {"dataset": self.provenance, "dtype": self.config.model.dtype}
+        write_report(self.workdir, report | measured, self.log.say)
         data = f"{self.provenance['name']} ({self.provenance['source']})"
         title = f"{self.workdir.name} on {data}, seed {self.config.seed}"
         draw_curves(self.workdir, title, self.log.say)
@@ -472,12 +480,8 @@ class _Run:
             "epochs": self.config.train.epochs,
             "batch_size": self.batch_size,
             "seconds": seconds,
-            "device": {
-                "platform": self.parallel.platform,
-                "kind": self.parallel.device_kind,
-                "count": self.parallel.num_devices,
-                "cpu_count": os.cpu_count(),
-            },
+            "device": _device(self.parallel),
+            "dtype": self.config.model.dtype,
             "versions": _versions(),
             "config_sha256": self.folder.config_sha256,
             "state_sha256": checkpoint.fingerprint(state),
@@ -489,6 +493,70 @@ class _Run:
         if self.provenance["source"] == "embedded":
             self.log.say(self.provenance["note"])
         return summary
+
+
+def _check_form(progress: Any) -> None:
+    """Raises Damaged unless it is of the form that `_Run._save` leaves, now or in an earlier version."""
+    fields = progress if isinstance(progress, dict) else {}
+    seconds, before, recipe = (fields.get(name) for name in ("seconds", "dataset", "recipe"))
+    sound = (
+        isinstance(seconds, dict)
+        and seconds.keys() == _Clock().spent.keys()
+        and all(type(value) in (int, float) for value in seconds.values())
+        and isinstance(before, dict)
+        and all(isinstance(before.get(name), str) for name in ("name", "source", "fingerprint"))
+        and isinstance(recipe, dict | None)
+        and ("dtype" not in fields or fields["dtype"] in models.DTYPES)
+    )
+    if not sound:
+        raise checkpoint.Damaged("its progress.json is not what a run saves")
+
+
+def _precision(asked: str, checkpoints: Path, parallel: Parallel) -> tuple[str, str]:
+    """The precision that a run computes in, the same in all its processes.
+
+    Where "auto" is asked for, a run that was begun keeps its own precision: in another one its numbers would
+    be those of another run. The first process decides, since hosts may have different processors.
+
+    Args:
+      asked: `config.model.dtype`.
+      checkpoints: where the run's checkpoints lie, if it was begun.
+      parallel: the devices.
+
+    Returns:
+      ("float32" or "bfloat16", a line for the user where that is not what "auto" means here).
+    """
+
+    def decide() -> list[str]:
+        here = models.dtype_of(asked, parallel.platform, hardware.processor())
+        progress = checkpoint.newest_progress(checkpoints, _check_form) if asked == "auto" else None
+        if progress is None:
+            return [here, ""]
+        # What "auto" meant before it was saved.
+        before = "float32" if parallel.platform == "cpu" else "bfloat16"
+        begun = progress.get("dtype", before)
+        if begun == here:
+            return [here, ""]
+        auto = f"config.model.dtype=auto is {here} here"
+        return [begun, f"note: the run was begun in {begun} and continues in it; {auto}"]
+
+    dtype, line = parallel.on_first(decide)
+    return dtype, line
+
+
+def _device(parallel: Parallel) -> dict[str, Any]:
+    """What the summary says of the hardware. The processor is that of the first process's machine."""
+    processor = hardware.processor()
+    found = {
+        "platform": parallel.platform,
+        "kind": parallel.device_kind,
+        "count": parallel.num_devices,
+        "cpu_count": processor.cores,
+        "processor": processor.as_dict(),
+    }
+    if parallel.platform != "cpu" and math.isfinite(limit := parallel.memory_limit):
+        found["memory_limit_bytes"] = int(limit)  # of each card, what JAX may use of it
+    return found
 
 
 def _versions() -> dict[str, str]:

@@ -1,12 +1,15 @@
 """From a recipe to an optax transformation: SGD-Nesterov, AdamW, an orthogonalised update beside either."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
+from flax.typing import PathParts
+from ml_collections import ConfigDict
 
 from hw.cli import UserError
 
@@ -41,7 +44,7 @@ def orthogonalize(matrix: Array, steps: int) -> Array:
 def scale_by_orthogonal_momentum(momentum: float, steps: int) -> optax.GradientTransformation:
     """Nesterov momentum, then each filter bank [k, k, in, out] orthogonalised as [k·k·in, out]."""
 
-    def orthogonal(updates, params=None):
+    def orthogonal(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
         del params
         return jax.tree.map(
             lambda u: orthogonalize(u.reshape(-1, u.shape[-1]), steps).reshape(u.shape), updates
@@ -56,7 +59,7 @@ def scale_by_shape() -> optax.GradientTransformation:
     Source: Jordan et al. 2024, "Muon", section "Empirical considerations" and the published code.
     """
 
-    def scale(updates, params=None):
+    def scale(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
         del params
         return jax.tree.map(lambda u: u * max(1.0, u.shape[-1] / u.shape[-2]) ** 0.5, updates)
 
@@ -70,8 +73,8 @@ def unit_filters() -> optax.GradientTransformation:
     divides its effective learning rate. To be placed last in a chain.
     """
 
-    def rescale(updates, params):
-        def one(update, param):
+    def rescale(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        def one(update: Array, param: Array) -> Array:
             length = jnp.sqrt(param.shape[-1]) / (jnp.linalg.norm(param) + 1e-7)
             return update + (length - 1.0) * param
 
@@ -80,7 +83,7 @@ def unit_filters() -> optax.GradientTransformation:
     return optax.stateless(rescale)
 
 
-def schedule(config: Any, total_steps: int) -> optax.Schedule:
+def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
     """The factor on every learning rate at a step: linear warm-up to 1, then decay to `final`.
 
     Args:
@@ -104,7 +107,7 @@ def schedule(config: Any, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, decays[config.schedule]], [warmup])
 
 
-def _check(config: Any) -> None:
+def _check(config: ConfigDict) -> None:
     """Refuses numbers that no run should start with; nan fails every comparison."""
     rules = [("must be at least 0", lambda v: 0 <= v < math.inf, ("weight_decay", "clip_norm"))]
     rules += [("must lie in [0, 1]", lambda v: 0 <= v <= 1, ("warmup", "final"))]
@@ -114,14 +117,14 @@ def _check(config: Any) -> None:
     rules += [("must be positive", lambda v: 0 < v < math.inf, positive)]
     for demand, holds, fields in rules:
         for field in fields:
-            value = config
+            value: Any = config
             for part in field.split("."):
                 value = value[part]
             if not holds(value):
                 raise UserError(f"config.optim.{field}={value} {demand}")
 
 
-def build(config: Any, total_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def build(config: ConfigDict, total_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Builds the optimiser that `config.optim` describes, and its learning rate as a function of step.
 
     "sgd" and "adamw" treat all parameters alike. "muon" has three groups with a learning rate each: the
@@ -146,7 +149,7 @@ def build(config: Any, total_steps: int) -> tuple[optax.GradientTransformation, 
     def scaled(learning_rate: float) -> optax.Schedule:
         return lambda step: learning_rate * factor(step)
 
-    def decayed(params):  # biases and norms are left alone
+    def decayed(params: Mapping[str, Any]) -> Mapping[str, Any]:  # biases and norms are left alone
         return jax.tree.map(lambda p: p.ndim > 1, params)
 
     def sgd(learning_rate: float) -> optax.GradientTransformation:
@@ -155,8 +158,8 @@ def build(config: Any, total_steps: int) -> tuple[optax.GradientTransformation, 
             optax.sgd(scaled(learning_rate), config.momentum, nesterov=True),
         )
 
-    def groups(params):
-        def group(path, param):
+    def groups(params: Mapping[str, Any]) -> Mapping[str, Any]:
+        def group(path: PathParts, param: Array) -> str:
             if param.ndim == 4:
                 return "filters"
             return "head" if param.ndim == 2 or "head" in path else "rest"
@@ -198,9 +201,9 @@ def build(config: Any, total_steps: int) -> tuple[optax.GradientTransformation, 
             optax.scale_by_learning_rate(scaled(rate)),
         )
 
-        def blocks(params):
-            def group(path, param):
-                return "matrices" if "block" in path[0] and param.ndim == 2 else "rest"
+        def blocks(params: Mapping[str, Any]) -> Mapping[str, Any]:
+            def group(path: PathParts, param: Array) -> str:
+                return "matrices" if "block" in str(path[0]) and param.ndim == 2 else "rest"
 
             return traverse_util.path_aware_map(group, params)
 

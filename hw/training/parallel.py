@@ -2,19 +2,22 @@
 
 import json
 import math
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
+from jax.stages import Compiled, Wrapped
 
-from hw import cli
+from hw import cli, hardware
 from hw.cli import UserError
+
+T = TypeVar("T")
+State = TypeVar("State")
 
 AXIS = "batch"
 # What errors of an exchange between processes name: CPUs' and GPUs' libraries, and the service of JAX.
@@ -38,7 +41,7 @@ def keep_programs(folder: Path | None) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def memory_need(program: Any) -> int:
+def memory_need(program: Compiled) -> int:
     """Bytes that a compiled program needs on each device; 0 where the backend cannot tell."""
     sizes = program.memory_analysis()
     if sizes is None:
@@ -63,7 +66,7 @@ class Parallel:
       axis_name: AXIS under pmap, for the step and the model's batch statistics; None under jit.
     """
 
-    def __init__(self, mode: str = "jit", devices: list | None = None):
+    def __init__(self, mode: str = "jit", devices: Sequence[jax.Device] | None = None) -> None:
         if mode not in ("jit", "pmap"):
             raise UserError(f"config.parallel={mode!r}: choose jit or pmap")
         if mode == "pmap" and jax.process_count() > 1:
@@ -93,7 +96,7 @@ class Parallel:
         """This process's copy of replicated arrays, for what it computes by itself."""
         return jax.tree.map(lambda x: x.addressable_data(0), tree) if self._several else tree
 
-    def on_first(self, fn: Callable[[], Any]) -> Any:
+    def on_first(self, fn: Callable[[], T]) -> T:
         """What `fn` returns in the first process, which alone calls it: strict JSON.
 
         Raises:
@@ -119,21 +122,18 @@ class Parallel:
             raise UserError(f"process 0: {found['error']}")
         return found["value"]
 
-    def on_all(self, fn: Callable[[], Any]) -> Any:
+    def on_all(self, fn: Callable[[], T]) -> T:
         """What `fn` returns in each process; where it fails in one, none goes on.
 
         Raises:
           UserError: what stopped `fn` here, or that something did elsewhere.
         """
-        value, error = None, None
         try:
             value = fn()
-        except UserError as caught:
-            error = caught
-        failed = self.largest(error is not None)[0]
-        if error is not None:
-            raise error
-        if failed:
+        except UserError:
+            self.largest(True)  # the others wait to hear of it
+            raise
+        if self.largest(False)[0]:
             raise UserError("another process of this run could not begin: it says why")
         return value
 
@@ -192,13 +192,13 @@ class Parallel:
         # Another host's cannot be asked.
         device = next((d for d in devices if d.process_index == jax.process_index()), devices[0])
         if device.platform == "cpu":
-            return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+            return float(hardware.processor().memory_bytes) or math.inf
         try:
             return float((device.memory_stats() or {})["bytes_limit"])
         except (KeyError, RuntimeError):
             return _MEMORY.get(device.device_kind, math.inf)  # a device that is not there
 
-    def check_memory(self, program: Any, batch: str) -> None:
+    def check_memory(self, program: Compiled, batch: str) -> None:
         """Raises OutOfMemory if a compiled program needs more memory than a device has."""
         need, limit = memory_need(program), self.memory_limit
         if need > limit:
@@ -241,7 +241,7 @@ class Parallel:
         """What `replicate` makes of arrays, for shapes alone."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), tree)
 
-    def train(self, step_fn: Callable) -> Callable:
+    def train(self, step_fn: Callable[[State, Any, Any], tuple[State, Any]]) -> Wrapped:
         """Several steps as one dispatch.
 
         Args:
@@ -253,7 +253,7 @@ class Parallel:
           metrics have one more leading axis, the steps. It consumes (donates) the state it is given.
         """
 
-        def dispatch(state, resident, picks):
+        def dispatch(state: State, resident: Any, picks: Any) -> tuple[State, Any]:
             if jax.tree.leaves(picks)[0].shape[0] == 1:
                 # Not through scan: a convolution in a loop is very slow on XLA:CPU.
                 state, metrics = step_fn(state, resident, jax.tree.map(lambda x: x[0], picks))
@@ -280,7 +280,7 @@ class Parallel:
             donate_argnums=0,
         )
 
-    def map(self, fn: Callable) -> Callable:
+    def map(self, fn: Callable[[Any, Any], Any]) -> Wrapped:
         """jit of `fn(variables, batch)` with the batch sharded; the result is whole on every device."""
         return jax.jit(
             fn,
@@ -288,7 +288,9 @@ class Parallel:
             out_shardings=self.replicated,
         )
 
-    def map_all(self, fn: Callable, variables: Any, batch: Mapping[str, np.ndarray], size: int):
+    def map_all(
+        self, fn: Wrapped, variables: Any, batch: Mapping[str, np.ndarray], size: int
+    ) -> Iterator[Any]:
         """Yields `fn(variables, slice)` over slices of `size` examples; the last is padded, then cut.
 
         Args:

@@ -12,7 +12,7 @@ import io
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -56,10 +56,10 @@ _DATA: schema.Table = {"name": _WORD, "source": _WORD, "dir": _PATH, "holdout": 
 # For each task the fields that are used when a finished run of it is read. The builders and the tasks check
 # which values make sense, as they do for a new run; here stand types, and bounds on time and memory.
 _CONFIG: dict[str, schema.Table] = {
-    "images": _COMMON
-    | {
-        "data": _DATA
-        | {
+    "images": {
+        **_COMMON,
+        "data": {
+            **_DATA,
             "embedded_train": whole(0, 100_000),
             "embedded_eval": whole(0, 100_000),
             "mean": each(number(-1e6, 1e6), 3, 3),
@@ -72,14 +72,14 @@ _CONFIG: dict[str, schema.Table] = {
             "small_size": whole(0, 32),
             "small_until": number(0, 1),
         },
-        "train": _SCHEDULE | {"label_smoothing": number(0, 1)},
+        "train": {**_SCHEDULE, "label_smoothing": number(0, 1)},
         "eval": {"batch_size": _BATCH, "tta": one_of(*TTA_VIEWS), "temperature": number(0, 1e6)},
     },
-    "text": _COMMON
-    | {
-        "data": _DATA | {"path": _PATH, "split": _WORD, "fractions": each(number(0, 1), 2, 2)},
-        "train": _SCHEDULE
-        | {
+    "text": {
+        **_COMMON,
+        "data": {**_DATA, "path": _PATH, "split": _WORD, "fractions": each(number(0, 1), 2, 2)},
+        "train": {
+            **_SCHEDULE,
             "length": whole(1, 10**6),
             "order": _WORD,
             "forget": number(0, 1),
@@ -87,15 +87,15 @@ _CONFIG: dict[str, schema.Table] = {
         },
         "eval": {"batch_size": _BATCH, "window": whole(1, 10**6)},
     },
-    "recall": _COMMON
-    | {
+    "recall": {
+        **_COMMON,
         "data": {
             "name": _WORD,
             "holdout": whole(0, 10**9),
             "delay": whole(0, 10_000),
             "num_symbols": whole(2, 1_000),
         },
-        "train": _SCHEDULE | {"epoch_size": whole(1, 10**9)},
+        "train": {**_SCHEDULE, "epoch_size": whole(1, 10**9)},
         "eval": {"batch_size": _BATCH},
     },
 }
@@ -117,7 +117,7 @@ def _model_table() -> schema.Table:
         rules = {key: _OF_TYPE[field.type] for key, field in models.arguments(name).items()}
         if "depth" in rules:
             rules["depth"] = whole(0, _MAX_DEPTH)
-        table[name] = rules | _RETIRED.get(name, {})
+        table[name] = {**rules, **_RETIRED.get(name, {})}
     return table
 
 
@@ -459,7 +459,7 @@ def _named(name: str) -> str:
     return cli.shorten(cli.printable(name), 60)
 
 
-def _same_names(found: Any, wanted: Mapping[str, Any], path: Path) -> None:
+def _same_names(found: Set[str], wanted: Mapping[str, Any], path: Path) -> None:
     """Refuses arrays that the model does not have, and too few."""
     for unknown in sorted(found - wanted.keys())[:1]:
         raise UserError(f"{path}: the array {_named(unknown)} is not part of the model in config.json")

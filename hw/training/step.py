@@ -1,15 +1,20 @@
 """The pure heart of training: a state, one step, one evaluation. No device, file or config is known here."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from flax.typing import VariableDict
 
 Array = jax.Array
 Batch = Mapping[str, Array]
+# `(variables, batch, carry, rng) -> (outputs, model_state, carry)`, in training mode.
+ApplyFn = Callable[[VariableDict, Batch, Any, Array], tuple[Array, VariableDict, Any]]
+# `(outputs, batch) -> {"loss": [...], …}`, per example.
+LossFn = Callable[[Array, Batch], dict[str, Array]]
 
 
 class TrainState(struct.PyTreeNode):
@@ -26,20 +31,20 @@ class TrainState(struct.PyTreeNode):
 
     step: Array
     params: Any
-    model_state: Mapping[str, Any]
+    model_state: VariableDict
     opt_state: optax.OptState
     carry: Any = ()
-    average: Any = ()
+    average: VariableDict | tuple[()] = ()
 
     @classmethod
     def create(
         cls,
-        variables: Mapping[str, Any],
+        variables: VariableDict,
         tx: optax.GradientTransformation,
         carry: Any = (),
         *,
         averaged: bool = False,
-    ):
+    ) -> Self:
         """Step 0 of the model with `variables` ("params" and other collections) under `tx`."""
         model_state = {k: v for k, v in variables.items() if k != "params"}
         params = variables["params"]
@@ -52,7 +57,7 @@ class TrainState(struct.PyTreeNode):
         return {"params": self.params, **self.model_state}
 
     @property
-    def result(self) -> Mapping[str, Any]:
+    def result(self) -> VariableDict:
         """The variables to evaluate and to release: the average where there is one."""
         return self.average or self.variables
 
@@ -62,8 +67,8 @@ def train_step(
     batch: Batch,
     rng: Array,
     *,
-    apply_fn: Callable,
-    loss_fn: Callable,
+    apply_fn: ApplyFn,
+    loss_fn: LossFn,
     tx: optax.GradientTransformation,
     average_decay: float = 0.0,
     axis_name: str | None = None,
@@ -79,9 +84,9 @@ def train_step(
       state: the state before.
       batch: arrays with the batch as their first axis.
       rng: for dropout and the like; augmentation has been done.
-      apply_fn: `(variables, batch, carry, rng) -> (outputs, model_state, carry)`, training mode.
-      loss_fn: `(outputs, batch) -> {"loss": [...], …}`, per example; the mean of "loss" is minimised,
-        the means of the others are reported.
+      apply_fn: the model in training mode, see `ApplyFn`.
+      loss_fn: losses per example, see `LossFn`; the mean of "loss" is minimised, the means of the others are
+        reported.
       tx: the optimiser.
       average_decay: of the state's average, if it has one.
       axis_name: a mapped axis over which gradients, statistics and metrics are averaged (pmap).
@@ -91,7 +96,7 @@ def train_step(
       gradient and the state after are finite. A step that is not finite must not be saved.
     """
 
-    def objective(params):
+    def objective(params: Any) -> tuple[Array, tuple[dict[str, Array], VariableDict, Any]]:
         variables = {"params": params, **state.model_state}
         outputs, model_state, carry = apply_fn(variables, batch, state.carry, rng)
         metrics = jax.tree.map(jnp.mean, loss_fn(outputs, batch))
@@ -113,7 +118,7 @@ def train_step(
     if state.average:
         decay = jnp.minimum(average_decay, (state.step + 1.0) / (state.step + 10.0))
 
-        def follow(old, new):  # counters are not averaged
+        def follow(old: Array, new: Array) -> Array:  # counters are not averaged
             return old + (1.0 - decay) * (new - old) if jnp.issubdtype(new.dtype, jnp.inexact) else new
 
         state = state.replace(average=jax.tree.map(follow, state.average, state.variables))

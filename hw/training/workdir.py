@@ -10,7 +10,8 @@ import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 from hw import cli, files
 from hw.cli import UserError
@@ -44,21 +45,21 @@ class Signals:
       received: the signal; 0 before.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received = 0
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         caught = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: the run survives the terminal
             caught.append(signal.SIGHUP)
         self._before = {s: signal.signal(s, self._note) for s in caught}
         return self
 
-    def __exit__(self, *exc_info):
+    def __exit__(self, *exc_info: object) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
-    def _note(self, signum, frame):
+    def _note(self, signum: int, frame: FrameType | None) -> None:
         self.received = signum
         signal.signal(signum, signal.SIG_IGN if signum == signal.SIGHUP else signal.SIG_DFL)
 
@@ -73,7 +74,7 @@ class Workdir:
       has_checkpoints: whether a run was begun there, sound or not; known after `begin`.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any]):
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
         """Describes a run's folder; nothing is written.
 
         Args:
@@ -263,6 +264,7 @@ class Workdir:
         self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o600)
         # Where flock is missing, as on some NFS, the locks of POSIX may be there.
         locks: tuple[Callable[[int, int], None], ...] = (fcntl.flock, fcntl.lockf)
+        reason: str | None = None
         for lock in locks:
             try:
                 lock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hw import cli
+from hw.answers import runs
 from hw.report import __main__ as command
 from hw.report import document, logs
 
@@ -159,6 +160,64 @@ def test_seeds_that_do_not_go_together(copy, capsys, tmp_path):
     summary["dataset"]["vocabulary"] = summary["dataset"]["vocabulary"][::-1]
     (second / "summary.json").write_text(json.dumps(summary | {"seed": 9}))
     assert "another recipe" in refused(first, capsys, second)
+
+
+PROCESSOR = {
+    "model": "Intel(R) Xeon(R) Processor @ 2.50GHz",
+    "signature": "6/85/4",
+    "instruction_sets": ["avx2", "avx512f"],
+    "memory_bytes": 24 * 2**30,
+}
+
+
+def _with_processor(folder: Path, processor: object, **extra: object) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["device"]["processor"] = processor
+    (folder / "summary.json").write_text(json.dumps(summary | extra))
+
+
+def test_the_processor_and_the_precision_are_shown(copy):
+    folder = copy("gru-quick")
+    old = dict(runs.provenance([logs.read_run(folder)]).rows)
+    assert old["hardware"] == "1 × cpu, 2 cores"
+    _with_processor(folder, PROCESSOR, dtype="float32")
+    new = dict(runs.provenance([logs.read_run(folder)]).rows)
+    assert new["hardware"] == "1 × cpu, 2 cores, 24 GiB, Intel Xeon 2.50GHz (6/85/4, avx512f)"
+    assert new["versions"] == old["versions"] + ", float32"
+
+
+def test_a_hostile_processor_stays_text(copy, tmp_path):
+    folder = copy("gru-quick")
+    hostile = "<script>alert(1)</script>\x1b[31m"
+    _with_processor(folder, PROCESSOR | {"model": hostile, "signature": hostile}, dtype="<b>\x07")
+    out = tmp_path / "page.html"
+    assert command.main([f"--out={out}", f"--workdir={folder}", "--only=5"]) == 0
+    page = out.read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)" in page and "<script>alert(1)" not in page
+    assert "\x1b" not in page and "\x07" not in page and "<b>\\x07" not in page
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", 7),
+        ("model", "x" * 1_001),
+        ("signature", ["6"]),
+        ("instruction_sets", "avx2"),
+        ("instruction_sets", [1]),
+        ("instruction_sets", ["avx2"] * 101),
+        ("memory_bytes", -1),
+        ("memory_bytes", 2**60),
+    ],
+)
+def test_a_processor_that_breaks_the_schema(copy, capsys, field, value):
+    folder = copy("gru-quick")
+    _with_processor(folder, PROCESSOR | {field: value})
+    assert f"device.processor.{field} must be" in refused(folder, capsys)
+    _with_processor(folder, value)
+    assert "device.processor must be an object" in refused(folder, capsys)
+    _with_processor(folder, PROCESSOR, dtype=16)
+    assert "dtype must be a text" in refused(folder, capsys)
 
 
 def test_every_committed_log_is_read():

@@ -7,13 +7,15 @@ import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import pytest
 
-from hw import cli, inference, train
+from hw import cli, hardware, inference, models, train
 from hw.cli import UserError
 from hw.training import checkpoint, log, workdir
 from hw.training.parallel import OutOfMemory, Parallel
@@ -557,3 +559,154 @@ def test_leftovers_of_an_unexpected_kind_stop_no_start(tmp_path):
     (tmp_path / ".saving-9").write_text("")
     checkpoint.clean(tmp_path)
     assert not (tmp_path / ".saving-9").exists()
+
+
+# --- precision ---
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """elsewhere(): from now on this is a processor on which "auto" is bfloat16. elsewhere(False): back."""
+
+    def elsewhere(there: bool = True) -> None:
+        sets = ("avx512_bf16",) if there else ()
+        monkeypatch.setattr(models, "BFLOAT16_PAYS_ON_CPU", True)
+        monkeypatch.setattr(hardware, "processor", lambda: hardware.Processor("Fake 9000", "", sets, 0, 2))
+
+    return elsewhere
+
+
+def _dtype(folder):
+    """What the newest checkpoint, the summary and the evaluation say, which must be the same."""
+    newest = folder / "checkpoints" / str(checkpoint.steps(folder / "checkpoints")[-1])
+    files = (newest / "progress.json", folder / "summary.json", folder / "evaluation.json")
+    (dtype,) = {json.loads(file.read_text(encoding="utf-8"))["dtype"] for file in files}
+    return dtype
+
+
+def _unfinish(folder, steps):
+    """Removes what the last steps and the end of a run left."""
+    for name in ("summary.json", "params.npz", "evaluation.json"):
+        (folder / name).unlink()
+    for step in checkpoint.steps(folder / "checkpoints")[-steps:]:
+        shutil.rmtree(folder / "checkpoints" / str(step))
+
+
+LINE = "note: the run was begun in {} and continues in it; config.model.dtype=auto is {} here"
+
+
+def test_the_precision_and_the_processor_are_kept(finished):
+    assert _dtype(finished) == "float32"
+    summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
+    assert summary["device"]["processor"] == hardware.processor().as_dict()
+    first = (finished / "train.log").read_text(encoding="utf-8").splitlines()[0]
+    assert f"in float32; processor: {hardware.processor()}" in first
+    config = json.loads((finished / "config.json").read_text(encoding="utf-8"))
+    assert config["model"]["dtype"] == "auto", "the recipe's own word is lost"
+
+
+def test_a_float32_run_continues_in_float32_where_auto_is_bfloat16(command, text, finished, elsewhere):
+    _unfinish(finished, 2)
+    elsewhere()
+    code, said = command(finished, text)
+    assert code == 0, said
+    assert said.count(LINE.format("float32", "bfloat16")) == 1 and "in float32; processor: Fake 9000" in said
+    assert LINE.format("float32", "bfloat16") in (finished / "train.log").read_text(encoding="utf-8")
+    assert _dtype(finished) == "float32" and _state(finished) == _first_state()
+
+
+def test_a_bfloat16_run_continues_in_bfloat16_where_auto_is_float32(command, text, tmp_path, elsewhere):
+    elsewhere()
+    code, said = command(tmp_path / "run", text)
+    assert code == 0 and _dtype(tmp_path / "run") == "bfloat16" and "note: the run was begun" not in said
+    whole = _state(tmp_path / "run")
+    if _finished:
+        assert whole != _first_state(), "bfloat16 changed nothing"
+    _unfinish(tmp_path / "run", 2)
+    elsewhere(False)
+    code, said = command(tmp_path / "run", text)
+    assert code == 0 and said.count(LINE.format("bfloat16", "float32")) == 1, said
+    assert _dtype(tmp_path / "run") == "bfloat16" and _state(tmp_path / "run") == whole
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_another_word_for_the_precision_is_another_recipe(command, text, begun, dtype):
+    before = _content(begun)
+    code, said = command(begun, text, f"--config.model.dtype={dtype}")
+    assert code == 2 and f"model.dtype: auto there, {dtype} now" in said
+    (begun / "config.json").unlink()
+    code, said = command(begun, text, f"--config.model.dtype={dtype}")
+    assert code == 2 and f"model.dtype: auto there, {dtype} now" in said
+    assert _content(begun).keys() | {Path("config.json")} == before.keys()
+
+
+def test_a_run_of_an_earlier_version_continues_as_it_did(command, text, begun, elsewhere):
+    for step in checkpoint.steps(begun / "checkpoints"):
+        _edit_progress(
+            begun / "checkpoints" / str(step),
+            lambda old: json.dumps({k: v for k, v in json.loads(old).items() if k != "dtype"}).encode(),
+        )
+    shutil.rmtree(begun / "checkpoints" / str(STEPS))
+    elsewhere()
+    code, said = command(begun, text)
+    assert code == 0 and LINE.format("float32", "bfloat16") in said, said
+    assert _dtype(begun) == "float32" and _state(begun) == _first_state()
+
+
+@pytest.mark.parametrize("dtype", ["float8", None, 16, ["float32"], {}])
+def test_a_precision_that_no_run_has_is_damage(command, text, begun, dtype):
+    newest = begun / "checkpoints" / str(STEPS)
+    _edit_progress(newest, lambda old: json.dumps(json.loads(old) | {"dtype": dtype}).encode())
+    code, said = command(begun, text)
+    assert code == 0 and f"CHECKPOINT {STEPS} IS DAMAGED" in said, said
+    assert _state(begun) == _first_state()
+
+
+def test_a_checkpoint_of_another_precision_than_its_recipes(command, text, begun):
+    """As where a checkpoint of another run was copied into the folder."""
+    for step in checkpoint.steps(begun / "checkpoints"):
+        _edit_progress(
+            begun / "checkpoints" / str(step),
+            lambda old, step=step: json.dumps(
+                json.loads(old) | ({"dtype": "bfloat16"} if step < STEPS else {})
+            ).encode(),
+        )
+    for file in (begun / "checkpoints" / str(STEPS)).rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:100])
+    _fit(begun / "checkpoints" / str(STEPS))
+    code, said = command(begun, text)
+    assert code == 2 and "begun in bfloat16 and would go on in float32" in said, said
+
+
+ONE_OF_TWO = """
+import sys
+from pathlib import Path
+import jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from hw import hardware, models
+from hw.training import loop
+from hw.training.parallel import Parallel
+models.BFLOAT16_PAYS_ON_CPU = True
+sets = ("avx512_bf16",) if sys.argv[2] == sys.argv[3] else ()
+hardware.processor = lambda: hardware.Processor("", "", sets)
+print(loop._precision("auto", Path(sys.argv[4]), Parallel("jit")))
+"""
+
+
+@pytest.mark.parametrize(("fast", "expected"), [("0", "bfloat16"), ("1", "float32")])
+def test_hosts_of_different_processors_compute_alike(tmp_path, fast, expected):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_OF_TWO, address, number, fast, str(tmp_path)],
+            env=os.environ | {"XLA_FLAGS": ""},
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in ("0", "1")
+    ]
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert [text.splitlines()[-1] for text in said] == [str((expected, ""))] * 2  # Gloo says a line too

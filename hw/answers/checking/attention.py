@@ -1,5 +1,7 @@
 """Question 6 of a form: attention step by step, and how each step goes wrong."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,16 +138,16 @@ def _scores(sheet: Sheet, own: Answers) -> np.ndarray:
     return q @ k.T
 
 
-def _from_scores(act) -> Value:
+def _from_scores(act: Callable[[np.ndarray, float, int], np.ndarray]) -> Value:
     """What `act(S, √d_k, n_q)` makes of the student's scores."""
     return lambda sheet, own: act(own["6.scores"], root_d_k(sheet), len(sheet.case.q))
 
 
-def _from_scaled(act) -> Value:
+def _from_scaled(act: Callable[[np.ndarray], np.ndarray]) -> Value:
     return lambda sheet, own: act(own["6.scaled"])
 
 
-def _with_v(act) -> Value:
+def _with_v(act: Callable[[np.ndarray, np.ndarray], np.ndarray | None]) -> Value:
     """What `act(weights, V)` makes of the student's weights."""
     return lambda sheet, own: act(own["6.weights"], matrices(sheet)[2])
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hw.answers.checking.attention import DIVIDED_BY_D_K, UNSCALED, matrices, product, root_d_k
-from hw.answers.checking.fields import BY_HAND, Field, FreeText, Misconception, Value
+from hw.answers.checking.fields import BY_HAND, Answers, Field, FreeText, Misconception, Value
 from hw.ops import attention as ops
 
 WEIGHTS_NOT_TRANSPOSED = Misconception(
@@ -88,17 +88,19 @@ def softmax_backward(a_ts: np.ndarray, da_ts: np.ndarray) -> np.ndarray:
         return np.asarray(ops.softmax_backward(jnp.asarray(a_ts), jnp.asarray(da_ts)))
 
 
-def _back(act: Callable) -> Value:
+def _back(act: Callable[[np.ndarray, np.ndarray, Answers], np.ndarray | None]) -> Value:
     """What `act(dO, V, the answers before)` says."""
     return lambda sheet, own: act(np.array(sheet.gradient.dout, float), matrices(sheet)[2], own)
 
 
-def _through_softmax(act: Callable) -> Value:
+def _through_softmax(act: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Value:
     """What `act(A, dA)` makes of the student's own."""
     return lambda sheet, own: act(own["6.weights"], own["8.dA"])
 
 
-def _to_queries(act: Callable) -> Value:
+def _to_queries(
+    act: Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray | None],
+) -> Value:
     """What `act(dZ, Q, K, √d_k)` makes of the student's own dZ."""
     return lambda sheet, own: act(own["8.dZ"], *matrices(sheet)[:2], root_d_k(sheet))
 

@@ -1,12 +1,13 @@
 """Question 1 of a form: sizes after each layer, elements, parameters, and how they are got wrong."""
 
 import math
+from collections.abc import Callable
 
 from hw.answers.checking.fields import Answers, Field, Misconception, Value
 from hw.answers.checking.sheet import Sheet
 from hw.ops.conv_arithmetic import conv_params, source
 
-_LAYERS = ("1.conv1", "1.pool1", "1.conv2", "1.pool2", "1.flatten")  # in the order of the sheet's layers
+_LAYERS = ("1.conv1", "1.pool1", "1.conv2", "1.pool2", "1.flatten")  # by their place in the sheet's layers
 
 SAME_AS_VALID = Misconception(
     "same_as_valid",
@@ -121,42 +122,43 @@ def _before(sheet: Sheet, own: Answers, place: int) -> tuple[int, ...]:
     return tuple(map(int, own[_LAYERS[place - 1]])) if place else sheet.cnn.picture
 
 
+def _output(sheet: Sheet, own: Answers, place: int) -> tuple[int, ...]:
+    word, layer = sheet.cnn.layers[place]
+    return layer.report(source(_before(sheet, own, place)), word).output
+
+
 def _after(place: int) -> Value:
-    def value(sheet: Sheet, own: Answers) -> tuple[int, ...]:
-        word, layer = sheet.cnn.layers[place]
-        return layer.report(source(_before(sheet, own, place)), word).output
-
-    return value
+    return lambda sheet, own: _output(sheet, own, place)
 
 
-def _conv_as(place: int, along) -> Value:
+def _conv_as(place: int, along: Callable[[int, int], int]) -> Value:
     """A convolution's output where each axis is `along(n, k)` long."""
 
     def value(sheet: Sheet, own: Answers) -> tuple[int, ...] | None:
         *sizes, _ = _before(sheet, own, place)
-        conv = sheet.cnn.layers[place][1]
+        conv = sheet.layers.convs[place // 2]
         out = [along(n, k) for n, k in zip(sizes, conv.kernel, strict=True)]
         return (*out, conv.channels) if min(out) > 0 else None
 
     return value
 
 
-def _conv_channels(place: int, channels) -> Value:
+def _conv_channels(place: int, channels: Callable[[int, int], int]) -> Value:
     """A convolution's output with `channels(c_in, filters)` in place of its filters."""
 
     def value(sheet: Sheet, own: Answers) -> tuple[int, ...]:
         *_, c_in = _before(sheet, own, place)
-        h, w, filters = _after(place)(sheet, own)
+        h, w, filters = _output(sheet, own, place)
         return h, w, channels(c_in, filters)
 
     return value
 
 
-def _pool_as(place: int, change) -> Value:
+def _pool_as(place: int, change: Callable[..., tuple[int, int, int]]) -> Value:
     """A pooling's output as `change(n, m, c, k)` of its input and its window has it."""
 
     def value(sheet: Sheet, own: Answers) -> tuple[int, ...]:
-        return change(*_before(sheet, own, place), sheet.cnn.layers[place][1].kernel[0])
+        return change(*_before(sheet, own, place), sheet.layers.pools[place // 2].kernel[0])
 
     return value
 
@@ -179,18 +181,18 @@ def _pool_mistakes(place: int) -> tuple[tuple[Misconception, Value], ...]:
     )
 
 
-def _params_as(count) -> Value:
+def _params_as(count: Callable[[int, int, int], int]) -> Value:
     """The first convolution's parameters as `count(k, c_in, filters)` has them."""
 
     def value(sheet: Sheet, own: Answers) -> int:
-        conv = sheet.cnn.layers[0][1]
+        conv = sheet.layers.convs[0]
         return count(conv.kernel[0], sheet.cnn.picture[-1], conv.channels)
 
     return value
 
 
 def _params(sheet: Sheet, own: Answers) -> int:
-    conv = sheet.cnn.layers[0][1]
+    conv = sheet.layers.convs[0]
     return conv_params(sheet.cnn.picture[-1], conv.channels, conv.kernel)
 
 

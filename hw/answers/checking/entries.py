@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,10 +41,11 @@ class Entry(NamedTuple):
 # The layouts.
 
 
-def _text_of(value: Any) -> str:
+def _text_of(value: object) -> str:
     """A TOML value that is one number, or text, as text."""
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
-        kind = {bool: "true or false", list: "a list", dict: "a table"}.get(type(value), "a date or a time")
+        kinds: dict[type, str] = {bool: "true or false", list: "a list", dict: "a table"}
+        kind = kinds.get(type(value), "a date or a time")
         raise Unreadable(f"{kind} where numbers belong")
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:
         raise Unreadable("the whole number is too large")  # Python would refuse to write it in digits
@@ -54,7 +55,7 @@ def _text_of(value: Any) -> str:
     return plain(text)
 
 
-def _rows(value: Any) -> list[list[Number]]:
+def _rows(value: object) -> list[list[Number]]:
     """Rows of numbers from any layout: "1 2; 3 4", "[[1, 2], [3, 4]]", [[1, 2], [3, 4]], [1, 2], lines."""
     if isinstance(value, list):
         if not value:
@@ -79,17 +80,17 @@ def _rows(value: Any) -> list[list[Number]]:
     return rows
 
 
-def _entry(numbers: Sequence[Any]) -> Entry:
+def _entry(numbers: Sequence[Number] | Sequence[Sequence[Number]]) -> Entry:
     table = np.array(numbers, dtype=float)
     return Entry(table[..., 0], table[..., 1], table[..., 2])
 
 
-def read_matrix(value: Any) -> Entry:
+def read_matrix(value: object) -> Entry:
     """A matrix: [rows, columns]."""
     return _entry(_rows(value))
 
 
-def read_vector(value: Any) -> Entry:
+def read_vector(value: object) -> Entry:
     """A vector, written as a row or as a column, a row perhaps with a sign of transposition: [n]."""
     rows = _rows(re.sub(r"(?<=[\])])(ᵀ|\^T|')\s*$", "", value) if isinstance(value, str) else value)
     if len(rows) > 1 and len(rows[0]) > 1:
@@ -97,7 +98,7 @@ def read_vector(value: Any) -> Entry:
     return _entry([number for row in rows for number in row])
 
 
-def read_shape(value: Any, axes: int) -> Entry:
+def read_shape(value: object, axes: int) -> Entry:
     """Sizes, such as 128 x 128 x 16 or [128, 128, 16]: [axes], whole numbers above zero."""
     if isinstance(value, list):
         pieces = [_text_of(item) for item in value[:_MAX_LENGTH]]
@@ -112,7 +113,7 @@ def read_shape(value: Any, axes: int) -> Entry:
     return _entry([Number(float(piece)) for piece in pieces])
 
 
-def read_count(value: Any) -> Entry:
+def read_count(value: object) -> Entry:
     """A whole number: [1]; with its working before it, as in 2·3 + 4 = 10, the last part counts."""
     text = _text_of(value).rpartition("=")[2].strip()
     if re.fullmatch(r"\d{1,3}([,'’ _\u00a0\u202f]\d{3})+", text):
@@ -127,7 +128,7 @@ def read_count(value: Any) -> Entry:
 
 
 # By kind: how an answer is read, and how it is to be written.
-READERS: dict[str, Callable[[Any], Entry]] = {
+READERS: dict[str, Callable[[object], Entry]] = {
     "matrix": read_matrix,
     "vector": read_vector,
     "sizes of a matrix": lambda value: read_shape(value, 2),

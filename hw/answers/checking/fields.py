@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hw.answers.checking.sheet import Sheet
 
 # Answers by the id of their field: sizes and counts as whole numbers, vectors [n], matrices [rows, columns].
 Answers = Mapping[str, np.ndarray]
 # A result from a sheet and the answers before it; None where this sheet has no such result.
-Value = Callable[[Sheet, Answers], Any]
+Value = Callable[[Sheet, Answers], ArrayLike | None]
 
 
 @dataclass(frozen=True)
@@ -30,28 +30,16 @@ class Misconception:
 
 
 @dataclass(frozen=True)
-class Field:
-    """One answer that a form asks for and that can be judged.
+class Item:
+    """One question of a form.
 
     Attributes:
       id: question and name, such as "6.weights".
       asks: the question, on one line.
-      kind: a key of `entries.READERS`.
-      right: the right answer, from the answers before it.
-      mistakes: wrong answers by the misconception that leads to them, likeliest first.
-      hint: what leads on where no misconception is recognised; no figures, and never the answer.
-      after: the fields that `right` starts from.
-      slack: how far off a number may be, relative to itself; see `entries.near`.
     """
 
     id: str
     asks: str
-    kind: str
-    right: Value
-    mistakes: Sequence[tuple[Misconception, Value]]
-    hint: str
-    after: tuple[str, ...] = ()
-    slack: float = 0.0
 
     @property
     def question(self) -> str:
@@ -63,15 +51,31 @@ class Field:
 
 
 @dataclass(frozen=True)
-class FreeText:
+class Field(Item):
+    """One answer that a form asks for and that can be judged.
+
+    Attributes:
+      kind: a key of `entries.READERS`.
+      right: the right answer, from the answers before it.
+      mistakes: wrong answers by the misconception that leads to them, likeliest first.
+      hint: what leads on where no misconception is recognised; no figures, and never the answer.
+      after: the fields that `right` starts from.
+      slack: how far off a number may be, relative to itself; see `entries.near`.
+    """
+
+    kind: str
+    right: Value
+    mistakes: Sequence[tuple[Misconception, Value]]
+    hint: str
+    after: tuple[str, ...] = ()
+    slack: float = 0.0
+
+
+@dataclass(frozen=True)
+class FreeText(Item):
     """A question answered in words: shown with what a good answer has in it, not judged."""
 
-    id: str
-    asks: str
     rubric: tuple[str, ...]
-
-    question = Field.question
-    name = Field.name
 
 
 # By hand, with intermediate results rounded: an error of a hundredth is none of understanding.

@@ -62,10 +62,11 @@ def write(sheet: Sheet, *, key: bool = False) -> str:
         lines += ["", "", _comment("\n".join([f"Question {question.number}", *question.states(sheet)]))]
         lines.append(f"[{question.number}]")
         for item in question.items:
-            graded = isinstance(item, Field)
-            format = f"{item.kind}: {LAYOUTS[item.kind]}" if graded else "free text, not graded"
+            format, answer = "free text, not graded", ""
+            if isinstance(item, Field):
+                format = f"{item.kind}: {LAYOUTS[item.kind]}"
+                answer = _key(item.kind, right_answers(sheet)[item.id]) if key else ""
             lines += ["", _comment(textwrap.fill(f"{item.asks} ({format})", 108))]
-            answer = _key(item.kind, right_answers(sheet)[item.id]) if key and graded else ""
             lines.append(f'{item.name} = "{answer}"')
     return "\n".join(lines) + "\n"
 
@@ -80,13 +81,13 @@ def as_dict(sheet: Sheet, *, key: bool = False) -> dict[str, Any]:
     """A form for a program: the sheet's numbers, the fields, and with `key` their right answers."""
     fields = []
     for item in ITEMS.values():
-        graded = isinstance(item, Field)
-        fields.append({"id": item.id, "asks": item.asks, "graded": graded})
-        if graded:
-            fields[-1] |= {"format": LAYOUTS[item.kind]}
+        entry: dict[str, Any] = {"id": item.id, "asks": item.asks, "graded": isinstance(item, Field)}
+        if isinstance(item, Field):
+            entry["format"] = LAYOUTS[item.kind]
             if key:
                 right = right_answers(sheet)[item.id]
-                fields[-1]["key"] = right[0] if item.kind == "count" else right
+                entry["key"] = right[0] if item.kind == "count" else right
+        fields.append(entry)
     return {"variant": sheet.variant, "numbers": numbers(sheet), "fields": fields}
 
 

@@ -7,7 +7,6 @@ written, rounded as they are. So an error costs once, and rounding nothing.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -37,10 +36,17 @@ def _value(value: Value, sheet: Sheet, before: Answers) -> np.ndarray | None:
 
 @lru_cache(maxsize=64)
 def right_answers(sheet: Sheet) -> Answers:
-    """The key: the right answer of every field that is judged."""
+    """The key: the right answer of every field that is judged.
+
+    Raises:
+      ValueError: the sheet has none for a field.
+    """
     answers: dict[str, np.ndarray] = {}
     for field in FIELDS:
-        answers[field.id] = _value(field.right, sheet, answers)
+        right = _value(field.right, sheet, answers)
+        if right is None:
+            raise ValueError(f"sheet {sheet.variant} has no right answer for {field.id}")
+        answers[field.id] = right
     return answers
 
 
@@ -58,8 +64,12 @@ def _resembles(entry: Entry, wanted: np.ndarray | None, slack: float) -> bool:
     return bool((agree | cut_short(entry, wanted)).all() and agree.mean() >= 0.5)
 
 
+# Whether an entry agrees with a value, given the slack of its field.
+_Agrees = Callable[[Entry, np.ndarray | None, float], bool]
+
+
 def _named(
-    field: Field, sheet: Sheet, entry: Entry, starts: Sequence[Answers], agrees: Callable = _agrees
+    field: Field, sheet: Sheet, entry: Entry, starts: Sequence[Answers], agrees: _Agrees = _agrees
 ) -> list[Misconception]:
     """The misconceptions that lead to an entry from any of the starts, likeliest first."""
     found = []
@@ -108,7 +118,7 @@ def _unnamed(field: Field, entry: Entry, right: np.ndarray) -> str:
     return f"{count} of {differs.size} {verb} {where}"
 
 
-def mark(sheet: Sheet, written: Mapping[str, Any]) -> list[Mark]:
+def mark(sheet: Sheet, written: Mapping[str, object]) -> list[Mark]:
     """Marks a form.
 
     Args:

@@ -80,11 +80,15 @@ ONE_FOR_THREE = Misconception(
 )
 
 
+def _shape(sheet: Sheet, name: str) -> tuple[int, ...]:
+    return multi_head_shapes(**sheet.heads._asdict())[name]
+
+
 def _ledger(name: str) -> Value:
-    return lambda sheet, own: multi_head_shapes(**sheet.heads._asdict())[name]
+    return lambda sheet, own: _shape(sheet, name)
 
 
-def _sizes(act: Callable) -> Value:
+def _sizes(act: Callable[[int, int, int, int], int | tuple[int, int]]) -> Value:
     """What `act(n, d_model, h, d)` says; the sheet's d is d_k and d_v at once."""
     return lambda sheet, own: act(sheet.heads.n_q, sheet.heads.d_model, sheet.heads.heads, sheet.heads.d_k)
 
@@ -111,7 +115,7 @@ def _head(sheet: Sheet, own: Answers) -> tuple[int, int]:
 
 def _params(sheet: Sheet, own: Answers) -> int:
     """From the student's own matrices: h heads of three, and W^O."""
-    if all(np.array_equal(own[f"7.W_{x}"], _ledger(f"W_{x}")(sheet, own)) for x in "QKVO"):
+    if all(np.array_equal(own[f"7.W_{x}"], _shape(sheet, f"W_{x}")) for x in "QKVO"):
         each = sheet.heads
         counts = multi_head_params(heads=each.heads, d_model=each.d_model, d_k=each.d_k, d_v=each.d_v)
         return counts["without_bias"]

@@ -18,7 +18,7 @@ class Question(NamedTuple):
 
 
 def _cnn(sheet: Sheet) -> list[str]:
-    (_, first), (_, pool), (_, second), (_, last), _, (_, dense) = sheet.cnn.layers
+    (first, second), (pool, last), dense = sheet.layers
     height, width, channels = sheet.cnn.picture
     return [
         f"A CNN takes pictures of {height} × {width} (height × width) with {channels} channels. Its layers:",

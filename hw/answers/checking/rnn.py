@@ -85,7 +85,14 @@ CHAIN_CUT = Misconception(
 
 
 def _hidden(
-    step: int, act: Callable = np.tanh, *, bias=1, inputs=1, recurrent=1, turned=False, back=1
+    step: int,
+    act: Callable[[np.ndarray], np.ndarray] = np.tanh,
+    *,
+    bias: int = 1,
+    inputs: int = 1,
+    recurrent: int = 1,
+    turned: bool = False,
+    back: int = 1,
 ) -> Value:
     """h_t = act(W_xh x_t + W_hh h_{t−1} + b_h), with what a student may have changed in it."""
 
@@ -114,7 +121,7 @@ def _forward_mistakes(step: int) -> tuple[tuple[Misconception, Value], ...]:
     return (*first, *later, *(((STEP_SKIPPED, _hidden(step, back=2)),) if step > 2 else ()))
 
 
-def _back(step: int, rule: Callable) -> Value:
+def _back(step: int, rule: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Value:
     """∂L/∂h_t as `rule(W_hh, h_{t+1}, h_t, ∂L/∂h_{t+1})` has it."""
 
     def value(sheet: Sheet, own: Answers) -> np.ndarray:

@@ -4,11 +4,23 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import exp, tanh
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from hw.answers import attention, attention_gradient, cnn, multi_head, unrolled_rnn
 from hw.answers.notation import Matrix
-from hw.ops.conv_arithmetic import parse_layers
+from hw.ops.conv_arithmetic import Conv, Dense, Flatten, Pool, parse_layers
+
+# A matrix of whole numbers, before it is written in fractions.
+Integers = Sequence[Sequence[int]]
+Drawn = TypeVar("Drawn")
+
+
+class Layers(NamedTuple):
+    """The layers of question 1 that have sizes: conv, pool, conv, pool, then flatten, then dense."""
+
+    convs: tuple[Conv, Conv]
+    pools: tuple[Pool, Pool]
+    dense: Dense
 
 
 class Sheet(NamedTuple):
@@ -29,6 +41,25 @@ class Sheet(NamedTuple):
         """Q, K and V of questions 6 and 8."""
         return self.gradient.case
 
+    @property
+    def layers(self) -> Layers:
+        """The layers of question 1.
+
+        Raises:
+          ValueError: `cnn` has others.
+        """
+        match [layer for _, layer in self.cnn.layers]:
+            case [
+                Conv() as conv1,
+                Pool() as pool1,
+                Conv() as conv2,
+                Pool() as pool2,
+                Flatten(),
+                Dense() as dense,
+            ]:
+                return Layers((conv1, conv2), (pool1, pool2), dense)
+        raise ValueError(f"a sheet's CNN has six layers, not {' '.join(word for word, _ in self.cnn.layers)}")
+
 
 SHEET = Sheet(None, cnn.SHEET, unrolled_rnn.SHEET, multi_head.SHEET, attention_gradient.PROBLEM)
 
@@ -36,21 +67,21 @@ SHEET = Sheet(None, cnn.SHEET, unrolled_rnn.SHEET, multi_head.SHEET, attention_g
 class _Draw:
     """Choices from a seed by `Random.random` alone, the one method that Python keeps the same for ever."""
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int) -> None:
         self._random = Random(seed)
 
-    def one(self, options: Sequence[Any]) -> Any:
+    def one(self, options: Sequence[Drawn]) -> Drawn:
         return options[int(self._random.random() * len(options))]
 
-    def some(self, options: Sequence[Any], count: int) -> list[Any]:
+    def some(self, options: Sequence[Drawn], count: int) -> list[Drawn]:
         """Different ones, in any order."""
         left = list(options)
         return [left.pop(int(self._random.random() * len(left))) for _ in range(count)]
 
-    def matrix(self, rows: int, columns: int, options: Sequence[Any]) -> tuple:
+    def matrix(self, rows: int, columns: int, options: Sequence[Drawn]) -> tuple[tuple[Drawn, ...], ...]:
         return tuple(tuple(self.one(options) for _ in range(columns)) for _ in range(rows))
 
-    def until(self, draw: Callable[["_Draw"], Any], sound: Callable[[Any], bool]) -> Any:
+    def until(self, draw: Callable[["_Draw"], Drawn], sound: Callable[[Drawn], bool]) -> Drawn:
         """The first that is sound. The conditions must never change, or a seed would give another sheet."""
         while not sound(drawn := draw(self)):
             pass
@@ -143,25 +174,25 @@ def _draw_attention(draw: _Draw) -> attention_gradient.Problem:
         lambda draw: (draw.matrix(n_k, d_v, _DOUBLED), draw.matrix(n_q, d_v, _DOUBLED)), _telling_values
     )
 
-    def over(matrix: tuple, divisor: int) -> Matrix:
+    def over(matrix: Integers, divisor: int) -> Matrix:
         return tuple(tuple(Fraction(x, divisor) for x in row) for row in matrix)
 
     return attention_gradient.Problem(attention.Case(over(q, 1), over(k, 1), over(v, 2)), over(dout, 2))
 
 
-def _products(left: tuple, right: tuple) -> list[list[int]]:
+def _products(left: Integers, right: Integers) -> Integers:
     """Rows of `left` with rows of `right`."""
     return [[sum(a * b for a, b in zip(x, y, strict=True)) for y in right] for x in left]
 
 
-def _varied(matrix: tuple) -> bool:
+def _varied(matrix: Integers) -> bool:
     """Whether no row or column repeats an entry, and the matrix is not its own transpose."""
     lines = (*matrix, *zip(*matrix, strict=True))
     transpose = list(map(list, zip(*matrix, strict=True)))
     return all(len(set(line)) == len(line) for line in lines) and list(map(list, matrix)) != transpose
 
 
-def _telling_scores(matrices: tuple[tuple, tuple]) -> bool:
+def _telling_scores(matrices: tuple[Integers, Integers]) -> bool:
     """No score is zero, no softmax saturated or flat, no two queries attend alike."""
     q, k = matrices
     scores = _products(q, k)
@@ -180,7 +211,7 @@ def _telling_scores(matrices: tuple[tuple, tuple]) -> bool:
     return all(abs(a[0] - b[0]) > 0.1 for a, b in pairs)
 
 
-def _telling_values(matrices: tuple[tuple, tuple]) -> bool:
+def _telling_values(matrices: tuple[Integers, Integers]) -> bool:
     """Nothing repeats; no weight's gradient is zero, no row of them constant: a softmax feels no constant."""
     v, dout = matrices
     by_weights = _products(dout, v)
@@ -191,7 +222,7 @@ def _telling_values(matrices: tuple[tuple, tuple]) -> bool:
 
 def numbers(sheet: Sheet) -> dict[str, dict[str, Any]]:
     """A sheet's numbers by question and by the names that the form gives them, for a program to read."""
-    (_, first), (_, pool), (_, second), (_, last), _, (_, dense) = sheet.cnn.layers
+    (first, second), (pool, last), dense = sheet.layers
     as_floats = lambda m: [[float(x) for x in row] for row in m]  # noqa: E731
     rnn = sheet.rnn
     return {

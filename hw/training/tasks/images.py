@@ -1,7 +1,7 @@
 """Classification of pictures: augmentation, progressive resolution, test-time views, calibration."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,19 +9,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.typing import VariableDict
+from jax.stages import Lowered
+from ml_collections import ConfigDict
 
 from hw.cli import UserError
 from hw.data import augment, batches
 from hw.data.images import Dataset
 from hw.training import losses, metrics
 from hw.training.parallel import Parallel
-from hw.training.tasks.task import Task, run_rng, total_steps
+from hw.training.step import Batch
+from hw.training.tasks.task import Report, Task, run_rng, total_steps
 
 Array = jax.Array
+LogitsOf = Callable[[VariableDict, Batch], dict[str, Array]]  # see `classify`
 
+View = tuple[bool, int, int, float]
 # Views of test-time augmentation: (mirrored, rows down, columns right, weight). Half of the weight
 # lies on the unmoved pair. Source: Jordan 2024, "94 % on CIFAR-10 in 3.29 seconds on a single GPU".
-TTA_VIEWS = {
+TTA_VIEWS: dict[str, tuple[View, ...]] = {
     "none": ((False, 0, 0, 1.0),),
     "mirror": ((False, 0, 0, 0.5), (True, 0, 0, 0.5)),
     "six": (
@@ -38,7 +44,7 @@ TTA_VIEWS = {
 _NUM_START_IMAGES = 5000
 
 
-def image_views(images: Array, views: tuple) -> list[Array]:
+def image_views(images: Array, views: Sequence[View]) -> list[Array]:
     """The pictures [b, h, w, c], once for each (mirrored, down, right, weight) of `views`."""
 
     def view(mirrored: bool, down: int, right: int) -> Array:
@@ -51,27 +57,28 @@ def image_views(images: Array, views: tuple) -> list[Array]:
     return [view(*v[:3]) for v in views]
 
 
-def classify(module: nn.Module, data_config: Any, views: tuple) -> Callable:
+def classify(module: nn.Module, data_config: ConfigDict, views: Sequence[View]) -> LogitsOf:
     """A pure `(variables, {"image": uint8 [b, h, w, 3]}) -> {"logits", "logits_tta"}`, both [b, K]."""
 
-    def logits_of(variables: dict, batch: dict) -> dict:
+    def logits_of(variables: VariableDict, batch: Batch) -> dict[str, Array]:
         images = augment.normalize(batch["image"], data_config.mean, data_config.std)
-        each = [module.apply(variables, x, train=False) for x in image_views(images, views)]
-        weighted = sum(v[3] * logits for v, logits in zip(views, each, strict=True))
+        # flax types the answer of `apply` as any that a module may give.
+        each: list[Any] = [module.apply(variables, x, train=False) for x in image_views(images, views)]
+        weighted: Any = sum(v[3] * logits for v, logits in zip(views, each, strict=True))
         return {"logits": each[0], "logits_tta": weighted}
 
     return logits_of
 
 
 def evaluate_images(
-    variables: dict,
+    variables: VariableDict,
     parallel: Parallel,
     *,
-    logits_of: Callable,
+    logits_of: LogitsOf,
     dataset: Dataset,
     batch_size: int,
     temperature: float,
-) -> Iterator[dict | None]:
+) -> Iterator[Report | None]:
     """Yields None after every batch, then `metrics.classification_report` of the evaluation split.
 
     On a holdout the temperature is fitted on one half and judged on the other, both ways round
@@ -104,7 +111,7 @@ def evaluate_images(
     } | report
 
 
-def check(config: Any) -> None:
+def check(config: ConfigDict) -> None:
     """Refuses what `images` has no use for; cheap, before any data is there."""
     for field in ("mean", "std"):
         values = config.data[field]
@@ -132,12 +139,12 @@ def check(config: Any) -> None:
         raise UserError("config.eval.temperature must be at least 0 (0: not fitted)")
 
 
-def build(config: Any, dataset: Dataset, module: nn.Module) -> Task:
+def build(config: ConfigDict, dataset: Dataset, module: nn.Module) -> Task:
     """The task of `config` on `dataset`."""
     check(config)
     normalize = partial(augment.normalize, mean=config.data.mean, std=config.data.std)
 
-    def init(rng: Array, start: Array) -> dict:
+    def init(rng: Array, start: Array) -> VariableDict:
         pictures = normalize(start)
         variables = module.init(rng, pictures[:1], train=False)
         return module.fit_stem(variables, pictures) if hasattr(module, "fit_stem") else variables
@@ -147,7 +154,7 @@ def build(config: Any, dataset: Dataset, module: nn.Module) -> Task:
     # Small pictures first, where there are any; a stage of no step is none.
     sizes = {0: small, until: 0} if small and until else {0: 0}
 
-    def make_batch(resident: dict, picks: dict, stage: int) -> dict:
+    def make_batch(resident: Batch, picks: Batch, stage: int) -> Batch:
         pictures = augment.augment(
             run_rng(resident, 1),
             resident["image"][picks["index"]],
@@ -162,19 +169,21 @@ def build(config: Any, dataset: Dataset, module: nn.Module) -> Task:
             pictures = augment.shrink(pictures, size)
         return {"image": pictures, "label": resident["label"][picks["index"]]}
 
-    def apply_fn(variables: dict, batch: dict, carry: Any, rng: Array):
+    def apply_fn(
+        variables: VariableDict, batch: Batch, carry: Any, rng: Array
+    ) -> tuple[Array, VariableDict, Any]:
         del rng  # nothing in these networks is drawn at random
         mutable = [name for name in variables if name != "params"]
         logits, model_state = module.apply(variables, batch["image"], train=True, mutable=mutable)
         return logits, model_state, carry
 
-    def loss_fn(logits: Array, batch: dict) -> dict:
+    def loss_fn(logits: Array, batch: Batch) -> dict[str, Array]:
         return {
             "loss": losses.cross_entropy(logits, batch["label"], smoothing=config.train.label_smoothing),
             "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
         }
 
-    def programs(variables: dict, parallel: Parallel) -> Iterator[tuple[str, int, Any]]:
+    def programs(variables: VariableDict, parallel: Parallel) -> Iterator[tuple[str, int, Lowered]]:
         size = config.eval.batch_size
         pictures = jax.ShapeDtypeStruct((size, *dataset.eval.image.shape[1:]), np.uint8)
         yield "evaluate", size, parallel.map(logits_of).lower(variables, {"image": pictures})

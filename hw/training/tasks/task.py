@@ -1,16 +1,22 @@
 """What the loop must be told of a task: its data, its forward pass, its loss, its evaluation."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
+from flax.typing import VariableDict
+from jax.stages import Lowered
+from jax.typing import ArrayLike
+from ml_collections import ConfigDict
 
 from hw.training.parallel import Parallel
+from hw.training.step import ApplyFn, Batch, LossFn
 
 Array = jax.Array
+Report = dict[str, Any]  # of an evaluation: strict JSON, as evaluation.json holds it
 
 
 @dataclass(frozen=True)
@@ -47,26 +53,26 @@ class Task:
     stages: tuple[int, ...]
     resident: dict[str, np.ndarray]
     start: np.ndarray
-    init: Callable[[Array, Array], dict]
+    init: Callable[[Array, Array], VariableDict]
     picks: Callable[[int, int], dict[str, np.ndarray]]
-    make_batch: Callable[[dict, dict, int], dict]
-    apply_fn: Callable
-    loss_fn: Callable
-    evaluate: Callable[[dict, Parallel], Iterator]
+    make_batch: Callable[[Batch, Batch, int], Batch]
+    apply_fn: ApplyFn
+    loss_fn: LossFn
+    evaluate: Callable[[VariableDict, Parallel], Iterator[Report | None]]
     headline: dict[str, str]
-    summarize: Callable[[dict], dict]
+    summarize: Callable[[Report], dict[str, Any]]
     unit: str
     per_example: int
-    programs: Callable[[dict, Parallel], Iterator]
+    programs: Callable[[VariableDict, Parallel], Iterator[tuple[str, int, Lowered]]]
     carry: Any = ()
-    samples: Callable[[dict], tuple[str, dict]] | None = None
+    samples: Callable[[VariableDict], tuple[str, Report]] | None = None
 
 
-def run_rng(resident: dict, purpose: int) -> Array:
+def run_rng(resident: Mapping[str, ArrayLike], purpose: int) -> Array:
     """The run's key for one purpose: of its draws of data (1) or of its steps (2)."""
     return jax.random.fold_in(jax.random.key(resident["seed"]), purpose)
 
 
-def total_steps(config: Any, num_examples: int) -> int:
+def total_steps(config: ConfigDict, num_examples: int) -> int:
     """Steps of a run: as many whole batches as it takes to show every example `epochs` times."""
     return math.ceil(config.train.epochs * num_examples / config.train.batch_size)

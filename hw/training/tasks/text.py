@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.typing import VariableDict
+from ml_collections import ConfigDict
 
 from hw import generation
 from hw.cli import UserError
@@ -15,7 +17,8 @@ from hw.data import batches
 from hw.data.text import TextDataset, beginning, decode, encode
 from hw.training import losses
 from hw.training.parallel import Parallel
-from hw.training.tasks.task import Task, total_steps
+from hw.training.step import Batch
+from hw.training.tasks.task import Report, Task, total_steps
 
 Array = jax.Array
 
@@ -28,7 +31,7 @@ COPY_LENGTH = 20
 _FORGET = 1  # folded into a step's rng: a draw of its own beside dropout's
 
 
-def check(config: Any) -> None:
+def check(config: ConfigDict) -> None:
     """Refuses what the task has no use for; cheap, before any data is there."""
     if config.train.order not in ORDERS:
         raise UserError(f"config.train.order={config.train.order!r}: choose from {', '.join(ORDERS)}")
@@ -75,37 +78,40 @@ def window_starts(seed: int, start: int, count: int, *, length: int, size: int) 
 
 
 def evaluate(
-    variables: dict,
+    variables: VariableDict,
     parallel: Parallel,
     *,
     module: nn.Module,
     dataset: TextDataset,
     batch_size: int,
     window: int,
-) -> Iterator[dict | None]:
+) -> Iterator[Report | None]:
     """Yields None after every slice of work, then the report: nats per character in both protocols.
 
     Every character of the evaluation text but the first is a target exactly once. Raises UserError where
     it has no two characters.
     """
     variables = parallel.local(variables)  # each process reads the whole text
-    report = {"split": dataset.eval_name, "num_examples": len(dataset.eval) - 1}
+    report: Report = {"split": dataset.eval_name, "num_examples": len(dataset.eval) - 1}
     for protocol in generation.PROTOCOLS:
         for nats in generation.score(
             module, variables, dataset.eval, protocol, window=window, batch_size=batch_size
         ):
             if nats is None:
                 yield None
-        mean = float(np.mean(nats, dtype=np.float64))
-        report |= {
-            f"nats_{protocol}": mean,
-            f"bits_{protocol}": mean / float(np.log(2)),
-            f"perplexity_{protocol}": float(np.exp(mean)),
-        }
+                continue
+            mean = float(np.mean(nats, dtype=np.float64))
+            report |= {
+                f"nats_{protocol}": mean,
+                f"bits_{protocol}": mean / float(np.log(2)),
+                f"perplexity_{protocol}": float(np.exp(mean)),
+            }
     yield report
 
 
-def samples(variables: dict, *, module: nn.Module, dataset: TextDataset, seed: int) -> tuple[str, dict]:
+def samples(
+    variables: VariableDict, *, module: nn.Module, dataset: TextDataset, seed: int
+) -> tuple[str, Report]:
     """Text of the model's own at several temperatures, and how much of it is copied.
 
     Returns:
@@ -129,7 +135,7 @@ def samples(variables: dict, *, module: nn.Module, dataset: TextDataset, seed: i
     return "\n".join(parts), {"copied": copied}
 
 
-def build(config: Any, dataset: TextDataset, module: nn.Module) -> Task:
+def build(config: ConfigDict, dataset: TextDataset, module: nn.Module) -> Task:
     """The task of `config` on `dataset`."""
     check(config)
     length, size, batch_size = config.train.length, len(dataset.train), config.train.batch_size
@@ -140,12 +146,14 @@ def build(config: Any, dataset: TextDataset, module: nn.Module) -> Task:
         )
     streams = config.train.order == "streams"
     if streams:
-        starts: Callable = partial(stream_starts, streams=batch_size, length=length, size=size)
+        starts: Callable[[int, int, int], np.ndarray] = partial(
+            stream_starts, streams=batch_size, length=length, size=size
+        )
     else:
         starts = partial(window_starts, length=length, size=size)
     num_windows = size // length if streams else (size - length) // length
 
-    def make_batch(resident: dict, picks: dict, stage: int) -> dict:
+    def make_batch(resident: Batch, picks: Batch, stage: int) -> Batch:
         del stage  # there is but one
         window = resident["text"][picks["start"][:, None] + jnp.arange(length + 1)].astype(jnp.int32)
         return {"inputs": window[:, :-1], "targets": window[:, 1:]}
@@ -159,7 +167,9 @@ def build(config: Any, dataset: TextDataset, module: nn.Module) -> Task:
 
         return jax.tree.map(one, module.initial_carry(batch_size), carry)
 
-    def apply_fn(variables: dict, batch: dict, carry: Any, rng: Array):
+    def apply_fn(
+        variables: VariableDict, batch: Batch, carry: Any, rng: Array
+    ) -> tuple[Array, VariableDict, Any]:
         if streams and config.train.forget:
             carry = forget(jax.random.fold_in(rng, _FORGET), carry)
         axis, share = module.axis_name, len(batch["inputs"])
@@ -176,7 +186,7 @@ def build(config: Any, dataset: TextDataset, module: nn.Module) -> Task:
             after = jax.tree.map(lambda x: jax.lax.all_gather(x, axis, tiled=True), after)
         return logits, {}, after
 
-    def loss_fn(logits: Array, batch: dict) -> dict:
+    def loss_fn(logits: Array, batch: Batch) -> dict[str, Array]:
         smoothed = losses.cross_entropy(logits, batch["targets"], smoothing=config.train.label_smoothing)
         return {
             "loss": smoothed,
