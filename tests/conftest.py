@@ -9,7 +9,6 @@ os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 import runpy
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -70,9 +69,7 @@ def at_home(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with socket.socket() as free:  # a port that nobody listens at
-        free.bind(("127.0.0.1", 0))
-        nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
+    nowhere = f"http://{processes.free_address()}"
     monkeypatch.setattr(images, "ARCHIVE_URL", f"{nowhere}/a.tar.gz")
     monkeypatch.setattr(text, "ARCHIVE_URL", f"{nowhere}/input.txt")
 

@@ -6,6 +6,7 @@ Its output is buffered as a user's is, so what it writes at the very end meets a
 """
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +26,13 @@ def python(*words: object) -> list[str]:
 def command(name: str, *arguments: object) -> list[str]:
     """The command line of `python -m hw.NAME ARGUMENT…`."""
     return python("-m", f"hw.{name}", *arguments)
+
+
+def free_address() -> str:
+    """HOST:PORT of this machine at which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def _environment(devices: int, env: Mapping[str, str | None] | None) -> dict[str, str]:

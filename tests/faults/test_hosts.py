@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import socket
 import time
 
 import pytest
@@ -12,16 +11,10 @@ import pytest
 from hw.cli import UserError
 from hw.training import checkpoint, hosts, log
 from hw.training.hosts import Hosts
+from tests.processes import free_address
 
 # Of the real data, which are not used here; but eight devices refuse what does not divide.
 DIVIDES = "--config.train.batch_size=64"
-
-
-def _address() -> str:
-    """Of a port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 @pytest.fixture
@@ -32,7 +25,7 @@ def pair(start):
         given = [
             DIVIDES,
             "--num_processes=2",
-            f"--coordinator={_address()}",
+            f"--coordinator={free_address()}",
             "--heartbeat_timeout=10",
             *extra,
         ]
@@ -135,7 +128,7 @@ def test_whoever_does_not_answer_is_not_waited_for(start, tmp_path, process_id):
     began = time.monotonic()
     process = start(
         tmp_path / "run",
-        f"--coordinator={_address()}",
+        f"--coordinator={free_address()}",
         "--num_processes=2",
         f"--process_id={process_id}",
         "--connect_timeout=2",
@@ -150,7 +143,7 @@ def test_whoever_does_not_answer_is_not_waited_for(start, tmp_path, process_id):
 def test_the_worker_dies_with_the_one_that_waits_for_it(start, tmp_path):
     process = start(
         tmp_path / "run",
-        f"--coordinator={_address()}",
+        f"--coordinator={free_address()}",
         "--num_processes=2",
         "--process_id=0",
         "--connect_timeout=60",

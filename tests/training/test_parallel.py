@@ -1,7 +1,5 @@
 """Steps on one device, on eight by jit, by pmap and in two processes: the same numbers, truly shared out."""
 
-import socket
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,9 +20,7 @@ MODELS = tuple(RECIPES)
 def two_processes(launch, tmp_path_factory, eight_devices):
     """Starts two processes of four devices; returns what waits for them: {name: array}."""
     out = tmp_path_factory.mktemp("two") / "out.npz"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = processes.free_address()
     words = processes.python("-m", "tests.training.twenty_steps", out, f"--coordinator={address}")
     pair = [
         launch([*words, "--num_processes=2", f"--process_id={k}"], out.with_name(str(k)), devices=4)
