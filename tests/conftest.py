@@ -2,29 +2,76 @@
 
 import os
 
-# Before jax is imported anywhere. Subprocesses that tests start choose their own.
+# Before jax is imported anywhere. Processes that tests start have one device (tests/processes.py).
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Strict, here and in every process: types are mixed and ranks are raised only where the code says so.
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 import runpy
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
+from tests import processes
+from tests.processes import REPOSITORY
+from tests.recipes import TINY
 
-# A run of seconds: a net of three narrow stages on a few hundred pictures of the stand-in.
-TINY = {
-    "data.source": "embedded",
-    "data.embedded_train": 320,
-    "data.embedded_eval": 96,
-    "model.hwnet.widths": (8, 8, 8),
-    "embedded.epochs": 2.0,
-    "embedded.batch_size": 32,
-    "eval.batch_size": 32,
-    "augment.small_until": 0.0,  # one program to compile
-}
+# Folders, files and tests of what touches jax, flax, orbax or numerics, and one run, kill and resumption.
+# The other tests do not depend on the versions of the stack, and CI runs them on its newest end only.
+STACK = (
+    "tests/ops/",
+    "tests/models/",
+    "tests/training/",
+    "tests/answers/test_claims.py",
+    "tests/answers/test_random.py",
+    "tests/data/test_augment.py",
+    "tests/test_generation.py",
+    "tests/test_evaluate.py",
+    "tests/e2e/test_language_model.py",
+    "tests/faults/test_kill.py::test_a_killed_run_continues_bit_for_bit",
+    "tests/faults/test_signals.py::test_stopped_runs_continue_bit_for_bit",
+    "tests/test_sample.py::test_the_released_models_speak",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of STACK."""
+    for item in items:
+        if item.nodeid.startswith(STACK):
+            item.add_marker(pytest.mark.stack)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_folders(tmp_path_factory) -> Iterator[None]:
+    """Cache folders of this session's own, here and in every process: the user's are left alone.
+
+    Compiled programs are kept too, since many tests and processes compile the same ones. Each worker of
+    pytest-xdist has its own folder: JAX writes an entry in place, and another reader could find half of it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "programs"))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+        yield
+
+
+@pytest.fixture
+def at_home(tmp_path, monkeypatch) -> None:
+    """A home, a cache and an environment of the test's own, and no way to the network."""
+    from hw.data import images, text
+
+    for name in ("TFDS_DATA_DIR", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    nowhere = f"http://{processes.free_address()}"
+    monkeypatch.setattr(images, "ARCHIVE_URL", f"{nowhere}/a.tar.gz")
+    monkeypatch.setattr(text, "ARCHIVE_URL", f"{nowhere}/input.txt")
 
 
 @pytest.fixture(scope="session")
@@ -45,23 +92,24 @@ def tiny_config():
     return config
 
 
-@pytest.fixture
-def hw(tmp_path):
-    """Runs `python -m hw.COMMAND ARGUMENT…` as a process of one device; returns it when it has ended."""
+@pytest.fixture(scope="session")
+def hw() -> Callable[..., Any]:
+    """Runs `python -m hw.COMMAND ARGUMENT…` to its end: `processes.hw`."""
+    return processes.hw
 
-    def run(command: str, *arguments: str, env: dict[str, str] | None = None, **kwargs):
-        return subprocess.run(
-            [sys.executable, "-m", f"hw.{command}", *map(str, arguments)],
-            cwd=kwargs.pop("cwd", REPOSITORY),
-            env=os.environ | {"XLA_FLAGS": ""} | (env or {}),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=kwargs.pop("timeout", 300),
-            **kwargs,
-        )
 
-    return run
+@pytest.fixture(scope="session")
+def launch() -> Iterator[Callable[..., processes.Process]]:
+    """Starts a `processes.Process`; whatever still runs when the session ends is killed."""
+    started: list[processes.Process] = []
+
+    def launch(words: list[Any], output: Path, **options: Any) -> processes.Process:
+        started.append(processes.Process(words, Path(f"{output}-{len(started)}"), **options))
+        return started[-1]
+
+    yield launch
+    for process in started:
+        process.close()
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,12 @@ import json
 import re
 import time
 import tomllib
-from pathlib import Path
 
 import pytest
 
 from hw import check, cli
 from hw.answers.checking.questions import FIELDS, ITEMS
+from tests.processes import REPOSITORY
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_one_line_for_each_answer(run, form):
 
 
 def test_the_readmes_example(run, form):
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (REPOSITORY / "README.md").read_text()
     shown = re.search(r"<!-- check -->\n```\n(.*?)```", readme, re.S)[1].splitlines()
     written = {
         "1.conv1": "124 x 124 x 16",

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import numpy as np
 import pytest
 
 from hw import cli, files
-
-REPOSITORY = Path(__file__).parents[1]
+from tests import processes
 
 
 def _exit(main, capsys) -> tuple[int, str, str]:
@@ -145,13 +143,8 @@ PYTHONIOENCODING=ascii python -m hw.check --variant=1 --json | python -m json.to
 
 
 def test_streams_that_are_closed_or_full_or_not_utf_8():
-    found = subprocess.run(
-        ["bash", "-c", SHELL],
-        cwd=REPOSITORY,
-        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    found = processes.run(["bash", "-c", SHELL], env={"PATH": path})
     assert found.stdout.splitlines() == [
         "closed 0",
         "full 2",
@@ -179,13 +172,7 @@ def test_settings_of_jax_that_are_wrong(setting, value, code):
         "def main(argv):\n    import jax\n    assert not jax.config.jax_random_seed_offset\n"
         "cli.run(main, [])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=REPOSITORY,
-        env=os.environ | {setting: value},
-        capture_output=True,
-        text=True,
-    )
+    done = processes.run(processes.python("-c", program), env={setting: value})
     assert done.returncode == code and done.stderr.count("\n") == (code == 2), done.stderr
     assert code == 0 or (done.stderr.startswith("error: ") and value in done.stderr)
 

@@ -1,11 +1,11 @@
 """The Colab notebook, run from its first cell to its last on the stand-ins, with a budget of seconds."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
+from tests.processes import REPOSITORY
+
 NOTEBOOK = REPOSITORY / "experiments" / "colab.ipynb"
 
 TINY = """

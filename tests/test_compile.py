@@ -2,9 +2,6 @@
 
 import importlib
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -14,6 +11,7 @@ from hw import cli, compilation, data
 from hw import compile as command
 from hw.cli import UserError
 from hw.training.parallel import Parallel
+from tests import processes
 
 SMALL = ("--config.model.gru_lm.embedding=8", "--config.model.gru_lm.width=8", "--config.train.length=16")
 
@@ -159,9 +157,8 @@ def test_commands_are_quiet_where_libtpu_finds_no_tpu():
         pytest.skip("this machine may have a TPU")
     alone = "import jax; jax.devices()"
     ours = "from hw import cli; cli.run(lambda argv: __import__('jax').devices() and 0, [])"
-    env = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
     said = [
-        subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+        processes.run(processes.python("-c", code), env={"JAX_PLATFORMS": None}, timeout=60)
         for code in (alone, ours)
     ]
     assert "TPU" in said[0].stderr, "JAX is quiet by itself: cli._settle_jax is no longer needed"

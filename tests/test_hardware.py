@@ -2,14 +2,13 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 
 from hw import hardware
 from hw.answers.runs import hardware_in_short, software_in_short
 from hw.hardware import Processor, fast_bfloat16, from_cpuinfo, from_sysctl, in_short
+from tests import processes
 
 SKYLAKE = """\
 processor\t: 0
@@ -102,7 +101,7 @@ def asked_anew():
 
 
 @pytest.mark.parametrize("system", ["Linux", "Darwin", "Windows"])
-@pytest.mark.parametrize("error", [OSError("no"), subprocess.TimeoutExpired("sysctl", 5)])
+@pytest.mark.parametrize("error", [OSError("no"), hardware.subprocess.TimeoutExpired("sysctl", 5)])
 def test_a_system_that_tells_nothing(asked_anew, monkeypatch, tmp_path, system, error):
     def fails(*args, **kwargs):
         raise error
@@ -122,7 +121,9 @@ def test_a_system_that_tells_nothing(asked_anew, monkeypatch, tmp_path, system, 
 def test_macos_is_asked_without_a_shell(asked_anew, monkeypatch, tmp_path):
     def run(command, **kwargs):
         assert isinstance(command, list) and "shell" not in kwargs and kwargs["timeout"] <= 5
-        return subprocess.CompletedProcess(command, 1, b"machdep.cpu.brand_string: Apple M2\n\xff", b"")
+        return hardware.subprocess.CompletedProcess(
+            command, 1, b"machdep.cpu.brand_string: Apple M2\n\xff", b""
+        )
 
     monkeypatch.setattr(hardware, "_CPUINFO", str(tmp_path / "none"))
     monkeypatch.setattr(hardware.platform, "system", lambda: "Darwin")
@@ -142,7 +143,8 @@ def test_a_long_cpuinfo_is_cut_at_a_line(asked_anew, monkeypatch, tmp_path):
 def test_this_machine_in_a_fresh_process():
     """It is quick, needs no JAX, and starts no program on Linux."""
     code = "import sys; from hw import hardware; print(hardware.processor()); assert 'jax' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = processes.run(processes.python("-c", code))
+    assert done.returncode == 0, done.stderr
     assert re.search(r"\w", done.stdout)
     found = hardware.processor()
     assert found is hardware.processor() and found.cores >= 1

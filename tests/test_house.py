@@ -1,11 +1,12 @@
 """The import rule: rooms further left never import rooms further right."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
+from tests.processes import REPOSITORY
 
 # From left to right; a room may import its own and those of any row before. Entry points last but one.
 ROWS = [
@@ -114,6 +115,28 @@ def test_no_cupboards_and_no_default_backend():
     for module, path in MODULES.items():
         assert module.split(".")[-1] not in CUPBOARDS
         assert "default_backend(" not in path.read_text(), f"{module}: ask the mesh for its platform"
+
+
+# What the tests have one of, and where it stands.
+ONE = {
+    "import subprocess": "processes.py",
+    "REPOSITORY =": "processes.py",
+    "def at_home(": "conftest.py",
+}
+
+
+def test_tests_have_one_launcher_one_home_and_one_repository():
+    tests = REPOSITORY / "tests"
+    for what, where in ONE.items():
+        line = re.compile(rf"^\s*{re.escape(what)}", re.MULTILINE)
+        found = [str(p.relative_to(tests)) for p in sorted(tests.rglob("*.py")) if line.search(p.read_text())]
+        assert found == [where], f"{what} stands in {found}: take it from tests/{where}"
+    for path in tests.rglob("*.py"):
+        # Other ways to start a process, and to find the repository.
+        text = path.read_text()
+        if path.name not in ("processes.py", "test_house.py"):
+            for word in ("from subprocess", "os.system(", "os.popen(", "os.spawn", "Path(__file__)"):
+                assert word not in text, f"{path} has {word}: use tests/processes.py"
 
 
 @pytest.mark.parametrize(

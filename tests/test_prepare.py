@@ -8,8 +8,6 @@ import os
 import resource
 import signal
 import socket
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -22,18 +20,13 @@ import pytest
 from hw import data, prepare
 from hw.cli import UserError
 from hw.data import download, images, prepared, text
+from tests import processes
 
 TRAIN = [f"data_batch_{i}.bin" for i in range(1, 6)]
 PER_BATCH = 20
 
 
-@pytest.fixture(autouse=True)
-def at_home(tmp_path, monkeypatch):
-    """A home, a cache and an environment of the test's own."""
-    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("no_proxy", "*")
+pytestmark = pytest.mark.usefixtures("at_home")
 
 
 def official_layout(seed: int = 0, per_batch: int = PER_BATCH) -> dict[str, bytes]:
@@ -273,23 +266,13 @@ def test_interrupted_it_leaves_nothing(archive, tmp_path, monkeypatch):
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_killed_it_leaves_nothing_that_is_taken_for_a_dataset(tmp_path):
+def test_killed_it_leaves_nothing_that_is_taken_for_a_dataset(launch, tmp_path):
     archive, data_dir = pack(tmp_path / "a.tar.gz", official_layout(per_batch=1000)), tmp_path / "data"
-    command = [
-        sys.executable,
-        "-m",
-        "hw.prepare",
-        "cifar10",
-        f"--data-dir={data_dir}",
-        f"--archive={archive}",
-    ]
-    command += [f"--sha256={sha256(archive)}"]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL)
-    while not list(data_dir.glob("incomplete.*/cifar10/*")):
-        assert process.poll() is None, "it was over before it could be killed"
-        time.sleep(0.005)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    words = processes.command("prepare", "cifar10", f"--data-dir={data_dir}", f"--archive={archive}")
+    process = launch([*words, f"--sha256={sha256(archive)}"], tmp_path / "prepare")
+    process.wait_until(lambda: list(data_dir.glob("incomplete.*/cifar10/*")))
+    process.send(signal.SIGKILL)
+    assert process.end() == -signal.SIGKILL, "it was over before it could be killed"
     with pytest.raises(UserError, match="no prepared CIFAR-10"):
         load(data_dir)
     run(tmp_path, archive)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import re
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +11,8 @@ from experiments import ablation, table, throughput
 from hw import cli
 from hw.answers.runs import interval
 from hw.cli import to_json
+from tests.processes import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
 
 

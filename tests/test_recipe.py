@@ -1,12 +1,11 @@
 """Recipes from the command line: what is no recipe costs one line."""
 
-from pathlib import Path
-
 import pytest
 
 from hw import cli, recipe
+from tests.processes import REPOSITORY
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = REPOSITORY / "configs"
 
 
 @pytest.fixture

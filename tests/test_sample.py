@@ -5,8 +5,6 @@ import html.parser
 import json
 import math
 import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -380,15 +378,10 @@ def test_per_character_page(model, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("model", ["gru", "attention"])
-def test_the_released_models_speak(model):
+def test_the_released_models_speak(hw, model):
     said = []
     for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-m", "hw.sample", f"--model={model}", "--prompt=ROMEO:", "--length=80"],
-            capture_output=True,
-            text=True,
-            cwd=saved.released(model).parents[2],
-        )
+        done = hw("sample", f"--model={model}", "--prompt=ROMEO:", "--length=80")
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
     assert said[0] == said[1] and said[0].startswith("ROMEO:") and len(said[0]) == 6 + 80 + 1

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -174,9 +172,8 @@ def test_files_that_do_not_fit(tmp_path, change, message):
     assert message in str(caught.value)
 
 
-def test_a_layer_that_fails_shows_the_layers_before_it():
-    argv = [sys.executable, "-m", "hw.solve", "cnn", "--input=9x9x3", "--layers=pool2 conv4k5 pool2"]
-    run = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+def test_a_layer_that_fails_shows_the_layers_before_it(hw):
+    run = hw("solve", "cnn", "--input=9x9x3", "--layers=pool2 conv4k5 pool2")
     assert run.returncode == 2 and run.stdout == ""
     *before, last = run.stderr.splitlines()
     assert last.startswith('error: layer 3 "pool2" on 0x0x4') or last.startswith('error: layer 2 "conv4k5"')

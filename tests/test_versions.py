@@ -1,14 +1,14 @@
 """The versions that setup.cfg admits, and those that constraints/ records."""
 
 import configparser
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-REPOSITORY = Path(__file__).parents[1]
+from tests.processes import REPOSITORY
+
 RECORDS = sorted((REPOSITORY / "constraints").glob("py*.txt"))
 
 

@@ -66,7 +66,7 @@ def rotate(x_bshd: Array, position_s: Array) -> Array:
     """
     size = x_bshd.shape[-1]
     frequency = ROTARY_BASE ** (-jnp.arange(0, size, 2, dtype=position_s.dtype) / size)
-    angle = position_s[:, None, None] * frequency  # [s, 1, d / 2]
+    angle = position_s[None, :, None, None] * frequency[None, None, None]  # [1, s, 1, d / 2]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     first, second = jnp.split(x_bshd.astype(position_s.dtype), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -86,12 +86,12 @@ def window_mask(t: int, context: int, length_b: Array | None) -> Array:
     """
     slots = 0 if length_b is None else context - 1
     key_s = jnp.arange(slots + t)
-    behind_ts = key_s[slots:, None] - key_s
+    behind_ts = key_s[slots:, None] - key_s[None]
     mask_ts = (behind_ts >= 0) & (behind_ts < context)
     if length_b is None:
         return mask_ts
-    filled_bs = key_s >= slots - length_b[:, None]
-    return mask_ts & filled_bs[:, None, None, :]
+    filled_bs = key_s[None] >= slots - length_b[:, None]
+    return mask_ts[None, None] & filled_bs[:, None, None, :]
 
 
 def product_of_rows(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:

@@ -70,7 +70,7 @@ class GRUCell(nn.Module):
     def __call__(self, h_bn: Array, x_bi: Array) -> tuple[Array, Array]:
         """One step: (h_t, h_t) from h_{t-1} and x_t, as `nn.scan` wants it."""
         # With few rows it is the weights that must not be copied: one product, its result taken apart.
-        return self.advance(h_bn, x_bi @ self.w + self.b)
+        return self.advance(h_bn, x_bi @ self.w + self.b[None])
 
     def advance(self, h_bn: Array, a_bg: Array) -> tuple[Array, Array]:
         """The same from what x_t brings to the gates, x_t W + b [b, 3n]."""
@@ -158,7 +158,7 @@ class GRULM(nn.Module):
 
     def far_carries(self) -> Array:
         """States far apart that texts before may have left, [4, depth, width]: each unit lies in [−1, 1]."""
-        alternating = jnp.where(jnp.arange(self.width) % 2, 1.0, -1.0) * jnp.ones((self.depth, 1))
+        alternating = jnp.where(jnp.arange(self.width) % 2, 1.0, -1.0)[None] * jnp.ones((self.depth, 1))
         zero = jnp.zeros_like(alternating)
         return jnp.stack([zero, zero + 1, zero - 1, alternating])
 
@@ -175,7 +175,7 @@ class GRULM(nn.Module):
         if self.embedding:
             vectors = params["embed"]["embedding"].astype(self.dtype)
             table = vectors.astype(table.dtype) @ table
-        return {**variables, "folded": {"table_vg": table + params["gru_0"]["b"]}}
+        return {**variables, "folded": {"table_vg": table + params["gru_0"]["b"][None]}}
 
     @nn.compact
     def __call__(self, inputs: Array, carry: Array | None, *, train: bool) -> tuple[Array, Array]:

@@ -25,7 +25,7 @@ _QUERIES_AT_ONCE = 64
 
 def causal_mask(t: int, s: int) -> Array:
     """[t, s]: query i sees keys 0 … i + s − t, so that the last query sees every key."""
-    return jnp.arange(s) <= jnp.arange(t)[:, None] + (s - t)
+    return jnp.arange(s)[None] <= jnp.arange(t)[:, None] + (s - t)
 
 
 def scores(q_td: Array, k_sd: Array, scale: float | Array | None = None) -> Array:

@@ -115,7 +115,7 @@ def _max_and_place(x_bhwc: Array) -> tuple[Array, Array]:
 def _spread(size: Size, dy_bhwo: Array, place_bhwo: Array) -> Array:
     """The pooling's gradient: dy at the places in blocks of 2×2, zero elsewhere; `size` rows and columns."""
     b, h, w, o = dy_bhwo.shape
-    places = jnp.arange(4, dtype=place_bhwo.dtype).reshape(2, 1, 2, 1)
+    places = jnp.arange(4, dtype=place_bhwo.dtype).reshape(1, 1, 2, 1, 2, 1)
     chosen = place_bhwo[:, :, None, :, None] == places
     dx_bhwo = jnp.where(chosen, dy_bhwo[:, :, None, :, None], 0).reshape(b, 2 * h, 2 * w, o)
     return jnp.pad(dx_bhwo, ((0, 0), (0, size[0] - 2 * h), (0, size[1] - 2 * w), (0, 0)))

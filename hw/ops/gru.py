@@ -66,7 +66,7 @@ def step(u_ng: Array, c_n: Array, h_bn: Array, a_bn: Gates) -> tuple[Array, _Kep
       (h_t [b, n], what `step_backward` needs).
     """
     p_r, p_z, p_n = jnp.split(h_bn @ u_ng, 3, axis=-1)
-    r, z, m = jax.nn.sigmoid(a_bn.r + p_r), jax.nn.sigmoid(a_bn.z + p_z), p_n + c_n
+    r, z, m = jax.nn.sigmoid(a_bn.r + p_r), jax.nn.sigmoid(a_bn.z + p_z), p_n + c_n[None]
     n = jnp.tanh(a_bn.n + r * m)
     return n + z * (h_bn - n), _Kept(r, z, n, m)
 
@@ -204,7 +204,7 @@ recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
 def inputs_part(params: GRUParams, x_tbi: Array, *, flat: bool = True) -> Gates:
     """What inputs bring to each gate, x W + b: [T, b, n] each."""
     parts = zip(jnp.split(params.w_ig, 3, axis=-1), jnp.split(params.b_g, 3), strict=True)
-    return Gates(*(_product(x_tbi, w, flat) + b for w, b in parts))
+    return Gates(*(_product(x_tbi, w, flat) + b[None, None] for w, b in parts))
 
 
 def gru(params: GRUParams, x_tbi: Array, h0_bn: Array, *, flat: bool = True) -> Array:

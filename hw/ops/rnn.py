@@ -52,14 +52,14 @@ def forward(params: RNNParams, x_ti: Array, h0_n: Array | None = None) -> tuple[
     """
     h0_n = jnp.zeros_like(params.bh_n) if h0_n is None else h0_n
     # What the inputs bring does not wait for the recurrence: one product for all times.
-    u_tn = x_ti @ params.wxh_ni.T + params.bh_n
+    u_tn = x_ti @ params.wxh_ni.T + params.bh_n[None]
 
     def step(h_n: Array, u_n: Array) -> tuple[Array, Array]:
         h_n = jnp.tanh(u_n + params.whh_nk @ h_n)
         return h_n, h_n
 
     _, h_tn = lax.scan(step, h0_n, u_tn)
-    return h_tn, h_tn @ params.why_on.T + params.by_o
+    return h_tn, h_tn @ params.why_on.T + params.by_o[None]
 
 
 def bptt(params: RNNParams, x_ti: Array, h_tn: Array, dy_to: Array, h0_n: Array | None = None) -> RNNGradient:
@@ -108,7 +108,7 @@ def step_jacobians(whh_nk: Array, h_tn: Array) -> Array:
 
     Source: Pascanu et al. 2013, equation 5.
     """
-    return (1 - h_tn**2)[:, :, None] * whh_nk
+    return (1 - h_tn**2)[:, :, None] * whh_nk[None]
 
 
 def jacobian(whh_nk: Array, h_tn: Array, t: int, s: int) -> Array:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 ECE_BINS = 15  # Guo et al. 2017, table 1
@@ -34,6 +33,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     The loss is convex in 1 / T, so one bounded search over log T, to 1e-6, finds it.
     """
+    # Here and not above: its import takes a second, which every start of a run would pay.
+    from scipy.optimize import minimize_scalar
+
     found = minimize_scalar(
         lambda log_t: nll(logits / np.exp(log_t), labels),
         bounds=(np.log(0.05), np.log(20.0)),

@@ -147,7 +147,8 @@ def build(config: ConfigDict, total_steps: int) -> tuple[optax.GradientTransform
     factor = schedule(config, total_steps)
 
     def scaled(learning_rate: float) -> optax.Schedule:
-        return lambda step: learning_rate * factor(step)
+        # optax's cosine compares the step with a float, which strict promotion refuses of an integer.
+        return lambda step: learning_rate * factor(jnp.asarray(step, jnp.float32))
 
     def decayed(params: Mapping[str, Any]) -> Mapping[str, Any]:  # biases and norms are left alone
         return jax.tree.map(lambda p: p.ndim > 1, params)

@@ -20,9 +20,10 @@ from hw.answers.checking.sheet import SHEET, variant
 from hw.answers.checking.sheet import numbers as numbers_of
 from hw.answers.reading import Unreadable
 from tests.answers import students
+from tests.processes import REPOSITORY
 
 SEEDS = range(1000, 1040)  # none used to tune how sheets are drawn
-README = " ".join((Path(__file__).parents[2] / "README.md").read_text().split())
+README = " ".join((REPOSITORY / "README.md").read_text().split())
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from hw.answers.claims import check
 from hw.answers.runs import Run, interval, over_seeds
 from hw.report import terminal
 from hw.training import log
+from tests.processes import REPOSITORY
 
-RESULTS = Path(__file__).parents[2] / "experiments" / "results"
+RESULTS = REPOSITORY / "experiments" / "results"
 FILES = ("summary.json", "evaluation.json", "config.json")
 
 

@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -19,21 +17,13 @@ from PIL import Image
 from hw import data, files
 from hw.cli import UserError
 from hw.data import cache, figures, images, prepared
+from tests import processes
 
 REAL = os.environ.get("TFDS_DATA_DIR")
 NUM_TRAIN, NUM_TEST = 40, 20
 
 
-@pytest.fixture(autouse=True)
-def at_home(tmp_path, monkeypatch):
-    """A home, a cache and an environment of the test's own, and no way to the network."""
-    for name in ("TFDS_DATA_DIR", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with socket.socket() as free:  # a port that nobody listens at
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(images, "ARCHIVE_URL", f"http://127.0.0.1:{free.getsockname()[1]}/a.tar.gz")
+pytestmark = pytest.mark.usefixtures("at_home")
 
 
 def noise(n: int, seed: int) -> images.Split:
@@ -365,10 +355,7 @@ def test_a_second_start_does_not_even_import_tfds(folder, tmp_path):
         f"data.load(N(name='cifar10', source='tfds', dir={str(folder.parents[1])!r}, holdout=0));"
         "print('tensorflow_datasets' in sys.modules, 'tensorflow' in sys.modules, 'jax' in sys.modules)"
     )
-    outputs = [
-        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-        for _ in range(2)
-    ]
+    outputs = [processes.run(processes.python("-c", program)).stdout for _ in range(2)]
     assert outputs == ["True False False\n", "False False False\n"]
 
 

@@ -3,8 +3,6 @@
 import os
 import socket
 import struct
-import subprocess
-import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -17,6 +15,7 @@ from PIL import Image, ImageOps
 
 from hw.cli import UserError
 from hw.data import photos
+from tests import processes
 
 FORMATS = {
     "PNG": "png",
@@ -324,7 +323,7 @@ def test_a_postscript_file_starts_no_program(tmp_path, monkeypatch, name):
     started = []
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: started.append("Ghostscript"))
     for call in ("Popen", "run", "call", "check_call", "check_output"):
-        monkeypatch.setattr(subprocess, call, lambda *a, **k: started.append(a))
+        monkeypatch.setattr(f"subprocess.{call}", lambda *a, **k: started.append(a))
     monkeypatch.setattr(os, "system", started.append)
     content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n"
     for start in (b"", b"\xc5\xd0\xd3\xc6" + struct.pack("<7I", 30, len(content), 0, 0, 0, 0, 0)[:26]):
@@ -519,14 +518,8 @@ def test_memory_of_the_largest_that_are_read(tmp_path):
     """At most 650 MiB for decoding and 50 MiB for the rest: with JAX loaded, less than a gigabyte or so."""
     one_bit = png(tmp_path / "a.png", 13_000, 13_000)
     color = png(tmp_path / "b.png", 12_000, 9_000, depth=8, color=2)
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(one_bit), str(color)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    assert done.stderr == "" and int(done.stdout) < 700
+    done = processes.run(processes.python("-c", MEASURE, one_bit, color))
+    assert done.returncode == 0 and done.stderr == "" and int(done.stdout) < 700
 
 
 # --- Anything at all ---

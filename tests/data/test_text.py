@@ -4,8 +4,6 @@ import hashlib
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,22 +16,14 @@ from hypothesis import strategies as st
 from hw import data
 from hw.cli import UserError
 from hw.data import prepared, text
+from tests import processes
 
 REAL = os.environ.get("TFDS_DATA_DIR")
 # Symbols of one to four bytes, and line ends of every kind.
 WORDS = "Grüße, Ωmega\r\nand 😀 for 5 €:\n\tend\r" * 7
 
 
-@pytest.fixture(autouse=True)
-def at_home(tmp_path, monkeypatch):
-    """A home, a cache and an environment of the test's own, and no way to the network."""
-    for name in ("TFDS_DATA_DIR", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with socket.socket() as free:  # a port that nobody listens at
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(text, "ARCHIVE_URL", f"http://127.0.0.1:{free.getsockname()[1]}/input.txt")
+pytestmark = pytest.mark.usefixtures("at_home")
 
 
 def config(**changes) -> SimpleNamespace:
@@ -353,10 +343,7 @@ def test_a_second_start_does_not_even_import_tfds(folder):
         f"data.load(N(**{vars(config(source='tfds', dir=str(folder.parents[1])))}));"
         "print('tensorflow_datasets' in sys.modules, 'tensorflow' in sys.modules, 'jax' in sys.modules)"
     )
-    outputs = [
-        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-        for _ in range(2)
-    ]
+    outputs = [processes.run(processes.python("-c", program)).stdout for _ in range(2)]
     assert outputs == ["True False False\n", "False False False\n"]
 
 

@@ -6,8 +6,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 import xml.etree.ElementTree
 from pathlib import Path
@@ -18,8 +16,8 @@ from PIL import Image
 
 from hw import cli
 from hw.training import checkpoint
+from tests import processes
 
-REPOSITORY = Path(__file__).parents[2]
 STAND_IN = "EMBEDDED STAND-IN, NOT CIFAR-10"
 # Learning rates at which so small a net learns, and a batch size (of real data, so of no effect here)
 # that eight devices accept.
@@ -47,37 +45,15 @@ def _lines(workdir: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory):
-    """Runs `python -m hw.COMMAND ARGUMENT…` as a process of `devices` devices, with a cache of its own."""
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
-    env["XDG_CACHE_HOME"] = str(tmp_path_factory.getbasetemp() / "cache")
-
-    def run(command: str, *arguments, devices: int = 1, stdout: int = subprocess.PIPE):
-        flags = f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
-        return subprocess.run(
-            [sys.executable, "-m", f"hw.{command}", *map(str, arguments)],
-            cwd=REPOSITORY,
-            env=env | {"XLA_FLAGS": flags},
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=600,
-        )
-
-    return run
-
-
-@pytest.fixture(scope="session")
 def arguments(tiny_arguments) -> list[str]:
     return [*tiny_arguments, *(f"--config.{k}={v}" for k, v in CHANGES.items())]
 
 
 @pytest.fixture(scope="session")
-def finished(run, arguments, tmp_path_factory):
+def finished(hw, arguments, tmp_path_factory):
     """The run: (the process, its workdir)."""
     workdir = tmp_path_factory.mktemp("embedded") / "run"
-    process = run("train", *arguments, f"--workdir={workdir}")
+    process = hw("train", *arguments, f"--workdir={workdir}")
     assert process.returncode == 0, process.stderr
     return process, workdir
 
@@ -213,10 +189,10 @@ def test_evaluation(finished):
 # --- hw.evaluate ---
 
 
-def test_evaluate_again(run, finished, tmp_path):
+def test_evaluate_again(hw, finished, tmp_path):
     _, workdir = finished
     summary = _strict((workdir / "summary.json").read_text())
-    process = run("evaluate", f"--workdir={workdir}", "--json")
+    process = hw("evaluate", f"--workdir={workdir}", "--json")
     assert process.returncode == 0, process.stderr
     report = _strict(process.stdout)
     assert report["accuracy"] == summary["test_accuracy"]
@@ -228,7 +204,7 @@ def test_evaluate_again(run, finished, tmp_path):
     # In other batches, for reading, from a workdir that has nothing but what a release has.
     for name in ("params.npz", "config.json", "summary.json"):
         (tmp_path / name).write_bytes((workdir / name).read_bytes())
-    process = run("evaluate", f"--workdir={tmp_path}", "--batch-size=80")
+    process = hw("evaluate", f"--workdir={tmp_path}", "--batch-size=80")
     assert process.returncode == 0, process.stderr
     assert f"{summary['test_accuracy']:.2%}" in process.stdout and "figures (embedded)" in process.stdout
     for name in report["classes"]:
@@ -271,9 +247,9 @@ def pictures(tmp_path_factory) -> list[Path]:
     return [folder / name for name in made]
 
 
-def test_predict(run, finished, pictures):
+def test_predict(hw, finished, pictures):
     _, workdir = finished
-    process = run("predict", *pictures, f"--workdir={workdir}", "--json")
+    process = hw("predict", *pictures, f"--workdir={workdir}", "--json")
     assert process.returncode == 0, process.stderr
     predictions = _strict(process.stdout)
     assert [p["file"] for p in predictions] == [str(p) for p in pictures]
@@ -291,19 +267,19 @@ def test_predict(run, finished, pictures):
     assert of_file["turned.jpg"] != of_file["rgb.png"]
 
 
-def test_predict_for_reading_and_into_a_file(run, finished, pictures, tmp_path):
+def test_predict_for_reading_and_into_a_file(hw, finished, pictures, tmp_path):
     _, workdir = finished
-    process = run("predict", pictures[0], f"--workdir={workdir}", f"--json={tmp_path / 'out.json'}")
+    process = hw("predict", pictures[0], f"--workdir={workdir}", f"--json={tmp_path / 'out.json'}")
     assert process.returncode == 0 and process.stdout == ""
     (prediction,) = _strict((tmp_path / "out.json").read_text())
     assert prediction["file"] == str(pictures[0])
 
 
-def test_a_pipe_that_is_closed_early(run, finished, pictures):
+def test_a_pipe_that_is_closed_early(hw, finished, pictures):
     _, workdir = finished
     reading, writing = os.pipe()
     os.close(reading)
-    process = run("predict", *pictures, f"--workdir={workdir}", stdout=writing)
+    process = hw("predict", *pictures, f"--workdir={workdir}", stdout=writing)
     os.close(writing)
     assert process.returncode == 0 and process.stderr == ""
 
@@ -316,14 +292,14 @@ def _losses(workdir: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(("mode", "begun"), [("jit", False), ("pmap", True)])
-def test_eight_devices_agree_with_one(run, arguments, finished, tmp_path, mode, begun):
+def test_eight_devices_agree_with_one(hw, arguments, finished, tmp_path, mode, begun):
     _, alone = finished
     workdir = tmp_path / "run"
     if begun:  # on one device, which is continued on eight: only step 0 is left
         shutil.copytree(alone / "checkpoints" / "0", workdir / "checkpoints" / "0")
         for name in ("config.json", "metrics.jsonl"):
             shutil.copy(alone / name, workdir)
-    process = run("train", *arguments, f"--config.parallel={mode}", f"--workdir={workdir}", devices=8)
+    process = hw("train", *arguments, f"--config.parallel={mode}", f"--workdir={workdir}", devices=8)
     assert process.returncode == 0, process.stderr
     assert f"8 × cpu (cpu, {mode})" in process.stderr
     assert ("continuing at step 0" in process.stderr) == begun
@@ -339,13 +315,13 @@ def test_eight_devices_agree_with_one(run, arguments, finished, tmp_path, mode, 
 
 
 @pytest.mark.slow
-def test_the_default_run_on_the_stand_in(run, tmp_path_factory, tmp_path):
+def test_the_default_run_on_the_stand_in(hw, launch, tmp_path):
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("the times are promised for two cores")
     default = ["--config=configs/resnet.py", "--config.data.source=embedded"]
     workdir = tmp_path / "first"
     began = time.monotonic()
-    process = run("train", *default, f"--workdir={workdir}")
+    process = hw("train", *default, f"--workdir={workdir}", timeout=600)
     seconds = time.monotonic() - began
     assert process.returncode == 0, process.stderr
     summary = _strict((workdir / "summary.json").read_text())
@@ -361,22 +337,10 @@ def test_the_default_run_on_the_stand_in(run, tmp_path_factory, tmp_path):
 
     # A second start, the caches being warm: from the command to the first step.
     workdir = tmp_path / "second"
-    cache = tmp_path_factory.getbasetemp() / "cache"
-    began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hw.train", *default, f"--workdir={workdir}"],
-        cwd=REPOSITORY,
-        env=os.environ | {"XLA_FLAGS": "", "XDG_CACHE_HOME": str(cache)},
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        metrics = workdir / "metrics.jsonl"
-        while not metrics.exists() or not metrics.stat().st_size:
-            assert process.poll() is None
-            time.sleep(0.01)
-        seconds = time.monotonic() - began
-    finally:
-        process.kill()
-        process.wait()
+    process = launch(processes.command("train", *default, f"--workdir={workdir}"), workdir)
+    metrics = workdir / "metrics.jsonl"
+    process.wait_until(lambda: metrics.exists() and metrics.stat().st_size)
+    seconds = time.monotonic() - process.began
+    process.close()
     print(f"second start to first step: {seconds:.1f} s")
     assert seconds <= 15

@@ -7,8 +7,6 @@ import os
 import pydoc_data.topics
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,8 +18,8 @@ from hw.answers.claims import check
 from hw.answers.runs import Run
 from hw.report import terminal
 from hw.training import checkpoint, log
+from tests import processes
 
-REPOSITORY = Path(__file__).parents[2]
 MODELS = {
     "gru": {"model.gru_lm.embedding": 16, "model.gru_lm.width": 16, "model.gru_lm.dropout": 0.1},
     "attention": {
@@ -42,12 +40,6 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    cache = tmp_path_factory.getbasetemp() / "cache"
-    return os.environ | {"XLA_FLAGS": "", "XDG_CACHE_HOME": str(cache)}
-
-
-@pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
     """A text of 12,000 characters with a byte order mark, an umlaut and markup in it."""
     path = tmp_path_factory.mktemp("text") / "mine.txt"
@@ -61,40 +53,18 @@ def command(written):
     def command(name: str, workdir: Path, *extra: str) -> list[str]:
         changes = {"data.path": written} | TINY | MODELS[name]
         flags = [f"--config.{k}={v}" for k, v in changes.items()]
-        return [
-            sys.executable,
-            "-m",
-            "hw.train",
-            f"--config=configs/{name}.py",
-            *flags,
-            f"--workdir={workdir}",
-            *extra,
-        ]
+        return processes.command(
+            "train", f"--config=configs/{name}.py", *flags, f"--workdir={workdir}", *extra
+        )
 
     return command
 
 
-@pytest.fixture(scope="module")
-def run(environment):
-    def run(command: list, **env: str):
-        return subprocess.run(
-            [*map(str, command)],
-            cwd=REPOSITORY,
-            env=environment | env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-
-    return run
-
-
 @pytest.fixture(scope="module", params=sorted(MODELS))
-def finished(request, command, run, tmp_path_factory):
+def finished(request, command, tmp_path_factory):
     """(the model's name, its process, its workdir)."""
     workdir = tmp_path_factory.mktemp(request.param) / "run"
-    process = run(command(request.param, workdir))
+    process = processes.run(command(request.param, workdir))
     assert process.returncode == 0, process.stderr
     return request.param, process, workdir
 
@@ -130,10 +100,10 @@ def test_the_workdir(finished):
     assert (workdir / "samples.txt").read_text().count("--- temperature") == 3
 
 
-def test_evaluated_again(finished, run):
+def test_evaluated_again(finished, hw):
     _, _, workdir = finished
     before = _json(workdir / "evaluation.json")
-    process = run([sys.executable, "-m", "hw.evaluate", f"--workdir={workdir}"])
+    process = hw("evaluate", f"--workdir={workdir}")
     assert process.returncode == 0, process.stderr
     assert f"{before['nats_stateful']:.4f}" in process.stdout
     after = _json(workdir / "evaluation.json")
@@ -141,33 +111,25 @@ def test_evaluated_again(finished, run):
     assert after == before
 
 
-def test_sampled(finished, run):
+def test_sampled(finished, hw):
     _, _, workdir = finished
-    sample = [sys.executable, "-m", "hw.sample", f"--workdir={workdir}", "--length=80", "--seed=3"]
-    plain = run([*sample, "--prompt=The "])
+    sample = ["sample", f"--workdir={workdir}", "--length=80", "--seed=3"]
+    plain = hw(*sample, "--prompt=The ")
     assert plain.returncode == 0, plain.stderr
     assert plain.stdout.startswith("The ") and plain.stdout.endswith("\n")
     assert len(plain.stdout) == 4 + 80 + 1
-    streamed = run([*sample, "--prompt=The ", "--stream"])
+    streamed = hw(*sample, "--prompt=The ", "--stream")
     assert streamed.stdout == plain.stdout
-    unknown = run([*sample, "--prompt=T\u20ach\u2603"])
+    unknown = hw(*sample, "--prompt=T\u20ach\u2603")
     assert unknown.returncode == 2 and unknown.stdout == "" and "Traceback" not in unknown.stderr
     assert "€" in unknown.stderr and "1" in unknown.stderr and "3" in unknown.stderr
 
 
-def test_scored(finished, run, tmp_path):
+def test_scored(finished, hw, tmp_path):
     _, _, workdir = finished
     (tmp_path / "a.txt").write_text("<script>alert(1)</script> and so on, " * 3)
     page = tmp_path / "a.html"
-    score = [
-        sys.executable,
-        "-m",
-        "hw.score",
-        tmp_path / "a.txt",
-        f"--workdir={workdir}",
-        f"--per-char={page}",
-    ]
-    process = run(score)
+    process = hw("score", tmp_path / "a.txt", f"--workdir={workdir}", f"--per-char={page}")
     assert process.returncode == 0, process.stderr
     found = json.loads(process.stdout)
     assert set(found) == {
@@ -198,12 +160,12 @@ def test_question_five_is_answered_from_its_logs(finished):
     assert "0123abcd" in text and "temperature 0.5" in text
 
 
-def test_a_language_model_is_no_classifier(finished, run, tmp_path):
+def test_a_language_model_is_no_classifier(finished, hw, tmp_path):
     _, _, workdir = finished
     from PIL import Image
 
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    process = run([sys.executable, "-m", "hw.predict", tmp_path / "a.png", f"--workdir={workdir}"])
+    process = hw("predict", tmp_path / "a.png", f"--workdir={workdir}")
     assert process.returncode == 2 and "model of text" in process.stderr
 
 
@@ -214,25 +176,18 @@ def _exact(workdir: Path) -> list[dict]:
     ]
 
 
-def test_killed_it_continues_bit_for_bit(finished, command, environment, tmp_path):
+def test_killed_it_continues_bit_for_bit(finished, command, launch, tmp_path):
     name, _, whole = finished
     seed = int(os.environ.get("HW_KILL_SEED", time.time_ns() % 10**6))
     print(f"\nHW_KILL_SEED={seed}")
     r, workdir = random.Random(seed), tmp_path / "run"
     for goal in sorted(r.sample(range(1, 38), 3)):
-        process = subprocess.Popen(
-            command(name, workdir), cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 120
-        while max(checkpoint.steps(workdir / "checkpoints"), default=-1) < goal:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.001)
+        process = launch(command(name, workdir), workdir)
+        process.wait_until(lambda: max(checkpoint.steps(workdir / "checkpoints"), default=-1) >= goal)  # noqa: B023
         time.sleep(r.uniform(0, 0.02))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "it had ended before"
-    end = subprocess.run(
-        command(name, workdir), cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
-    )
+        process.send(signal.SIGKILL)
+        assert process.end() == -signal.SIGKILL, "it had ended before"
+    end = processes.run(command(name, workdir))
     assert end.returncode == 0 and "continuing at step" in end.stderr, end.stderr
     assert _exact(workdir) == _exact(whole)
     a, b = _json(workdir / "summary.json"), _json(whole / "summary.json")
@@ -240,11 +195,13 @@ def test_killed_it_continues_bit_for_bit(finished, command, environment, tmp_pat
     assert (workdir / "samples.txt").read_bytes() == (whole / "samples.txt").read_bytes()
 
 
-def test_another_seed_differs(command, run, finished, tmp_path):
+def test_another_seed_differs(command, finished, tmp_path):
     name, _, whole = finished
     if name == "attention":
         pytest.skip("the comparison is the same one; the GRU has shown that it can fail")
-    process = run(command(name, tmp_path / "run", "--config.seed=1", "--config.checkpoint.every_seconds=100"))
+    process = processes.run(
+        command(name, tmp_path / "run", "--config.seed=1", "--config.checkpoint.every_seconds=100")
+    )
     assert process.returncode == 0, process.stderr
     a, b = _json(tmp_path / "run" / "summary.json"), _json(whole / "summary.json")
     assert a["state_sha256"] != b["state_sha256"] and _exact(tmp_path / "run") != _exact(whole)
@@ -259,9 +216,9 @@ def test_another_seed_differs(command, run, finished, tmp_path):
         (b"ab\n" * 10, "too few"),
     ],
 )
-def test_no_text_to_train_on_is_one_line(command, run, tmp_path, content, words):
+def test_no_text_to_train_on_is_one_line(command, tmp_path, content, words):
     (tmp_path / "bad.txt").write_bytes(content)
-    process = run(command("gru", tmp_path / "run", f"--config.data.path={tmp_path / 'bad.txt'}"))
+    process = processes.run(command("gru", tmp_path / "run", f"--config.data.path={tmp_path / 'bad.txt'}"))
     assert process.returncode == 2 and process.stdout == ""
     (line,) = [v for v in process.stderr.splitlines() if v.startswith("error")]
     assert words in line and "Traceback" not in process.stderr

@@ -1,11 +1,8 @@
 """The real program as a process on a tiny recipe, and what it means that two runs are equal."""
 
 import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +11,8 @@ import numpy as np
 import pytest
 
 from hw.training import checkpoint, log
-
-REPOSITORY = Path(__file__).parents[2]
+from tests import processes
+from tests.processes import Process
 
 STEPS = 80
 EVAL_STEPS = 5
@@ -35,65 +32,6 @@ RECIPE = {
 }
 
 
-class Process:
-    """`python -m hw.COMMAND …`, its output in files beside the workdir."""
-
-    def __init__(self, command: list[str], output: Path, env: dict[str, str]):
-        self._files = [output.with_suffix(s).open("w") for s in (".out", ".err")]
-        self.began = time.monotonic()
-        self.popen = subprocess.Popen(
-            command,
-            cwd=REPOSITORY,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=self._files[0],
-            stderr=self._files[1],
-        )
-
-    @property
-    def stdout(self) -> str:
-        return Path(self._files[0].name).read_text()
-
-    @property
-    def stderr(self) -> str:
-        return Path(self._files[1].name).read_text()
-
-    @property
-    def errors(self) -> list[str]:
-        """The lines on standard error that are the one-line error, or a traceback's."""
-        return [v for v in self.stderr.splitlines() if v.startswith(("error", "Traceback", "Exception"))]
-
-    def wait_until(self, condition: Callable[[], Any], seconds: float = 120) -> Any:
-        """Returns the condition's first true value; fails if the process ends or takes too long."""
-        deadline = time.monotonic() + seconds
-        while not (value := condition()):
-            assert self.popen.poll() is None, f"ended with {self.popen.returncode}:\n{self.stderr}"
-            assert time.monotonic() < deadline, f"waited {seconds} s in vain:\n{self.stderr}"
-            time.sleep(0.0005)
-        return value
-
-    def send(self, signum: int) -> None:
-        self.popen.send_signal(signum)
-
-    def end(self, seconds: float = 240) -> int:
-        """Waits for the end; returns the exit status, negative for a signal that killed it."""
-        return self.popen.wait(seconds)
-
-    def close(self) -> None:
-        if self.popen.poll() is None:
-            self.popen.kill()
-            self.popen.wait()
-        for file in self._files:
-            file.close()
-
-
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory) -> dict[str, str]:
-    """Of the processes: one device, and a cache folder of this test session's own."""
-    cache = tmp_path_factory.getbasetemp() / "cache"
-    return os.environ | {"XLA_FLAGS": "", "XDG_CACHE_HOME": str(cache)}
-
-
 @pytest.fixture(scope="session")
 def arguments(tiny_arguments) -> list[str]:
     """The recipe of all runs here, as arguments of hw.train."""
@@ -101,19 +39,14 @@ def arguments(tiny_arguments) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def start(environment, arguments) -> Iterator[Callable[..., Process]]:
-    """Starts hw.train in a workdir; whatever still runs when the session ends is killed."""
-    started = []
+def start(launch, arguments) -> Callable[..., Process]:
+    """Starts hw.train in a workdir, with further arguments and the options of `Process`."""
 
-    def start(workdir: Path, *extra: str, env: dict[str, str] | None = None) -> Process:
-        command = [sys.executable, "-m", "hw.train", *arguments, f"--workdir={workdir}", *extra]
-        output = workdir.parent / f"{workdir.name}-{len(started)}.log"
-        started.append(Process(command, output, environment | (env or {})))
-        return started[-1]
+    def start(workdir: Path, *extra: str, **options: Any) -> Process:
+        words = processes.command("train", *arguments, f"--workdir={workdir}", *extra)
+        return launch(words, workdir, **options)
 
-    yield start
-    for process in started:
-        process.close()
+    return start
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from hw import check, cli, generation, predict, sample, solve
 from hw.data.photos import read_image
 from hw.training import saved
 from hw.training.tasks import images
+from tests.processes import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 RELEASED = REPOSITORY / "experiments" / "pretrained"
 SECONDS, BYTES = 10, 1.5 * 2**30
 

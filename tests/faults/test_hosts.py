@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import socket
 import time
 
 import pytest
@@ -12,17 +11,10 @@ import pytest
 from hw.cli import UserError
 from hw.training import checkpoint, hosts, log
 from hw.training.hosts import Hosts
+from tests.processes import free_address
 
 # Of the real data, which are not used here; but eight devices refuse what does not divide.
 DIVIDES = "--config.train.batch_size=64"
-FOUR = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-
-
-def _address() -> str:
-    """Of a port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 @pytest.fixture
@@ -33,14 +25,14 @@ def pair(start):
         given = [
             DIVIDES,
             "--num_processes=2",
-            f"--coordinator={_address()}",
+            f"--coordinator={free_address()}",
             "--heartbeat_timeout=10",
             *extra,
         ]
-        one = start(workdir, *given, "--process_id=0", env=FOUR)
+        one = start(workdir, *given, "--process_id=0", devices=4)
         # Another workdir, which nobody is to make: process 0 alone writes.
         elsewhere = workdir.parent / "elsewhere"
-        return one, start(elsewhere, *given, *second, "--process_id=1", env=FOUR)
+        return one, start(elsewhere, *given, *second, "--process_id=1", devices=4)
 
     return pair
 
@@ -84,9 +76,9 @@ def test_a_run_of_two_processes_through_everything(pair, start, uninterrupted, s
 
     # SLURM says who is who; then one process of one device goes on to the end.
     step = {"SLURM_JOB_ID": str(random.randrange(4096)), "SLURM_STEP_NODELIST": "127.0.0.1"}
-    step |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", **FOUR}
+    step |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
     one, two = (
-        start(workdir, DIVIDES, env=step | {"SLURM_PROCID": str(k), "SLURM_LOCALID": str(k)})
+        start(workdir, DIVIDES, devices=4, env=step | {"SLURM_PROCID": str(k), "SLURM_LOCALID": str(k)})
         for k in range(2)
     )
     one.wait_until(lambda: checkpoint.steps(workdir / "checkpoints")[-1] >= second + 5)
@@ -136,7 +128,7 @@ def test_whoever_does_not_answer_is_not_waited_for(start, tmp_path, process_id):
     began = time.monotonic()
     process = start(
         tmp_path / "run",
-        f"--coordinator={_address()}",
+        f"--coordinator={free_address()}",
         "--num_processes=2",
         f"--process_id={process_id}",
         "--connect_timeout=2",
@@ -151,7 +143,7 @@ def test_whoever_does_not_answer_is_not_waited_for(start, tmp_path, process_id):
 def test_the_worker_dies_with_the_one_that_waits_for_it(start, tmp_path):
     process = start(
         tmp_path / "run",
-        f"--coordinator={_address()}",
+        f"--coordinator={free_address()}",
         "--num_processes=2",
         "--process_id=0",
         "--connect_timeout=60",

@@ -6,14 +6,12 @@ import os
 import pty
 import select
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 from hw.training import checkpoint, log
-
-REPOSITORY = Path(__file__).parents[2]
+from tests import processes
+from tests.processes import REPOSITORY
 
 
 def _rests_at(workdir, sound) -> int:
@@ -102,20 +100,16 @@ def test_a_finished_run_says_so_and_changes_nothing(start, uninterrupted):
 
 
 def test_a_closed_terminal_saves_and_a_closed_stream_stops_nothing(
-    environment, arguments, uninterrupted, differences, sound, tmp_path
+    start, arguments, uninterrupted, differences, sound, tmp_path
 ):
     workdir = tmp_path / "run"
-    command = [sys.executable, "-m", "hw.train", *arguments, f"--workdir={workdir}"]
     rare = "--config.checkpoint.every_seconds=1000"
 
     # Standard error is a terminal; when it closes the kernel sends SIGHUP, and the shell sends another.
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*command, rare],
-        cwd=REPOSITORY,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+    process = start(
+        workdir,
+        rare,
         stderr=theirs,
         # Whoever starts the tests by nohup ignores SIGHUP, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
@@ -123,34 +117,34 @@ def test_a_closed_terminal_saves_and_a_closed_stream_stops_nothing(
     os.close(theirs)
     deadline = time.monotonic() + 120
     while not (workdir / "metrics.jsonl").exists() or len(log.read_metrics(workdir / "metrics.jsonl")) < 3:
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.popen.poll() is None and time.monotonic() < deadline
         select.select([ours], [], [], 0.01)[0] and os.read(ours, 4096)
     os.close(ours)
-    process.send_signal(signal.SIGHUP)
+    process.send(signal.SIGHUP)
     time.sleep(0.01)
-    process.send_signal(signal.SIGHUP)
-    assert process.wait(60) == 129
+    process.send(signal.SIGHUP)
+    assert process.end(60) == 129
     assert "stopped by SIGHUP, saved" in (workdir / "train.log").read_text(encoding="utf-8")
     assert 1 <= _rests_at(workdir, sound) < 80
 
     # Both streams closed, in an environment that would change the numbers, without assertions and docstrings,
     # with plots in LaTeX, a backend that does not exist, and a locale of ASCII.
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.family: Nothing\nno.such.key: 1\n")
-    other = {
+    env = {
         "JAX_ENABLE_X64": "1",
         "JAX_DISABLE_JIT": "1",
         "JAX_DEBUG_NANS": "1",
         "JAX_THREEFRY_PARTITIONABLE": "0",
     }
-    other |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "MPLBACKEND": "Nothing"}
-    other |= {"MPLCONFIGDIR": "/proc/nothing", "PYTHONPATH": str(REPOSITORY)}
-    env = {k: v for k, v in (environment | other).items() if k != "HOME"}
-    recipe = [v.replace("=configs/", f"={REPOSITORY}/configs/") for v in command[3:]]
+    env |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "MPLBACKEND": "Nothing"}
+    env |= {"MPLCONFIGDIR": "/proc/nothing", "PYTHONPATH": str(REPOSITORY), "HOME": None}
+    recipe = [v.replace("=configs/", f"={REPOSITORY}/configs/") for v in arguments]
     line = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", sys.executable, "-OO", "-m", "hw.train", *recipe]
-    ended = subprocess.run(line, cwd=tmp_path, env=env, timeout=240)
+    line.append(f"--workdir={workdir}")
+    ended = processes.run(line, cwd=tmp_path, env=env)
     assert ended.returncode == 0
     assert differences(workdir, uninterrupted.workdir) == []
     assert "left out" not in (workdir / "train.log").read_text(encoding="utf-8")
     # Full, at the end of a finished run.
     line[2] = 'exec "$@" >/dev/full 2>/dev/full'
-    assert subprocess.run(line, cwd=tmp_path, env=env, timeout=60).returncode == 0
+    assert processes.run(line, cwd=tmp_path, env=env, timeout=60).returncode == 0

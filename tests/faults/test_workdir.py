@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,12 +14,11 @@ import pytest
 from hw import cli, train
 from hw.data import figures
 from hw.training import checkpoint
-
-REPOSITORY = Path(__file__).parents[2]
+from tests import processes
 
 
 @pytest.fixture
-def mount(tmp_path):
+def mount(launch, tmp_path):
     """Mounts a tmpfs with given options where only our own processes see it; returns its folder."""
     holders = []
 
@@ -30,21 +27,19 @@ def mount(tmp_path):
         point.mkdir()
         script = 'mount -t tmpfs -o "$1" tmpfs "$2" && echo mounted && exec sleep 900'
         command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
-        try:
-            holder = subprocess.Popen(
-                [*command, "sh", options, point], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        except FileNotFoundError:
+        if shutil.which("unshare") is None:
             pytest.skip("no unshare (util-linux) to mount a small disk with")
+        holder = launch([*command, "sh", options, point], point)
         holders.append(holder)
-        if holder.stdout.readline() != "mounted\n":
-            pytest.skip(f"this kernel lets nobody mount a small disk: {holder.stderr.read().strip()}")
-        return Path(f"/proc/{holder.pid}/root{point}")
+        while holder.stdout != "mounted\n":
+            if holder.popen.poll() is not None:
+                pytest.skip(f"this kernel lets nobody mount a small disk: {holder.stderr.strip()}")
+            time.sleep(0.01)
+        return Path(f"/proc/{holder.popen.pid}/root{point}")
 
     yield mount
     for holder in holders:
-        holder.kill()
-        holder.communicate()
+        holder.close()
 
 
 @pytest.fixture
@@ -60,9 +55,8 @@ def begun(uninterrupted, tmp_path) -> Path:
 
 
 @pytest.fixture
-def refused(arguments, environment, capsys, monkeypatch):
+def refused(arguments, capsys):
     """Runs hw.train in this process: it must exit with 2; returns the error line and what went before."""
-    monkeypatch.setenv("XDG_CACHE_HOME", environment["XDG_CACHE_HOME"])
 
     def refused(workdir: Path, *extra: str) -> tuple[str, list[str]]:
         with pytest.raises(SystemExit) as stopped:
@@ -185,7 +179,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(start, uninterrupted, differen
     assert differences(workdir, uninterrupted.workdir) == []
 
 
-def test_a_disk_without_room_for_files_ends_the_run(environment, arguments, mount):
+def test_a_disk_without_room_for_files_ends_the_run(arguments, mount):
     # Of 8 entries orbax lacks the last one, and its threads would wait for it for ever. (Asked beforehand, as
     # a user's run does, it would not begin to save.)
     workdir = mount("nr_inodes=8") / "run"
@@ -193,15 +187,8 @@ def test_a_disk_without_room_for_files_ends_the_run(environment, arguments, moun
         "import runpy; from hw.training import checkpoint; checkpoint._FILES = 0; "
         "runpy.run_module('hw.train', run_name='__main__')"
     )
-    for command in ([sys.executable, "-c", program], [sys.executable, "-m", "hw.train"]):
-        ended = subprocess.run(
-            [*command, *arguments, f"--workdir={workdir}"],
-            env=environment,
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+    for words in (processes.python("-c", program), processes.command("train")):
+        ended = processes.run([*words, *arguments, f"--workdir={workdir}"], timeout=60)
         *before, line = ended.stderr.splitlines()
         assert ended.returncode == 2 and line.startswith("error: could not save step 0"), ended.stderr
         assert "No space left" in line and not any(v.startswith(("error", "Trace")) for v in before)
@@ -292,10 +279,10 @@ def test_other_data_than_before_is_refused(refused, begun, arguments, monkeypatc
 # --- the cache of compiled programs ---
 
 
-def test_a_damaged_cache_stops_nobody(start, uninterrupted, begun, environment, differences, tmp_path):
+def test_a_damaged_cache_stops_nobody(start, uninterrupted, begun, differences, tmp_path):
     # A kill or a full disk can cut an entry of JAX's own cache short, for JAX writes it in place.
     cache = tmp_path / "cache"
-    shutil.copytree(environment["XDG_CACHE_HOME"], cache)
+    shutil.copytree(os.environ["XDG_CACHE_HOME"], cache)
     entries = [p for p in cache.rglob("*-cache") if p.is_file()]
     assert len(entries) >= 2, "no compiled program was kept"
     for entry in entries:

@@ -12,6 +12,7 @@ from hw.training.loop import with_stand_in
 from hw.training.parallel import Parallel
 from hw.training.tasks import images as tasks
 from hw.training.tasks.task import total_steps
+from tests import refused
 
 
 def _dataset(eval_name):
@@ -86,25 +87,13 @@ def test_weights_of_views_sum_to_one_and_the_first_is_the_picture(name):
     assert tasks.TTA_VIEWS[name][0][:3] == (False, 0, 0)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("augment.flip", "sideways"),
-        ("augment.shift", -1),
-        ("augment.shift", 16),
-        ("eval.tta", "seven"),
-        ("train.label_smoothing", 1.0),
-        ("train.label_smoothing", float("nan")),
-        ("eval.temperature", -1.0),
-        ("augment.small_size", 32),
-        ("augment.cutout", 32),
-        ("augment.small_until", 1.5),
-    ],
-)
-def test_bad_values_are_named(tiny_config, field, value):
+@pytest.mark.parametrize("row", refused.IMAGES, ids=str)
+def test_bad_values_are_named(tiny_config, row):
+    field, value, *words = row
     tiny_config.update_from_flattened_dict({field: value})
-    with pytest.raises(UserError, match=field.split(".")[-1]):
+    with pytest.raises(UserError, match=field.split(".")[-1]) as caught:
         tasks.build(tiny_config, _dataset("test"), module=None)
+    assert all(word in str(caught.value) for word in words)
 
 
 def test_total_steps_and_the_stand_ins_schedule(tiny_config):

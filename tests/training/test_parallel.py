@@ -1,10 +1,5 @@
 """Steps on one device, on eight by jit, by pmap and in two processes: the same numbers, truly shared out."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +9,7 @@ from hw import data
 from hw.cli import UserError
 from hw.training import checkpoint, loop, optim
 from hw.training.parallel import Parallel
-from tests.conftest import REPOSITORY
+from tests import processes
 from tests.training.twenty_steps import RECIPES, flat, off_the_start, recipe, take
 
 WAYS = {"one": ("jit", 1), "jit": ("jit", 8), "pmap": ("pmap", 8)}
@@ -22,36 +17,23 @@ MODELS = tuple(RECIPES)
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory, eight_devices):
+def two_processes(launch, tmp_path_factory, eight_devices):
     """Starts two processes of four devices; returns what waits for them: {name: array}."""
     out = tmp_path_factory.mktemp("two") / "out.npz"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    command = [sys.executable, "-m", "tests.training.twenty_steps", out, f"--coordinator={address}"]
-    processes = [
-        subprocess.Popen(
-            [*command, "--num_processes=2", f"--process_id={k}"],
-            cwd=REPOSITORY,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    address = processes.free_address()
+    words = processes.python("-m", "tests.training.twenty_steps", out, f"--coordinator={address}")
+    pair = [
+        launch([*words, "--num_processes=2", f"--process_id={k}"], out.with_name(str(k)), devices=4)
         for k in range(2)
     ]
 
     def wait() -> dict[str, np.ndarray]:
-        for process in processes:
-            said, _ = process.communicate(timeout=300)
-            assert process.returncode == 0, said
+        for process in pair:
+            assert process.end(300) == 0, process.stderr
         with np.load(out) as file:
             return dict(file)
 
-    yield wait
-    for process in processes:
-        process.kill()
+    return wait
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from hw.models.recall_net import recall_net
 from hw.training import loop
 from hw.training.parallel import Parallel
 from hw.training.tasks import recall
+from tests import refused
 
 
 def _config(variant=None, **changes):
@@ -64,18 +65,18 @@ def test_both_cells_learn_a_short_delay(variant, weights, tmp_path):
     assert summary["params"] == weights + 16 * 8 + 8  # and the head
 
 
-@pytest.mark.parametrize("changes", [{"data.delay": -1}, {"data.num_symbols": 1}])
-def test_bad_data_is_named(changes):
-    with pytest.raises(UserError, match="delay"):
-        data.load(_config(**changes).data)
-
-
-def test_bad_values_are_named():
-    with pytest.raises(UserError, match="epoch_size"):
-        recall.check(_config(**{"train.epoch_size": 0}))
-    for field, value in (("cell", "lstm"), ("width", 0)):
-        with pytest.raises(UserError, match=field):
-            recall_net(num_classes=8, **{"cell": "rnn", "width": 4, field: value})
+@pytest.mark.parametrize("row", refused.RECALL, ids=str)
+def test_bad_values_are_named(row):
+    field, value, *words = row
+    room, name = field.split(".")[0], field.split(".")[-1]
+    with pytest.raises(UserError, match="delay" if room == "data" else name) as caught:
+        if room == "data":
+            data.load(_config(**{field: value}).data)
+        elif room == "train":
+            recall.check(_config(**{field: value}))
+        else:
+            recall_net(num_classes=8, **{"cell": "rnn", "width": 4, name: value})
+    assert all(word in str(caught.value) for word in words)
 
 
 def test_the_tanh_cell_is_the_problem_sets():

@@ -26,8 +26,8 @@ from hw import cli, models, predict, sample
 from hw.cli import UserError
 from hw.training import checkpoint, saved
 from hw.training.step import TrainState
+from tests.processes import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 CLASSES = [f"class {k}" for k in range(5)]
 VOCABULARY = "\n abcde"
 TEXT = {

@@ -16,6 +16,7 @@ from hw.training.loop import one_step
 from hw.training.parallel import Parallel
 from hw.training.step import TrainState
 from hw.training.tasks import text
+from tests import refused
 
 V = 7
 
@@ -212,21 +213,13 @@ def test_samples_say_what_they_are_and_how_much_is_copied():
 # --- mistakes ---
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("train.order", "shuffled"),
-        ("train.length", 0),
-        ("eval.window", 0),
-        ("train.label_smoothing", 1.0),
-        ("train.forget", 1.5),
-        ("train.forget", float("nan")),
-    ],
-)
-def test_bad_values_are_named(field, value):
+@pytest.mark.parametrize("row", refused.TEXT, ids=str)
+def test_bad_values_are_named(row):
+    field, value, *words = row
     config = _config(**{field: value})
-    with pytest.raises(UserError, match=field.split(".")[-1]):
+    with pytest.raises(UserError, match=field.split(".")[-1]) as caught:
         text.build(config, _dataset(), module=None)
+    assert all(word in str(caught.value) for word in words)
 
 
 def test_a_text_shorter_than_its_windows_is_refused():

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,8 +17,9 @@ from hw import cli, hardware, inference, models, train
 from hw.cli import UserError
 from hw.training import checkpoint, log, workdir
 from hw.training.parallel import OutOfMemory, Parallel
+from tests import processes
+from tests.processes import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 TEXT = "The quick brown fox jumps over the lazy dog; 0123456789.\n" * 40
 SMALL = {
     "model.gru_lm.width": 8,
@@ -694,19 +693,9 @@ print(loop._precision("auto", Path(sys.argv[4]), Parallel("jit")))
 
 
 @pytest.mark.parametrize(("fast", "expected"), [("0", "bfloat16"), ("1", "float32")])
-def test_hosts_of_different_processors_compute_alike(tmp_path, fast, expected):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", ONE_OF_TWO, address, number, fast, str(tmp_path)],
-            env=os.environ | {"XLA_FLAGS": ""},
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for number in ("0", "1")
-    ]
-    said = [process.communicate(timeout=120)[0] for process in processes]
+def test_hosts_of_different_processors_compute_alike(launch, tmp_path, fast, expected):
+    words = processes.python("-c", ONE_OF_TWO, processes.free_address())
+    pair = [launch([*words, number, fast, tmp_path], tmp_path / number) for number in ("0", "1")]
+    assert [process.end(120) for process in pair] == [0, 0], [process.stderr for process in pair]
+    said = [process.stdout for process in pair]
     assert [text.splitlines()[-1] for text in said] == [str((expected, ""))] * 2  # Gloo says a line too

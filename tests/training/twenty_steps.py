@@ -14,7 +14,7 @@ from hw import data
 from hw.training import loop, optim
 from hw.training.parallel import Parallel
 from hw.training.step import TrainState
-from tests.conftest import TINY
+from tests.recipes import TINY
 
 STEPS, BATCH = 20, 32
 # Nothing is dropped: under pmap each device would draw a mask of its own.
