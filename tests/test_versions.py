@@ -9,8 +9,6 @@ from packaging.version import Version
 
 from tests.processes import REPOSITORY
 
-from tests.processes import REPOSITORY
-
 RECORDS = sorted((REPOSITORY / "constraints").glob("py*.txt"))
 
 
