@@ -7,7 +7,14 @@ import pytest
 from hw import cli, evaluate, inference, prepare
 
 DATA = {"name": "recall", "source": "drawn"}
-REPORT = {"split": "test", "num_examples": 9, "accuracy": 0.75, "nll": 0.5, "dataset": DATA}
+REPORT = {
+    "split": "test",
+    "num_examples": 9,
+    "accuracy": 0.75,
+    "nll": 0.5,
+    "dataset": DATA,
+    "dtype": "bfloat16",
+}
 
 
 @pytest.fixture
@@ -18,7 +25,8 @@ def measured(monkeypatch):
 
 def test_a_run_of_recall_is_printed(measured, tmp_path, capsys):
     assert evaluate.main([f"--workdir={tmp_path}"]) == 0
-    assert "75.00%" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "75.00%" in shown and "9 sequences, in bfloat16" in shown
     assert (tmp_path / "evaluation.json").exists()
 
 

@@ -1,6 +1,6 @@
 """Question 7: multi-head attention: every matrix's dimensions, one head in full, and what W^O is for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -86,10 +86,10 @@ def _example(sizes: Problem) -> list[np.ndarray]:
     return [r.normal(size=shape) for shape in shapes]
 
 
-def by_loop(sizes: Problem, what: str, example: list[np.ndarray] | None = None) -> Result:
-    """By one head after the other in numpy, and looking at what comes out."""
+def by_loop(sizes: Problem, what: str, example: Sequence[np.ndarray] = ()) -> Result:
+    """By one head after the other in numpy, and looking at what comes out. The output needs the example."""
     n_q, n_k, m, h, d, e = sizes
-    if example is None:
+    if not example:
         example = [np.zeros(s) for s in ((n_q, m), (n_k, m), (m, h, d), (m, h, d), (m, h, e), (h, e, m))]
     x, memory, w_q, w_k, w_v, w_o = example
     w_o = w_o.reshape(-1, m)
@@ -110,8 +110,8 @@ def by_loop(sizes: Problem, what: str, example: list[np.ndarray] | None = None) 
     return output
 
 
-def by_flax(sizes: Problem, what: str, example: list[np.ndarray] | None = None) -> Result:
-    """By flax's own layers: a projection each, its attention, a projection back."""
+def by_flax(sizes: Problem, what: str, example: Sequence[np.ndarray] = ()) -> Result:
+    """By flax's own layers: three projections, its attention, one back. The output needs the example."""
     n_q, n_k, m, h, d, e = sizes
     dtype = jnp.float64 if what == "output" else jnp.float32
 
@@ -131,7 +131,7 @@ def by_flax(sizes: Problem, what: str, example: list[np.ndarray] | None = None) 
             return q[:, 0], k[:, 0], v[:, 0], weights[0], head[:, 0], head.reshape(n_q, -1), out
 
     if what == "output":
-        x, memory, *weights = _example(sizes) if example is None else example
+        x, memory, *weights = example
         with jax.enable_x64(True):
             params = {n: {"kernel": jnp.asarray(w)} for n, w in zip("qkvo", weights, strict=True)}
             arguments = ({"params": params}, jnp.asarray(x), jnp.asarray(memory))
