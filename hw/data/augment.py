@@ -14,7 +14,8 @@ Array = jax.Array
 
 def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
     """(x − mean) / std per channel: uint8 [..., channels] in [0, 255] to float32."""
-    return (images.astype(jnp.float32) - jnp.array(mean)) / jnp.array(std)
+    mean_c, std_c = (jnp.array(v).reshape(*[1] * (images.ndim - 1), -1) for v in (mean, std))
+    return (images.astype(jnp.float32) - mean_c) / std_c
 
 
 def shift(images: Array, offset_b2: Array, limit: int) -> Array:

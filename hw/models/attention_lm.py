@@ -33,6 +33,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
@@ -139,6 +140,8 @@ class Block(nn.Module):
           (the stream [b, t, m], all keys and values, cached and new, [b, s, h, d] each).
         """
         b, t, m = x_btm.shape
+        # Norms, angles and softmax in float32 where the rest is in bfloat16, whose eight bits are too few.
+        wide = np.promote_types(self.dtype, jnp.float32)
         into = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         out_of = nn.initializers.variance_scaling(0.5 / self.depth, "fan_in", "normal")
 
@@ -148,20 +151,19 @@ class Block(nn.Module):
                 features, use_bias=False, kernel_init=init, dtype=self.dtype, dot_general=product, name=name
             )
 
-        def norm(name: str) -> nn.RMSNorm:
-            return nn.RMSNorm(epsilon=EPSILON, dtype=self.dtype, name=name)
+        def norm(name: str, x: Array) -> Array:
+            normalised = nn.RMSNorm(epsilon=EPSILON, dtype=wide, name=name)(x.astype(wide))
+            return normalised.astype(self.dtype)
 
         drop = nn.Dropout(self.dropout, deterministic=not train)
         # One product for queries, keys and values of all heads.
-        qkv = jnp.split(dense(3 * m, into, "qkv")(norm("norm_attention")(x_btm)), 3, axis=-1)
+        qkv = jnp.split(dense(3 * m, into, "qkv")(norm("norm_attention", x_btm)), 3, axis=-1)
         q_bthd, k_bshd, v_bshd = (x.reshape(b, t, self.heads, m // self.heads) for x in qkv)
         if cached is not None:
             k_bshd, v_bshd = (
                 jnp.concatenate([old.astype(new.dtype), new], axis=1)
                 for old, new in zip(cached, (k_bshd, v_bshd), strict=True)
             )
-        # Angles and softmax in float32 also where the rest is in bfloat16, whose eight bits are too few.
-        wide = jnp.promote_types(self.dtype, jnp.float32)
         position_s = jnp.arange(k_bshd.shape[1], dtype=wide)
         q_bhtd = rotate(q_bthd, position_s[len(position_s) - t :]).swapaxes(1, 2)
         k_bhsd = rotate(k_bshd, position_s).swapaxes(1, 2)
@@ -170,7 +172,7 @@ class Block(nn.Module):
         concat_btm = head_bhtd.swapaxes(1, 2).reshape(b, t, m)
         x_btm = x_btm + drop(dense(m, out_of, "out")(concat_btm))
 
-        up = jnp.square(nn.relu(dense(self.mlp_ratio * m, into, "up")(norm("norm_mlp")(x_btm))))
+        up = jnp.square(nn.relu(dense(self.mlp_ratio * m, into, "up")(norm("norm_mlp", x_btm))))
         return x_btm + drop(dense(m, out_of, "down")(up)), (k_bshd, v_bshd)
 
 
@@ -269,7 +271,7 @@ class AttentionLM(nn.Module):
         Returns:
           (logits [b, t, V], the carry after the last input: same shapes, same dtypes).
         """
-        wide = jnp.promote_types(self.dtype, jnp.float32)
+        wide = np.promote_types(self.dtype, jnp.float32)
         drop = nn.Dropout(self.dropout, deterministic=not train)
         embed = nn.Embed(
             self.vocab_size,
@@ -278,10 +280,10 @@ class AttentionLM(nn.Module):
             embedding_init=nn.initializers.normal(0.02),
             name="embed",
         )
-        norm = nn.RMSNorm(epsilon=EPSILON, dtype=self.dtype, use_scale=False, name="norm_embed")
+        norm = nn.RMSNorm(epsilon=EPSILON, dtype=wide, use_scale=False, name="norm_embed")
         # Rounded after the look-up: the gradient adds up each character's places, thousands of them, in the
         # type that is looked up, and in bfloat16 such a sum stops growing at 256 of its terms.
-        x = drop(norm(embed(inputs).astype(self.dtype)))
+        x = drop(norm(embed(inputs).astype(self.dtype).astype(wide)).astype(self.dtype))
         mask = window_mask(inputs.shape[1], self.context, None if carry is None else carry["length"])
         keys, values = [], []
         for layer in range(self.depth):
@@ -298,7 +300,7 @@ class AttentionLM(nn.Module):
             x, (k_bshd, v_bshd) = block(x, cached, mask, train=train)
             keys.append(k_bshd)
             values.append(v_bshd)
-        x = nn.RMSNorm(epsilon=EPSILON, dtype=wide, name="norm")(x)
+        x = nn.RMSNorm(epsilon=EPSILON, dtype=wide, name="norm")(x.astype(wide))
         if self.tied:
             logits = x @ embed.embedding.T.astype(wide)
         else:

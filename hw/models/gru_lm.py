@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.typing import VariableDict
 from jax.typing import DTypeLike
@@ -190,7 +191,7 @@ class GRULM(nn.Module):
           (logits [b, t, V], carry).
         """
         carry = self.initial_carry(len(inputs)) if carry is None else carry
-        whole = jnp.promote_types(self.dtype, jnp.float32)  # of what must not lose digits
+        whole = np.promote_types(self.dtype, jnp.float32)  # of what must not lose digits
         drop = nn.Dropout(self.dropout, broadcast_dims=(1,), deterministic=not train)
         norm = NORMS[self.norm]
         if self.embedding:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.typing import VariableDict
 from jax.typing import DTypeLike
@@ -66,6 +67,13 @@ class ChannelGates(nn.Module):
         squeezed = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         gates = 2 * nn.sigmoid(nn.Dense(x.shape[-1], use_bias=False, kernel_init=zeros)(squeezed))
         return x * gates.astype(x.dtype)[:, None, None]
+
+
+class BatchNorm(nn.BatchNorm):
+    """linen's, computed in its `dtype`, float32 or wider, also where the net computes in bfloat16."""
+
+    def __call__(self, x: Array) -> Array:
+        return super().__call__(x.astype(self.dtype)).astype(x.dtype)
 
 
 class BasicBlock(nn.Module):
@@ -147,11 +155,11 @@ class ResNet(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         conv = partial(Conv, dtype=self.dtype, chunked=self.chunked)
         norm = partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train,
             momentum=0.9,
             epsilon=1e-5,
-            dtype=self.dtype,
+            dtype=np.promote_types(self.dtype, jnp.float32),
             axis_name=self.axis_name,
         )
         x = nn.relu(norm()(conv(self.widths[0])(x)))
@@ -200,7 +208,7 @@ def whitening_kernel(images: Array, size: int = 2, epsilon: float = 5e-4) -> Arr
     # A GPU's or TPU's default precision would round the factors of small eigenvalues away.
     covariance = jnp.matmul(patches.T, patches, precision=jax.lax.Precision.HIGHEST) / len(patches)
     eigenvalues, eigenvectors = jnp.linalg.eigh(covariance)
-    filters = (eigenvectors / jnp.sqrt(eigenvalues + epsilon))[:, ::-1]
+    filters = (eigenvectors / jnp.sqrt(eigenvalues + epsilon)[None])[:, ::-1]
     return filters.reshape(size, size, channels, -1)
 
 
@@ -277,11 +285,11 @@ class HWNet(nn.Module):
         start = _dirac if self.identity else nn.initializers.lecun_normal()
         conv = partial(Conv, dtype=self.dtype, chunked=self.chunked, kernel_init=start)
         norm = partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train,
             momentum=self.norm_momentum,
             epsilon=1e-5,
-            dtype=self.dtype,
+            dtype=np.promote_types(self.dtype, jnp.float32),
             use_scale=self.norm_scale,
             axis_name=self.axis_name,
         )

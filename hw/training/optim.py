@@ -83,6 +83,16 @@ def unit_filters() -> optax.GradientTransformation:
     return optax.stateless(rescale)
 
 
+def _of_standard_promotion(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same under any promotion: optax raises b1 and b2 to the power of an integer, the step."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        with jax.numpy_dtype_promotion("standard"):
+            return tx.update(updates, state, params)
+
+    return optax.GradientTransformation(tx.init, update)
+
+
 def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
     """The factor on every learning rate at a step: linear warm-up to 1, then decay to `final`.
 
@@ -167,12 +177,14 @@ def build(config: ConfigDict, total_steps: int) -> tuple[optax.GradientTransform
 
         return traverse_util.path_aware_map(group, params)
 
-    adamw = optax.adamw(
-        scaled(config.learning_rate),
-        config.momentum,
-        config.b2,
-        weight_decay=config.weight_decay,
-        mask=decayed,
+    adamw = _of_standard_promotion(
+        optax.adamw(
+            scaled(config.learning_rate),
+            config.momentum,
+            config.b2,
+            weight_decay=config.weight_decay,
+            mask=decayed,
+        )
     )
     if config.name == "sgd":
         tx, rate = sgd(config.learning_rate), config.learning_rate

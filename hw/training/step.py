@@ -116,7 +116,8 @@ def train_step(
         average=state.average,
     )
     if state.average:
-        decay = jnp.minimum(average_decay, (state.step + 1.0) / (state.step + 10.0))
+        taken = state.step.astype(jnp.float32)
+        decay = jnp.minimum(average_decay, (taken + 1.0) / (taken + 10.0))
 
         def follow(old: Array, new: Array) -> Array:  # counters are not averaged
             return old + (1.0 - decay) * (new - old) if jnp.issubdtype(new.dtype, jnp.inexact) else new

@@ -155,7 +155,7 @@ def build(config: ConfigDict, dataset: TextDataset, module: nn.Module) -> Task:
 
     def make_batch(resident: Batch, picks: Batch, stage: int) -> Batch:
         del stage  # there is but one
-        window = resident["text"][picks["start"][:, None] + jnp.arange(length + 1)].astype(jnp.int32)
+        window = resident["text"][picks["start"][:, None] + jnp.arange(length + 1)[None]].astype(jnp.int32)
         return {"inputs": window[:, :-1], "targets": window[:, 1:]}
 
     def forget(rng: Array, carry: Any) -> Any:
