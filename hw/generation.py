@@ -90,7 +90,7 @@ def filter_logits(logits: Array, draw: Draw) -> Array:
     top-p, as in Hugging Face's transformers.
     """
     num_symbols = logits.shape[-1]
-    symbols = jnp.arange(num_symbols)
+    symbols = jnp.arange(num_symbols).reshape(*[1] * (logits.ndim - 1), -1)
     if draw.greedy:
         return jnp.where(symbols == logits.argmax(-1, keepdims=True), 0.0, -jnp.inf)
     # The maximum first, so that no quotient overflows upwards.

@@ -172,13 +172,19 @@ class _Flax(nn.Module):
         return padding.upper() if isinstance(padding, str) else [(p, p) for p in padding]
 
     def _pool(self, layer: Pool, x: jax.Array) -> jax.Array:
-        pool = nn.avg_pool if self.sums or layer.kind == "average" else nn.max_pool
+        average = self.sums or layer.kind == "average"
         stride = layer.stride or layer.kernel
+
+        def pool(x: jax.Array, padding: str | list[Pair]) -> jax.Array:
+            # linen divides by the number of pixels, an integer, which strict promotion refuses.
+            with jax.numpy_dtype_promotion("standard"):
+                return (nn.avg_pool if average else nn.max_pool)(x, layer.kernel, stride, padding)
+
         if not layer.ceil or layer.padding == "same":
-            return pool(x, layer.kernel, stride, self._padding(layer.padding))
+            return pool(x, self._padding(layer.padding))
         # linen has no ceil: we pad for one more window at the end, and drop the windows that start there.
         before = (0, 0) if layer.padding == "valid" else layer.padding
-        y = pool(x, layer.kernel, stride, [(p, p + s - 1) for p, s in zip(before, stride, strict=True)])
+        y = pool(x, [(p, p + s - 1) for p, s in zip(before, stride, strict=True)])
         height, width = (
             sum(place * s < n + p for place in range(size))
             for size, s, n, p in zip(y.shape[1:3], stride, x.shape[1:3], before, strict=True)

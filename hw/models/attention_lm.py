@@ -86,7 +86,7 @@ def window_mask(t: int, context: int, length_b: Array | None) -> Array:
       bool, [b, 1, t, context − 1 + t] with a head axis of one, or [t, t] without slots.
     """
     slots = 0 if length_b is None else context - 1
-    key_s = jnp.arange(slots + t)
+    key_s = jnp.arange(slots + t, dtype=jnp.int32)
     behind_ts = key_s[slots:, None] - key_s[None]
     mask_ts = (behind_ts >= 0) & (behind_ts < context)
     if length_b is None:
@@ -104,6 +104,13 @@ def product_of_rows(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array
     """
     del args, kwargs  # the axes to sum over, which are these, and the default precision
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def _norm(dtype: DTypeLike, **arguments: Any) -> nn.RMSNorm:
+    """linen's, of inputs, parameters and sums of one dtype: it would mix float64 with float32."""
+    return nn.RMSNorm(
+        epsilon=EPSILON, dtype=dtype, param_dtype=dtype, force_float32_reductions=False, **arguments
+    )
 
 
 class Block(nn.Module):
@@ -152,8 +159,7 @@ class Block(nn.Module):
             )
 
         def norm(name: str, x: Array) -> Array:
-            normalised = nn.RMSNorm(epsilon=EPSILON, dtype=wide, name=name)(x.astype(wide))
-            return normalised.astype(self.dtype)
+            return _norm(wide, name=name)(x.astype(wide)).astype(self.dtype)
 
         drop = nn.Dropout(self.dropout, deterministic=not train)
         # One product for queries, keys and values of all heads.
@@ -280,7 +286,7 @@ class AttentionLM(nn.Module):
             embedding_init=nn.initializers.normal(0.02),
             name="embed",
         )
-        norm = nn.RMSNorm(epsilon=EPSILON, dtype=wide, use_scale=False, name="norm_embed")
+        norm = _norm(wide, use_scale=False, name="norm_embed")
         # Rounded after the look-up: the gradient adds up each character's places, thousands of them, in the
         # type that is looked up, and in bfloat16 such a sum stops growing at 256 of its terms.
         x = drop(norm(embed(inputs).astype(self.dtype).astype(wide)).astype(self.dtype))
@@ -300,7 +306,7 @@ class AttentionLM(nn.Module):
             x, (k_bshd, v_bshd) = block(x, cached, mask, train=train)
             keys.append(k_bshd)
             values.append(v_bshd)
-        x = nn.RMSNorm(epsilon=EPSILON, dtype=wide, name="norm")(x.astype(wide))
+        x = _norm(wide, name="norm")(x.astype(wide))
         if self.tied:
             logits = x @ embed.embedding.T.astype(wide)
         else:

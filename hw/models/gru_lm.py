@@ -193,7 +193,12 @@ class GRULM(nn.Module):
         carry = self.initial_carry(len(inputs)) if carry is None else carry
         whole = np.promote_types(self.dtype, jnp.float32)  # of what must not lose digits
         drop = nn.Dropout(self.dropout, broadcast_dims=(1,), deterministic=not train)
-        norm = NORMS[self.norm]
+        # Inputs, parameters and sums of one dtype: linen would mix float64 with float32.
+        one = {"dtype": whole, "param_dtype": whole, "force_float32_reductions": False}
+
+        def norm(x: Array) -> Array:
+            return NORMS[self.norm](**one)(x)
+
         if self.embedding:
             # Rounded after the look-up: the gradient adds up each symbol's places, thousands of them, in the
             # type that is looked up, and in bfloat16 such a sum stops growing at 256 of its terms.
@@ -205,7 +210,7 @@ class GRULM(nn.Module):
         for layer in range(self.depth):
             read = x.astype(whole)
             if layer or self.embedding:  # of a unit vector nothing is normalised or dropped
-                read = drop(norm(dtype=whole)(read) if self.norm_layers else read)
+                read = drop(norm(read) if self.norm_layers else read)
             shape = {"features": self.width, "inputs": x.shape[-1], "update_bias": self.update_bias}
             shape["flat"] = self.flat
             if self.recurrence == "scan":
@@ -225,7 +230,7 @@ class GRULM(nn.Module):
                 last, out = GRUCell(**shape, name=f"gru_{layer}").sequence(carry[:, layer], read)
             hidden.append(last)
             x = out + x.astype(out.dtype) if self.residual and x.shape == out.shape else out
-        x = drop(norm(dtype=whole)(x))
+        x = drop(norm(x))
         logits = nn.Dense(self.vocab_size, dtype=whole, name="head")(x)
         return logits, jnp.stack(hidden, axis=1)
 

@@ -83,7 +83,7 @@ def unit_filters() -> optax.GradientTransformation:
     return optax.stateless(rescale)
 
 
-def _of_standard_promotion(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+def of_standard_promotion(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """The same under any promotion: optax raises b1 and b2 to the power of an integer, the step."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -177,7 +177,7 @@ def build(config: ConfigDict, total_steps: int) -> tuple[optax.GradientTransform
 
         return traverse_util.path_aware_map(group, params)
 
-    adamw = _of_standard_promotion(
+    adamw = of_standard_promotion(
         optax.adamw(
             scaled(config.learning_rate),
             config.momentum,

@@ -17,7 +17,7 @@ from hw.cli import UserError
 from hw.models import attention_lm as models
 from hw.models.attention_lm import AttentionLM, attention_lm
 from hw.ops.attention import multi_head_params
-from hw.training import losses
+from hw.training import losses, optim
 from tests import refused
 
 V = 11
@@ -312,7 +312,7 @@ def test_overfits_one_batch(tied):
     # Random texts are unpredictable from one character but not from eight.
     text = _inputs(4, 13)
     inputs, targets = text[:, :-1], text[:, 1:]
-    tx = optax.adam(0.01)
+    tx = optim.of_standard_promotion(optax.adam(0.01))
 
     @jax.jit
     def step(params, opt_state):

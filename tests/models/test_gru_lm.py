@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from hw import models
 from hw.cli import UserError
 from hw.models.gru_lm import GRULM, gru_lm
+from hw.training import optim
 from tests import refused
 
 SMALL = {"embedding": 6, "width": 6, "depth": 2}
@@ -158,7 +159,7 @@ def test_dropped_units_are_dropped_for_the_whole_window():
 def test_overfits_one_batch():
     net = _net(embedding=32, width=32)
     text = _inputs(4, 17, seed=3)
-    tx = optax.adam(1e-2)
+    tx = optim.of_standard_promotion(optax.adam(1e-2))
 
     def loss(params):
         logits, _ = net.apply(params, text[:, :-1], None, train=False)

@@ -17,7 +17,7 @@ from hw import models
 from hw.cli import UserError
 from hw.models import resnet
 from hw.ops.conv_arithmetic import parse_layers, trace
-from hw.training import losses
+from hw.training import losses, optim
 from tests import refused
 
 HWNET = {"widths": (64, 128, 256), "depth": 1, "norm_momentum": 0.6}
@@ -259,7 +259,7 @@ def test_overfits_one_batch(name):
     if name == "hwnet":
         variables = module.fit_stem(variables, x)
     rest = {k: v for k, v in variables.items() if k != "params"}
-    tx = optax.adam({"hwnet": 0.05, "resnet20": 0.01}[name])
+    tx = optim.of_standard_promotion(optax.adam({"hwnet": 0.05, "resnet20": 0.01}[name]))
 
     @jax.jit
     def step(params, opt_state):

@@ -111,8 +111,8 @@ def test_muon_adamw_orthogonalises_blocks_and_leaves_the_rest_to_adamw(config):
     grads = jax.tree.map(lambda p: jnp.array(r.normal(size=p.shape), jnp.float32), params)
     tx, rate = optim.build(config, 10)
     updates, _ = tx.update(grads, tx.init(params), params)
-    alone = optax.adamw(
-        0.01, 0.9, 0.99, weight_decay=0.1, mask=lambda t: jax.tree.map(lambda p: p.ndim > 1, t)
+    alone = optim.of_standard_promotion(
+        optax.adamw(0.01, 0.9, 0.99, weight_decay=0.1, mask=lambda t: jax.tree.map(lambda p: p.ndim > 1, t))
     )
     expected, _ = alone.update(grads, alone.init(params), params)
     kernel = updates["block_0"]["up"].pop("kernel")

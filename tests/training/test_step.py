@@ -13,7 +13,7 @@ from hw.training.step import TrainState, train_step
 
 def _linear(variables, batch, carry, rng):
     del rng
-    logits = batch["image"] @ variables["params"]["w"] + variables["params"]["b"]
+    logits = batch["image"] @ variables["params"]["w"] + variables["params"]["b"][None]
     return logits, {"count": {"n": variables["count"]["n"] + 1}}, carry
 
 
