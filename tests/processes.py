@@ -1,7 +1,8 @@
 """The one way in which tests start processes: our commands, pieces of Python, and other programs.
 
 A process has one device unless a test asks for more, an empty standard input, the repository as its folder,
-and what the tests set: strict promotion in JAX and a cache folder of the test session's own (conftest.py).
+and what the tests set: strict promotion in JAX, a cache folder of the session's own (both by conftest.py),
+and errors for warnings.
 Its output is buffered as a user's is, so what it writes at the very end meets a pipe that is closed too.
 """
 
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
+# Warnings are errors, as in the tests' own process: setup.cfg has each exception with its reason.
+WARNINGS = "error,ignore:the load_module:DeprecationWarning"
 PIPE, DEVNULL = subprocess.PIPE, subprocess.DEVNULL
 
 
@@ -38,7 +41,7 @@ def free_address() -> str:
 def _environment(devices: int, env: Mapping[str, str | None] | None) -> dict[str, str]:
     """This process's variables with the given changes; None removes one."""
     flags = f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
-    changes = {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": None} | dict(env or {})
+    changes = {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": None, "PYTHONWARNINGS": WARNINGS} | dict(env or {})
     return {k: v for k, v in (os.environ | changes).items() if v is not None}
 
 
@@ -50,7 +53,6 @@ def run(
     cwd: Path = REPOSITORY,
     stdout: int = PIPE,
     timeout: float = 300,
-    preexec_fn: Callable[[], Any] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command line to its end.
 
@@ -61,7 +63,6 @@ def run(
       cwd: its folder.
       stdout: where standard output goes: kept for the caller, or an open file.
       timeout: seconds after which it is killed and the test fails.
-      preexec_fn: called in the new process before the command.
 
     Returns:
       The finished process with `returncode`, `stdout` and `stderr`.
@@ -75,7 +76,6 @@ def run(
         stderr=PIPE,
         text=True,
         timeout=timeout,
-        preexec_fn=preexec_fn,
     )
 
 
@@ -90,7 +90,7 @@ class Process:
     Args:
       words: the command line; paths and numbers become text.
       output: the path of the two files, without their suffixes.
-      devices, env, cwd, preexec_fn: as in `run`.
+      devices, env, cwd: as in `run`.
       stderr: where standard error goes instead of its file, such as a terminal's descriptor.
     """
 
@@ -103,7 +103,6 @@ class Process:
         env: Mapping[str, str | None] | None = None,
         cwd: Path = REPOSITORY,
         stderr: int | None = None,
-        preexec_fn: Callable[[], Any] | None = None,
     ):
         self._out, self._err = (Path(f"{output}{suffix}") for suffix in (".out", ".err"))
         self.began = time.monotonic()
@@ -115,7 +114,6 @@ class Process:
                 stdin=DEVNULL,
                 stdout=out,
                 stderr=err if stderr is None else stderr,
-                preexec_fn=preexec_fn,
             )
 
     @property

@@ -100,20 +100,17 @@ def test_a_finished_run_says_so_and_changes_nothing(start, uninterrupted):
 
 
 def test_a_closed_terminal_saves_and_a_closed_stream_stops_nothing(
-    start, arguments, uninterrupted, differences, sound, tmp_path
+    launch, arguments, uninterrupted, differences, sound, tmp_path
 ):
     workdir = tmp_path / "run"
     rare = "--config.checkpoint.every_seconds=1000"
 
     # Standard error is a terminal; when it closes the kernel sends SIGHUP, and the shell sends another.
     ours, theirs = pty.openpty()
-    process = start(
-        workdir,
-        rare,
-        stderr=theirs,
-        # Whoever starts the tests by nohup ignores SIGHUP, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-    )
+    words = processes.command("train", *arguments, f"--workdir={workdir}", rare)
+    # Whoever starts the tests by nohup ignores SIGHUP, and children inherit that.
+    words = ["env", "--default-signal=HUP", *words]
+    process = launch(words, tmp_path / "terminal", stderr=theirs)
     os.close(theirs)
     deadline = time.monotonic() + 120
     while not (workdir / "metrics.jsonl").exists() or len(log.read_metrics(workdir / "metrics.jsonl")) < 3:

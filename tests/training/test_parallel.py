@@ -10,7 +10,7 @@ from hw.cli import UserError
 from hw.training import checkpoint, loop, optim
 from hw.training.parallel import Parallel
 from tests import processes
-from tests.training.twenty_steps import RECIPES, flat, off_the_start, recipe, take
+from tests.training.twenty_steps import RECIPES, begin, flat, recipe, take
 
 WAYS = {"one": ("jit", 1), "jit": ("jit", 8), "pmap": ("pmap", 8)}
 MODELS = tuple(RECIPES)
@@ -103,8 +103,8 @@ def test_batch_norm_per_device_is_the_mean_of_eight_steps_of_a_share_each(arrays
     parallel = Parallel("jit", jax.devices()[:1])
     task = loop.build_task(config, parallel, data.load(config.data, say=lambda line: None))
     picks = {k: v.reshape(8, 4) for k, v in task.picks(0, 32).items()}
-    variables = jax.jit(task.init)(jax.random.key(0), task.start)
-    params = off_the_start(variables.pop("params"))
+    variables = begin(task)
+    params = variables.pop("params")
     resident = jax.device_put(task.resident)
 
     @jax.jit

@@ -14,6 +14,7 @@ from hw import data
 from hw.training import loop, optim
 from hw.training.parallel import Parallel
 from hw.training.step import TrainState
+from hw.training.tasks import Task
 from tests.recipes import TINY
 
 STEPS, BATCH = 20, 32
@@ -61,6 +62,17 @@ def off_the_start(tree):
     return jax.tree.map(lambda x: np.asarray(x + 0.05 * r.normal(size=x.shape), x.dtype), tree)
 
 
+def begin(task: Task) -> dict:
+    """The variables that all ways start from."""
+    variables = jax.jit(task.init)(jax.random.key(0), task.start)
+    variables = variables | {"params": off_the_start(variables["params"])}
+    if "constants" in variables:
+        # The whitening filters depend on the order in which a covariance is summed, and so on the number of
+        # threads, which goes by the devices of a process: noise in their place.
+        variables["constants"] = off_the_start(jax.tree.map(np.zeros_like, variables["constants"]))
+    return variables
+
+
 def take(name: str, parallel: Parallel, *, reduced: bool = True, steps: int = STEPS, **changes) -> dict:
     """Takes the steps.
 
@@ -82,8 +94,7 @@ def take(name: str, parallel: Parallel, *, reduced: bool = True, steps: int = ST
         parallel.axis_name = None
     tx, _ = optim.build(config.optim, steps)
     tx = optax.chain(_remember(), tx)
-    variables = jax.jit(task.init)(jax.random.key(0), task.start)
-    variables = variables | {"params": off_the_start(variables["params"])}
+    variables = begin(task)
     state = parallel.replicate(TrainState.create(variables, tx, task.carry))
     resident = parallel.replicate(task.resident)
     program = parallel.train(loop.one_step(config, task, tx, parallel))
