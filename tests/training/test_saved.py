@@ -504,7 +504,7 @@ def test_a_payload_stays_inert(hand_in, capsys, tmp_path):
     assert not target.exists()
     with zipfile.ZipFile(folder / "params.npz") as archive:  # the payload is real
         content = archive.read("params/head/bias.npy")
-    pickle.loads(content[content.index(b"\x80") :])
+    pickle.loads(content[content.index(b"\x80") :]).close()  # it opens a file
     assert target.exists()
 
 
