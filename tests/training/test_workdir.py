@@ -518,12 +518,16 @@ def test_names_with_formulas_newlines_and_bytes_that_are_no_utf8(command, text, 
 
 @pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
 def test_signals_are_noted(signum):
-    with workdir.Signals() as signals:
-        os.kill(os.getpid(), signum)
-        if signum == signal.SIGHUP:  # the terminal and its shell each send one
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # pytest itself may run under nohup
+    try:
+        with workdir.Signals() as signals:
             os.kill(os.getpid(), signum)
-        assert signals.received == signum
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+            if signum == signal.SIGHUP:  # the terminal and its shell each send one
+                os.kill(os.getpid(), signum)
+            assert signals.received == signum
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_nohup_is_respected():
