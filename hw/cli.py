@@ -213,7 +213,9 @@ def _open_streams() -> None:
     for name in ("stdout", "stderr"):
         stream: TextIO | None = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open to the end)
+            # It stays open to the end, and Python would warn of a stream that owns its file.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            setattr(sys, name, open(nowhere, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
         elif stream is sys.__stdout__ and isinstance(stream, io.TextIOWrapper):
             raw = _StandardOutput(stream.fileno(), "wb", closefd=False)
             sys.stdout = io.TextIOWrapper(

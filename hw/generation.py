@@ -296,7 +296,7 @@ def stream(
         raise ValueError("a prompt has at least one symbol")
     draw = Draw(temperature, top_k, top_p)
     prompt = np.asarray(prompt, np.int32)
-    variables = jax.device_put(_folded(module, variables))
+    variables = _folded(module, jax.device_put(variables))
     # On the variables' devices from the first call on, or the second would be another program.
     place = partial(jax.device_put, device=jax.tree.leaves(variables)[0].sharding)
     # The prompt is read once, in a batch of one; its last symbol is the first input of the first step.

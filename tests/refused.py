@@ -13,6 +13,8 @@ OPTIM: Rows = (
     ("optim.learning_rate", -1.0, "-1"),
     ("optim.learning_rate", NAN, "nan"),
     ("optim.learning_rate", INF, "inf"),
+    ("optim.learning_rate", 1e39, "3.4e38"),  # infinite in float32
+    ("optim.weight_decay", 1e39, "3.4e38"),
     ("optim.head_learning_rate", 0.0, "0"),
     ("optim.filters.learning_rate", 0.0, "0"),
     ("optim.filters.learning_rate", NAN, "nan"),
@@ -84,7 +86,7 @@ RECALL: Rows = (
     ("model.recall_net.cell", "lstm", "lstm"),
     ("model.recall_net.width", 0, "0"),
     ("data.delay", -1, "-1"),
-    ("data.num_symbols", 1, "data.delay"),
+    ("data.num_symbols", 1, "1"),
 )
 # What the loop and the data refuse, whatever the task.
 RUN: Rows = (

@@ -62,7 +62,7 @@ def layers(run: Run) -> list[dict[str, Any]]:
     skip connection that starts before this one passes over.
     """
     called: list[dict[str, Any]] = []
-    seen: list[list[int]] = []  # what each is given
+    seen: dict[tuple[str, ...], list[int]] = {}  # what each is given, by its path
     net = run.config["model"].get("hwnet", {}) if run.config["model"]["name"] == "hwnet" else {}
     convolutions = count()
 
@@ -74,8 +74,10 @@ def layers(run: Run) -> list[dict[str, Any]]:
     ) -> Any:
         output = call(*arguments, **keywords)
         module = context.module
-        if context.method_name == "__call__" and len(module.path) == 1:
-            seen.append(list(arguments[0].shape[1:]))
+        # A class of ours that extends one of linen's is called through both, and is one layer.
+        first = module.path not in seen
+        if context.method_name == "__call__" and len(module.path) == 1 and first:
+            seen[module.path] = list(arguments[0].shape[1:])
             kind = type(module).__name__
             entry = {"what": _WORDS[bool(net)].get(kind, kind)}
             if isinstance(module, Conv):
@@ -95,7 +97,7 @@ def layers(run: Run) -> list[dict[str, Any]]:
         _initialize(run)
     stem = f"{net['stem']} 2×2 stem, both signs" if net else None
     # The stem is no module of its own: its output is what the first convolution sees.
-    before = [{"what": stem, "output": seen[0]}] if net else []
+    before = [{"what": stem, "output": next(iter(seen.values()))}] if net else []
     return [{"what": "picture", "output": [32, 32, 3]}, *before, *called]
 
 

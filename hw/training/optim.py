@@ -1,11 +1,11 @@
 """From a recipe to an optax transformation: SGD-Nesterov, AdamW, an orthogonalised update beside either."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import traverse_util
 from flax.typing import PathParts
@@ -18,6 +18,8 @@ Array = jax.Array
 # Quintic Newton–Schulz iteration p(s) = a s + b s³ + c s⁵ on singular values: its steep start at 0
 # brings all of them near 1 in a few steps. Source: Jordan et al. 2024, "Muon", section "Design".
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+# A step is computed in float32, where a larger number is infinite.
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def orthogonalize(matrix: Array, steps: int) -> Array:
@@ -119,12 +121,12 @@ def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
 
 def _check(config: ConfigDict) -> None:
     """Refuses numbers that no run should start with; nan fails every comparison."""
-    rules = [("must be at least 0", lambda v: 0 <= v < math.inf, ("weight_decay", "clip_norm"))]
+    rules = [("must lie in [0, 3.4e38]", lambda v: 0 <= v <= LARGEST, ("weight_decay", "clip_norm"))]
     rules += [("must lie in [0, 1]", lambda v: 0 <= v <= 1, ("warmup", "final"))]
     rules += [("must lie in [0, 1)", lambda v: 0 <= v < 1, ("momentum", "b2", "filters.momentum"))]
     rules += [("must be at least 1", lambda v: v >= 1, ("filters.newton_schulz_steps",))]
     positive = ("learning_rate", "head_learning_rate", "filters.learning_rate")
-    rules += [("must be positive", lambda v: 0 < v < math.inf, positive)]
+    rules += [("must lie in (0, 3.4e38]", lambda v: 0 < v <= LARGEST, positive)]
     for demand, holds, fields in rules:
         for field in fields:
             value: Any = config

@@ -260,11 +260,9 @@ def _archive(arrays, damage: random.Random) -> bytes:
         kinds = ["i4", "?", "c8", "U3", "M8[s]", ">f4", ">f8", "f8", "f2", "g", "S2", "u1"]
         arrays[name] = array.astype(damage.choice(kinds))
     elif kind == "value":
-        arrays[name] = np.where(
-            np.arange(array.size).reshape(array.shape) == 0,
-            damage.choice([np.nan, np.inf, -np.inf, 1e38]),
-            array,
-        )
+        arrays[name] = array.copy()
+        with np.errstate(over="ignore"):  # 1e38 is infinite in half precision
+            arrays[name].flat[0] = damage.choice([np.nan, np.inf, -np.inf, 1e38])
     elif kind == "name":
         arrays[damage.choice(["", "../x", name + "/y", "\x1b[31m", "é", name.upper()])] = arrays.pop(name)
     elif kind == "missing":

@@ -172,8 +172,8 @@ def test_a_batch_that_no_memory_holds(start, tmp_path):
     assert "smaller" in process.errors[0]
 
 
-# The first is infinite as a float32; the second leaves a finite state and fails one step later.
-@pytest.mark.parametrize("rate", ["1e39", pytest.param("3e37", marks=pytest.mark.slow)])
+# The rate says how long the state stays finite.
+@pytest.mark.parametrize("rate", ["3e38", pytest.param("3e37", marks=pytest.mark.slow)])
 def test_a_run_that_overflows(start, sound, tmp_path, rate):
     workdir = tmp_path / "run"
     huge = ("learning_rate", "head_learning_rate", "filters.learning_rate")
@@ -181,7 +181,7 @@ def test_a_run_that_overflows(start, sound, tmp_path, rate):
     assert process.end() == 2, process.stderr
     assert len(process.errors) == 1 and process.stderr.splitlines()[-1] == process.errors[0]
     line = process.errors[0]
-    assert "not finite at step" in line and "learning rate" in line and ("e+37" in line or rate == "1e39")
+    assert "not finite at step" in line and "learning rate" in line and f"e+{rate[-2:]}" in line
     assert "clip_norm" in line and "checkpoints" in line
     failed = int(line.split(" at step ")[1].split()[0])
     steps = sound(workdir)

@@ -144,7 +144,7 @@ def test_the_bound_rejects_a_broken_convolution(wrong):
         xs = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         y = jnp.zeros_like(y)
         for i, j, c in np.ndindex(3, 3, 16):
-            y += xs[:, i : i + 9, j : j + 8, c, None] * kernel[i, j, c]
+            y += xs[:, i : i + 9, j : j + 8, c, None] * kernel[i, j, c][None, None, None]
     assert worst(((y, dx, dkernel), exact)) > CONVOLUTION
 
 

@@ -31,10 +31,10 @@ def _autodiff(params, x, h0, dh):
         n = len(c)
 
         def step(h, x):
-            a, p = x @ w + b, h @ u
+            a, p = x @ w + b[None], h @ u
             r = jax.nn.sigmoid(a[:, :n] + p[:, :n])
             z = jax.nn.sigmoid(a[:, n : 2 * n] + p[:, n : 2 * n])
-            candidate = jnp.tanh(a[:, 2 * n :] + r * (p[:, 2 * n :] + c))
+            candidate = jnp.tanh(a[:, 2 * n :] + r * (p[:, 2 * n :] + c[None]))
             h = (1 - z) * candidate + z * h
             return h, h
 

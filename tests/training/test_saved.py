@@ -491,7 +491,7 @@ class _Payload:
         self.path = path
 
     def __reduce__(self):
-        return (open, (str(self.path), "w"))
+        return (Path.touch, (self.path,))
 
 
 def test_a_payload_stays_inert(hand_in, capsys, tmp_path):
@@ -504,7 +504,7 @@ def test_a_payload_stays_inert(hand_in, capsys, tmp_path):
     assert not target.exists()
     with zipfile.ZipFile(folder / "params.npz") as archive:  # the payload is real
         content = archive.read("params/head/bias.npy")
-    pickle.loads(content[content.index(b"\x80") :]).close()  # it opens a file
+    pickle.loads(content[content.index(b"\x80") :])
     assert target.exists()
 
 
