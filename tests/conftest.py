@@ -1,13 +1,6 @@
 """Eight simulated CPU devices for the tests that need several, and what many tests share."""
 
 import os
-
-# Before jax is imported anywhere. Processes that tests start have one device (tests/processes.py).
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-# Strict, here and in every process: types are mixed and ranks are raised only where the code says so.
-os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
-os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-
 import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,22 +10,38 @@ import pytest
 
 from tests import processes
 from tests.processes import REPOSITORY
-from tests.recipes import TINY
+from tests.recipes import THOROUGH, TINY
+
+# Before jax is imported anywhere. Processes that tests start have one device (tests/processes.py).
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Strict, here and in every process: types are mixed and ranks are raised only where the code says so.
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+if not THOROUGH:
+    # A program of the tests' own process runs once or twice, and LLVM's optimisations are a third of its
+    # time. Processes that tests start compile as a user's do.
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # Folders, files and tests of what touches jax, flax, orbax or numerics, and one run, kill and resumption.
 # The other tests do not depend on the versions of the stack, and CI runs them on its newest end only.
 STACK = (
     "tests/ops/",
     "tests/models/",
-    "tests/training/",
+    "tests/training/test_checkpoint.py",
+    "tests/training/test_image_task.py",
+    "tests/training/test_losses.py",
+    "tests/training/test_metrics.py",
+    "tests/training/test_optim.py",
+    "tests/training/test_parallel.py",
+    "tests/training/test_recall_task.py",
+    "tests/training/test_saved.py",
+    "tests/training/test_step.py",
+    "tests/training/test_text_task.py",
     "tests/answers/test_claims.py",
-    "tests/answers/test_random.py",
     "tests/data/test_augment.py",
-    "tests/test_generation.py",
     "tests/test_evaluate.py",
+    "tests/test_generation.py",
     "tests/e2e/test_language_model.py",
-    "tests/faults/test_kill.py::test_a_killed_run_continues_bit_for_bit",
-    "tests/faults/test_signals.py::test_stopped_runs_continue_bit_for_bit",
     "tests/test_sample.py::test_the_released_models_speak",
 )
 

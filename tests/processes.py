@@ -41,7 +41,9 @@ def free_address() -> str:
 def _environment(devices: int, env: Mapping[str, str | None] | None) -> dict[str, str]:
     """This process's variables with the given changes; None removes one."""
     flags = f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
-    changes = {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": None, "PYTHONWARNINGS": WARNINGS} | dict(env or {})
+    changes: dict[str, str | None] = {"XLA_FLAGS": flags, "PYTHONWARNINGS": WARNINGS}
+    changes |= dict.fromkeys(("PYTHONUNBUFFERED", "JAX_DISABLE_MOST_OPTIMIZATIONS"))
+    changes |= env or {}
     return {k: v for k, v in (os.environ | changes).items() if v is not None}
 
 

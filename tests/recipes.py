@@ -1,4 +1,15 @@
-"""Recipes cut down to runs of seconds."""
+"""Recipes cut down to runs of seconds, and how much is drawn at random."""
+
+import os
+
+# HW_THOROUGH=1, before anything is published: more random cases, and programs compiled as users have them.
+THOROUGH = os.environ.get("HW_THOROUGH") == "1"
+
+
+def many(few: int, all_of_them: int) -> int:
+    """How many random cases a test takes: `few`, or all where the tests are to be thorough."""
+    return all_of_them if THOROUGH else few
+
 
 # A net of three narrow stages on a few hundred images of the fallback data.
 TINY = {

@@ -155,6 +155,7 @@ def test_training_flops_are_those_of_the_traced_gradient():
     assert throughput.training_flops(module.widths) == pytest.approx(counted, rel=0.2)
 
 
+@pytest.mark.slow
 def test_throughput_measures_everything_once(monkeypatch):
     monkeypatch.setattr(throughput, "torch_version", dict)  # as where it is not installed
     config = configs.resnet.get_config()
@@ -245,6 +246,7 @@ def test_float32_errors_by_the_closed_form():
     assert found["twice"] < 1e-6 < 1e-3 < found["textbook"]
 
 
+@pytest.mark.slow
 def test_memory_task_runs_once_and_sums_up(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(memory_task, "STUDY", tmp_path / "study")
     monkeypatch.setattr(memory_task, "RUNS", tmp_path / "runs")
@@ -311,6 +313,7 @@ def tiny_precision(tmp_path, monkeypatch):
     return tmp_path / "study"
 
 
+@pytest.mark.slow
 def test_precision_runs_once_and_compares(tiny_precision, monkeypatch, capsys):
     argv = ["--seeds=2", "--bfloat16-seeds=1"]
     code = precision.main(argv)

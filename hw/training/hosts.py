@@ -156,7 +156,9 @@ def _connect(hosts: Hosts, noise: int) -> None:
     """Finds the other processes by JAX; what C++ writes from now on goes to `noise`, not what Python does."""
     for stream in (1, 2):
         name = "stdout" if stream == 1 else "stderr"
-        setattr(sys, name, os.fdopen(os.dup(stream), "w", 1, "utf-8", "backslashreplace"))
+        # It stays open to the end, and Python would warn of a stream that owns its file.
+        kept = os.fdopen(os.dup(stream), "w", 1, "utf-8", "backslashreplace", closefd=False)
+        setattr(sys, name, kept)
         os.dup2(noise, stream)
     import jax
 

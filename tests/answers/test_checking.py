@@ -21,8 +21,9 @@ from hw.answers.checking.sheet import numbers as numbers_of
 from hw.answers.reading import Unreadable
 from tests.answers import students
 from tests.processes import REPOSITORY
+from tests.recipes import THOROUGH, many
 
-SEEDS = range(1000, 1040)  # none used to tune how sheets are drawn
+SEEDS = range(1000, 1000 + many(8, 40))  # none used to tune how sheets are drawn
 README = " ".join((REPOSITORY / "README.md").read_text().split())
 
 
@@ -221,10 +222,10 @@ def test_mistakes_are_named(sheets):
     table = "\n".join(f"{count:4} × {what}" for what, count in confused.most_common())
     print(f"{share:.2%} of {total} wrong answers named, {len(SEEDS)} variants\n{table}")
     assert share >= 0.95, f"{share:.1%} of {total} named\n{table}"
-    assert f"on {len(SEEDS)} variants of the sheet" in README
-    assert (
-        "all of" if share == 1 else f"{total - sum(confused.values()):,} of"
-    ) + f" {total:,} wrong" in README
+    if THOROUGH:
+        assert f"on {len(SEEDS)} variants of the sheet" in README
+        named = "all of" if share == 1 else f"{total - sum(confused.values()):,} of"
+        assert f"{named} {total:,} wrong" in README
 
 
 def test_what_cannot_be_told_apart_on_the_sheet_itself():

@@ -117,7 +117,7 @@ def test_summary(finished):
     summary = _strict((workdir / "summary.json").read_text())
     assert set(summary) == {
         "task", "config", "variant", "dataset", "eval_split", "seed", "params", "steps", "epochs",
-        "batch_size", "seconds", "device", "versions", "config_sha256", "state_sha256",
+        "batch_size", "dtype", "seconds", "device", "versions", "config_sha256", "state_sha256",
         "images_per_second", "test_accuracy", "test_accuracy_tta", "test_loss",
     }  # fmt: skip
     assert set(summary["dataset"]) >= {"name", "source", "fingerprint", "num_train", "num_eval", "note"}
@@ -128,6 +128,7 @@ def test_summary(finished):
     dataset = summary["dataset"]
     assert (dataset["source"], dataset["num_train"], dataset["num_eval"]) == ("embedded", 320, 96)
     assert re.fullmatch("[0-9a-f]{64}", dataset["fingerprint"])
+    assert summary["dtype"] == "float32"
     assert summary["device"]["platform"] == "cpu" and summary["device"]["count"] == 1
     spent = summary["seconds"]
     assert 0 < spent["train"] < spent["total"] and spent["eval"] > 0 and spent["compile"] > 0

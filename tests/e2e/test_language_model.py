@@ -32,7 +32,7 @@ MODELS = {
 TINY = {
     "train.batch_size": 8,
     "train.length": 16,
-    "train.epochs": 0.5,
+    "train.epochs": 0.3,
     "eval.batch_size": 8,
     "eval.window": 32,
     "checkpoint.every_seconds": 0.0,
@@ -80,9 +80,9 @@ def test_the_workdir(finished):
         "curves.svg", "curves.json", "evaluation.json", "samples.txt",
     }  # fmt: skip
     summary, report = _json(workdir / "summary.json"), _json(workdir / "evaluation.json")
-    # 12,000 characters, the mark not being one: 10,800 to train, 675 windows of 16, 8 a step, half an epoch.
+    # 12,000 characters, the mark not being one: 10,800 to train, 675 windows of 16, 8 a step, 0.3 epochs.
     assert summary["dataset"]["num_train"] == 10_800 and summary["dataset"]["num_eval"] == 1200
-    assert summary["steps"] in (42, 43) and summary["task"] == "text"
+    assert summary["steps"] in (25, 26) and summary["task"] == "text"
     assert summary["dataset"]["source"] == "file" and summary["dataset"]["name"] == "mine.txt"
     assert "ü" in summary["dataset"]["vocabulary"] and "\ufeff" not in summary["dataset"]["vocabulary"]
     assert summary["val_nats_cold256"] == report["nats_cold256"]
@@ -181,7 +181,7 @@ def test_killed_it_continues_bit_for_bit(finished, command, launch, tmp_path):
     seed = int(os.environ.get("HW_KILL_SEED", time.time_ns() % 10**6))
     print(f"\nHW_KILL_SEED={seed}")
     r, workdir = random.Random(seed), tmp_path / "run"
-    for goal in sorted(r.sample(range(1, 38), 3)):
+    for goal in sorted(r.sample(range(1, 20), 2)):
         process = launch(command(name, workdir), workdir)
         process.wait_until(lambda: max(checkpoint.steps(workdir / "checkpoints"), default=-1) >= goal)  # noqa: B023
         time.sleep(r.uniform(0, 0.02))

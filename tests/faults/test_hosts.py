@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -151,7 +152,7 @@ def test_the_worker_dies_with_the_one_that_waits_for_it(start, tmp_path):
 
     def workers() -> list[str]:
         path = f"/proc/{process.popen.pid}/task/{process.popen.pid}/children"
-        return open(path).read().split()
+        return Path(path).read_text().split()
 
     if not os.path.exists("/proc"):
         pytest.skip("no /proc to find the worker in")

@@ -8,10 +8,11 @@ import signal
 import time
 
 from hw.training import checkpoint
+from tests.faults.conftest import EVAL_STEPS, STEPS
+from tests.recipes import many
 
-# More of them say more: HW_KILLS=100 for an afternoon, and 1 where the stack alone is checked.
-KILLS = int(os.environ.get("HW_KILLS", 12))
-EVAL_STEPS = 5  # as in conftest.py
+# More of them say more.
+KILLS = int(os.environ.get("HW_KILLS", many(4, 12)))
 CYCLE = ("evaluation", "moment", "saving", "step")
 
 
@@ -103,5 +104,5 @@ def test_the_comparison_can_fail(start, uninterrupted, differences, tmp_path):
     assert process.end() == 0, process.stderr
     found = differences(tmp_path / "run", uninterrupted.workdir)
     metrics = [v for v in found if v.startswith("metrics")]
-    assert len(metrics) >= 80 and "params: params/head/kernel" in found
+    assert len(metrics) >= STEPS and "params: params/head/kernel" in found
     assert any("state_sha256" in v for v in found)

@@ -9,8 +9,11 @@ import signal
 import sys
 import time
 
+import pytest
+
 from hw.training import checkpoint, log
 from tests import processes
+from tests.faults.conftest import STEPS
 from tests.processes import REPOSITORY
 
 
@@ -52,16 +55,16 @@ def test_stopped_runs_continue_bit_for_bit(start, uninterrupted, differences, so
 
     # After the last step, in the final evaluation: nothing of it is kept, it will be done again.
     process = start(workdir, rare)
-    process.wait_until(lambda: (workdir / "checkpoints" / "80").exists())
+    process.wait_until(lambda: (workdir / "checkpoints" / f"{STEPS}").exists())
     process.send(signal.SIGTERM)
     assert process.end() == 143, process.stderr
     assert process.stderr.splitlines()[-1] == "stopped by SIGTERM, saved"
-    assert _rests_at(workdir, sound) == 80
+    assert _rests_at(workdir, sound) == STEPS
     assert not (workdir / "summary.json").exists()
 
     process = start(workdir, rare)
     assert process.end() == 0, process.stderr
-    assert "continuing at step 80\n" in process.stderr
+    assert f"continuing at step {STEPS}\n" in process.stderr
     assert differences(workdir, uninterrupted.workdir) == []
     spent = json.loads((workdir / "summary.json").read_text())["seconds"]
     assert spent["total"] > sum(spent[k] for k in ("compile", "train", "eval"))
@@ -99,9 +102,7 @@ def test_a_finished_run_says_so_and_changes_nothing(start, uninterrupted):
     assert "summary.json" in before and "params.npz" in before
 
 
-def test_a_closed_terminal_saves_and_a_closed_stream_stops_nothing(
-    launch, arguments, uninterrupted, differences, sound, tmp_path
-):
+def test_a_closed_terminal_saves(launch, arguments, sound, tmp_path):
     workdir = tmp_path / "run"
     rare = "--config.checkpoint.every_seconds=1000"
 
@@ -122,8 +123,14 @@ def test_a_closed_terminal_saves_and_a_closed_stream_stops_nothing(
     process.send(signal.SIGHUP)
     assert process.end(60) == 129
     assert "stopped by SIGHUP, saved" in (workdir / "train.log").read_text(encoding="utf-8")
-    assert 1 <= _rests_at(workdir, sound) < 80
+    assert 1 <= _rests_at(workdir, sound) < STEPS
 
+
+@pytest.mark.slow
+def test_closed_streams_and_a_strange_environment_change_nothing(
+    arguments, uninterrupted, differences, tmp_path
+):
+    workdir = tmp_path / "run"
     # Both streams closed, in an environment that would change the numbers, without assertions and docstrings,
     # with plots in LaTeX, a backend that does not exist, and a locale of ASCII.
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.family: Nothing\nno.such.key: 1\n")
@@ -137,7 +144,7 @@ def test_a_closed_terminal_saves_and_a_closed_stream_stops_nothing(
     env |= {"MPLCONFIGDIR": "/proc/nothing", "PYTHONPATH": str(REPOSITORY), "HOME": None}
     recipe = [v.replace("=configs/", f"={REPOSITORY}/configs/") for v in arguments]
     line = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", sys.executable, "-OO", "-m", "hw.train", *recipe]
-    line.append(f"--workdir={workdir}")
+    line += [f"--workdir={workdir}", "--config.checkpoint.every_seconds=1000"]
     ended = processes.run(line, cwd=tmp_path, env=env)
     assert ended.returncode == 0
     assert differences(workdir, uninterrupted.workdir) == []

@@ -248,7 +248,7 @@ def test_filters_start_as_copies():
     assert np.all(kernel[..., 24:].std(axis=(0, 1, 2)) > 0.01)
 
 
-@pytest.mark.parametrize("name", ["hwnet", "resnet20"])
+@pytest.mark.parametrize("name", ["hwnet", pytest.param("resnet20", marks=pytest.mark.slow)])
 def test_overfits_one_batch(name):
     narrow = {"widths": (16, 16, 16), "depth": 1, "norm_momentum": 0.6}
     module = _build(name, narrow, num_devices=2)

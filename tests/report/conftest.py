@@ -22,6 +22,14 @@ _FLAGS = (
     "--force-prefers-reduced-motion",
 )
 
+# A telephone's width and a desk's, by day and by night: (pixels, colour scheme).
+SCREENS = (
+    (360, "light"),
+    (1440, "dark"),
+    pytest.param(360, "dark", marks=pytest.mark.slow),
+    pytest.param(1440, "light", marks=pytest.mark.slow),
+)
+
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory) -> Iterator:

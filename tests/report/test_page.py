@@ -3,8 +3,7 @@
 import pytest
 
 from hw.report import page
-
-WIDTHS = (360, 1440)
+from tests.report.conftest import SCREENS
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +31,7 @@ def test_nothing_is_asked_for_and_nothing_fails(browser, show, text):
     assert any("Content Security Policy" in message for message in _own_errors(browser))
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("width", "scheme"), SCREENS)
 def test_it_fits_the_screen_and_shuts_nobody_out(shown, screen, axe, width, scheme):
     screen(width, scheme)
     wide = shown.execute_script("return document.documentElement.scrollWidth")

@@ -17,6 +17,7 @@ from hw.answers.claims import row_error, to_float
 from hw.cli import UserError
 from hw.ops import conv_arithmetic, rnn
 from hw.report import play
+from tests.report.conftest import SCREENS
 
 CASES = 200
 TOLERANCE = 1e-12  # relative to the largest number of a row
@@ -773,8 +774,7 @@ def test_the_keyboard_goes_through_in_order(read):
     assert rows == sorted(rows)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1440])
+@pytest.mark.parametrize(("width", "scheme"), SCREENS)
 def test_nobody_is_shut_out(read, screen, axe, width, scheme):
     screen(width, scheme)
     widget = read("cnn")

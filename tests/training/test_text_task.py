@@ -159,9 +159,8 @@ def test_windows_carry_nothing():
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
-@pytest.mark.parametrize("forget", [0.0, 0.5])
-def test_eight_devices_take_the_step_of_one(mode, forget):
-    config, dataset = _config(**{"train.forget": forget}), _dataset()
+def test_eight_devices_forget_as_one_does(mode):
+    config, dataset = _config(**{"train.forget": 0.5}), _dataset()
     alone, _, _ = _train(config, dataset, Parallel(devices=jax.devices()[:1]), steps=3)
     eight, _, _ = _train(config, dataset, Parallel(mode), steps=3)
     for a, b in zip(jax.tree.leaves(alone.params), jax.tree.leaves(eight.params), strict=True):
