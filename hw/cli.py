@@ -123,7 +123,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        number = value.item()
+        return _plain(float(number) if isinstance(number, np.longdouble) else number)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, str):

@@ -40,9 +40,8 @@ STACK = (
     "tests/answers/test_claims.py",
     "tests/data/test_augment.py",
     "tests/test_evaluate.py",
-    "tests/test_generation.py",
-    "tests/e2e/test_language_model.py",
-    "tests/test_sample.py::test_the_released_models_speak",
+    "tests/e2e/test_language_model.py::test_killed_it_continues_bit_for_bit",
+    "tests/test_sample.py::test_the_released_models_speak[gru]",
 )
 
 

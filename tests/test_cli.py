@@ -58,6 +58,11 @@ def test_json_is_strict_and_canonical():
     assert json.loads(text) == {"b": None, "a": [0.5, 3, [1.0, None]], "1": "<é>"}
     assert text == cli.to_json(dict(reversed(value.items())))
     assert "NaN" not in text and "Infinity" not in text
+    # Wider than a Python float, and numbers of the types that JSON can take as they are.
+    wide, halves = np.longdouble([0.5, np.inf]), np.float16([0.5, 2])
+    assert cli.to_json([wide, wide[0], halves, np.arange(2), np.array([True])]) == (
+        "[[0.5, null], 0.5, [0.5, 2.0], [0, 1], [true]]"
+    )
 
 
 def test_write_atomic_replaces_whole_and_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -38,6 +38,7 @@ def _outputs(notebook) -> str:
     return "\n".join(shown)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # one device, as on a laptop
     nbformat = pytest.importorskip("nbformat")

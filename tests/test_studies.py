@@ -422,6 +422,7 @@ def test_activations_are_the_states_that_a_long_pass_goes_through(monkeypatch):
         np.testing.assert_allclose(found[t], carry[0].ravel(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_scaling_measures_in_processes_and_makes_its_page():
     found = {way: scaling.measure("gru", way, rounds=1) for way in ("1", "2 processes × 4")}
     assert all(value > 0 for value in found.values())

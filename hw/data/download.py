@@ -7,6 +7,7 @@ import io
 import queue
 import tempfile
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ def _connect(official: Archive) -> http.client.HTTPResponse:
     except queue.Empty:
         response = TimeoutError(f"no answer within {CONNECT_SECONDS:.0f} s")
     if isinstance(response, Exception):
+        if isinstance(response, urllib.error.HTTPError):
+            response.close()  # it holds the connection
         raise UserError(
             f"cannot reach {official.url} ({response}): fetch it by other means and give it with "
             f"python -m hw.prepare {official.dataset} --archive=FILE"

@@ -14,14 +14,14 @@ from hw.training import checkpoint, log
 from tests import processes
 from tests.processes import Process
 
-STEPS = 60
+STEPS = 40
 EVAL_STEPS = 5
-# Beyond the tiny recipe: 60 steps, each saved, an evaluation after every fifth, and learning rates at
+# Beyond the tiny recipe: 40 steps, each saved, an evaluation after every fifth, and learning rates at
 # which so small a net learns, so that its losses differ from step to step. The program changes half-way,
 # and the weights are averaged: both must survive whatever comes.
 RECIPE = {
     "embedded.batch_size": 16,
-    "embedded.epochs": 3.0,
+    "embedded.epochs": 2.0,
     "eval.every_epochs": 0.25,
     "checkpoint.every_seconds": 0.0,
     "augment.small_until": 0.5,

@@ -12,7 +12,7 @@ from tests.faults.conftest import EVAL_STEPS, STEPS
 from tests.recipes import many
 
 # More of them say more.
-KILLS = int(os.environ.get("HW_KILLS", many(4, 12)))
+KILLS = int(os.environ.get("HW_KILLS", many(4, 8)))
 CYCLE = ("evaluation", "moment", "saving", "step")
 
 

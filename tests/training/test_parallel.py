@@ -1,5 +1,7 @@
 """Steps on one device, on eight by jit, by pmap and in two processes: the same numbers, truly shared out."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,8 +24,11 @@ def two_processes(launch, tmp_path_factory, eight_devices):
     out = tmp_path_factory.mktemp("two") / "out.npz"
     address = processes.free_address()
     words = processes.python("-m", "tests.training.twenty_steps", out, f"--coordinator={address}")
+    # Compiled as in the process that they are compared with.
+    name = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+    same = {name: os.environ.get(name)}
     pair = [
-        launch([*words, "--num_processes=2", f"--process_id={k}"], out.with_name(str(k)), devices=4)
+        launch([*words, "--num_processes=2", f"--process_id={k}"], out.with_name(str(k)), devices=4, env=same)
         for k in range(2)
     ]
 
