@@ -292,7 +292,9 @@ def _losses(workdir: Path) -> list[float]:
     return [v["loss"] for v in _lines(workdir) if v["split"] == "train"]
 
 
-@pytest.mark.parametrize(("mode", "begun"), [("jit", False), ("pmap", True)])
+@pytest.mark.parametrize(
+    ("mode", "begun"), [pytest.param("jit", False, marks=pytest.mark.slow), ("pmap", True)]
+)
 def test_eight_devices_agree_with_one(hw, arguments, finished, tmp_path, mode, begun):
     _, alone = finished
     workdir = tmp_path / "run"

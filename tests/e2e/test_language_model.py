@@ -19,6 +19,7 @@ from hw.answers.runs import Run
 from hw.report import terminal
 from hw.training import checkpoint, log
 from tests import processes
+from tests.recipes import THOROUGH
 
 MODELS = {
     "gru": {"model.gru_lm.embedding": 16, "model.gru_lm.width": 16, "model.gru_lm.dropout": 0.1},
@@ -178,6 +179,8 @@ def _exact(workdir: Path) -> list[dict]:
 
 def test_killed_it_continues_bit_for_bit(finished, command, launch, tmp_path):
     name, _, whole = finished
+    if name == "gru" and not THOROUGH:
+        pytest.skip("attention carries more from step to step; HW_THOROUGH=1 kills this one too")
     seed = int(os.environ.get("HW_KILL_SEED", time.time_ns() % 10**6))
     print(f"\nHW_KILL_SEED={seed}")
     r, workdir = random.Random(seed), tmp_path / "run"

@@ -50,7 +50,7 @@ def _variables(net, dtype=jnp.float32, seed=0):
 
 @partial(jax.jit, static_argnums=0)
 def _start(net):
-    return net.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32), None, train=False)
+    return jax.jit(partial(net.init, train=False))(jax.random.key(0), jnp.zeros((1, 1), jnp.int32), None)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -1,5 +1,7 @@
 """The GRU language model: its two recurrences are one, its carry is a long memory."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,7 @@ def _inputs(b=3, t=7, seed=0):
 
 
 def _variables(net, seed=0):
-    return net.init(jax.random.key(seed), _inputs(1, 1), None, train=False)
+    return jax.jit(partial(net.init, train=False))(jax.random.key(seed), _inputs(1, 1), None)
 
 
 def _shaken(variables, dtype):
@@ -62,7 +64,8 @@ def _outputs_and_gradients(net, variables, inputs, carry):
         weight = jnp.cos(jnp.arange(logits.size, dtype=logits.dtype)).reshape(logits.shape)
         return jnp.sum(weight * logits) + jnp.sum(after**2), (logits, after)
 
-    (_, outputs), grads = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(variables, carry)
+    both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    (_, outputs), grads = both(variables, carry)
     return outputs, grads
 
 

@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -88,13 +89,14 @@ BOUNDS = {"hwnet": 0.2, "gru_lm": 0.02, "attention_lm": 0.03}
 def _gradients(name: str, dtype: Any) -> dict[str, np.ndarray]:
     """Of the loss, from the same parameters and inputs in every type."""
     net, r = NETS[name](dtype), np.random.default_rng(0)
+    init = jax.jit(partial(net.init, train=False))
     if name == "hwnet":
         x, labels = jnp.asarray(r.normal(size=(16, 32, 32, 3)), jnp.float32), jnp.arange(16) % 10
-        variables = net.init(jax.random.key(0), x, train=False)
+        variables = init(jax.random.key(0), x)
         variables = net.fit_stem(variables, x)
     else:
         x, labels = jnp.asarray(r.integers(V, size=(64, 64))), jnp.asarray(r.integers(V, size=(64, 64)))
-        variables = net.init(jax.random.key(0), x, None, train=False)
+        variables = init(jax.random.key(0), x, None)
     # Off the start, where some parameters are zero and with them the gradients of others.
     noise = np.random.default_rng(1)
     params = jax.tree.map(

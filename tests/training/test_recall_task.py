@@ -46,7 +46,7 @@ def test_sequences_and_their_label():
 
 def test_evaluation_counts():
     task, dataset = _task(_config())
-    variables = task.init(jax.random.key(0), task.start)
+    variables = jax.jit(task.init)(jax.random.key(0), task.start)
     variables["params"]["head"] = jax.tree.map(jnp.zeros_like, variables["params"]["head"])
     variables["params"]["head"]["bias"] = jnp.zeros(8).at[2].set(1.0)  # always "2"
     *waits, report = task.evaluate(variables, Parallel(devices=jax.devices()[:1]))

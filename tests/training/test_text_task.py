@@ -114,7 +114,7 @@ def _train(config, dataset, parallel, steps):
     module = _module(config, parallel)
     task = text.build(config, dataset, module)
     tx, _ = optim.build(config.optim, task.total_steps)
-    variables = task.init(jax.random.key(0), task.start)
+    variables = jax.jit(task.init)(jax.random.key(0), task.start)
     state = parallel.replicate(TrainState.create(variables, tx, task.carry))
     resident = parallel.replicate(task.resident)
     program, losses = parallel.train(one_step(config, task, tx, parallel)), []
@@ -175,7 +175,7 @@ def test_every_character_but_the_first_is_a_target_once():
     config, dataset = _config(), _dataset()
     module = _module(config)
     task = text.build(config, dataset, module)
-    variables = task.init(jax.random.key(1), task.start)
+    variables = jax.jit(task.init)(jax.random.key(1), task.start)
     *waits, report = task.evaluate(variables, Parallel(devices=jax.devices()[:1]))
     assert waits and set(waits) == {None}
     assert report["num_examples"] == 129 and report["split"] == "validation"
@@ -200,7 +200,7 @@ def test_every_character_but_the_first_is_a_target_once():
 def test_samples_say_what_they_are_and_how_much_is_copied():
     config, dataset = _config(), _dataset()
     task = text.build(config, dataset, _module(config))
-    variables = task.init(jax.random.key(1), task.start)
+    variables = jax.jit(task.init)(jax.random.key(1), task.start)
     written, judged = task.samples(variables)
     for of in judged["copied"]:
         assert f"--- temperature {of['temperature']}, seed 0, 1000 characters ---" in written
