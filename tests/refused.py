@@ -86,7 +86,7 @@ RECALL: Rows = (
     ("model.recall_net.cell", "lstm", "lstm"),
     ("model.recall_net.width", 0, "0"),
     ("data.delay", -1, "-1"),
-    ("data.num_symbols", 1, "1"),
+    ("data.num_symbols", 1, "num_symbols", " 2"),  # the least there may be
 )
 # What the loop and the data refuse, whatever the task.
 RUN: Rows = (
