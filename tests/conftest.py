@@ -18,7 +18,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 if not THOROUGH:
-    # A program of the tests' own process runs once or twice, and LLVM's optimisations are a third of its
+    # A program of the tests' own process runs once or twice, and LLVM's optimisations are a quarter of its
     # time. Processes that tests start compile as a user's do.
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
