@@ -346,7 +346,7 @@ def run_tests(session: Session, count: int, seconds: float) -> dict[str, Any]:
     code = run_limited(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            *("-n", str(workers), "--dist=worksteal", f"--junitxml={report}", *which),
+            *("-m", "", "-n", str(workers), "--dist=worksteal", f"--junitxml={report}", *which),
         ],
         session.log("tests"),
         seconds,

@@ -51,7 +51,7 @@ def test_a_window_that_would_start_past_the_end():
     assert answer.steps[0].lines[0][0] == wanted
 
 
-@settings(max_examples=many(200, 700), deadline=None)
+@settings(max_examples=many(100, 700), deadline=None)
 @given(
     st.tuples(st.integers(1, 20), st.integers(1, 20), st.sampled_from([2, 4])), st.lists(words(), max_size=3)
 )
@@ -103,7 +103,7 @@ def cases(draw) -> attention_gradient.Problem:
     return attention_gradient.Problem(case, matrix(n_q, d_v))
 
 
-@settings(max_examples=many(30, 250), deadline=None)
+@settings(max_examples=many(15, 250), deadline=None)
 @given(cases())
 def test_attention_and_its_gradients(problem):
     case = problem.case

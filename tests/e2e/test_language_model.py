@@ -19,7 +19,6 @@ from hw.answers.runs import Run
 from hw.report import terminal
 from hw.training import checkpoint, log
 from tests import processes
-from tests.recipes import THOROUGH
 
 MODELS = {
     "gru": {"model.gru_lm.embedding": 16, "model.gru_lm.width": 16, "model.gru_lm.dropout": 0.1},
@@ -179,8 +178,6 @@ def _exact(workdir: Path) -> list[dict]:
 
 def test_killed_it_continues_bit_for_bit(finished, command, launch, tmp_path):
     name, _, whole = finished
-    if name == "gru" and not THOROUGH:
-        pytest.skip("attention carries more from step to step; HW_THOROUGH=1 kills this one too")
     seed = int(os.environ.get("HW_KILL_SEED", time.time_ns() % 10**6))
     print(f"\nHW_KILL_SEED={seed}")
     r, workdir = random.Random(seed), tmp_path / "run"
@@ -198,10 +195,9 @@ def test_killed_it_continues_bit_for_bit(finished, command, launch, tmp_path):
     assert (workdir / "samples.txt").read_bytes() == (whole / "samples.txt").read_bytes()
 
 
+@pytest.mark.parametrize("finished", ["gru"], indirect=True)
 def test_another_seed_differs(command, finished, tmp_path):
     name, _, whole = finished
-    if name == "attention":
-        pytest.skip("the comparison is the same one; the GRU has shown that it can fail")
     process = processes.run(
         command(name, tmp_path / "run", "--config.seed=1", "--config.checkpoint.every_seconds=100")
     )

@@ -1,6 +1,9 @@
 """The real program as a process on a tiny recipe, and what it means that two runs are equal."""
 
+import fcntl
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,10 +60,8 @@ class Reference:
     pace: float
 
 
-@pytest.fixture(scope="session")
-def uninterrupted(start, tmp_path_factory) -> Reference:
-    """The run that interrupted ones must equal."""
-    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+def _make_reference(start, workdir: Path) -> float:
+    """Runs the recipe to its end; returns the seconds it took for a step and a save."""
     process = start(workdir)
     process.wait_until(lambda: (workdir / "checkpoints" / "1").exists())
     first = time.monotonic()
@@ -75,7 +76,23 @@ def uninterrupted(start, tmp_path_factory) -> Reference:
     )
     # It learns: equality of runs in which nothing moves would prove nothing.
     assert len({v["loss"] for v in train}) == STEPS and all(v["grad_norm"] > 0 for v in train)
-    return Reference(workdir, pace)
+    return pace
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(start, tmp_path_factory) -> Reference:
+    """The run that interrupted ones must equal: made once, and a copy for each worker of pytest-xdist."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    whole, pace = folder / "uninterrupted", folder / "uninterrupted-pace"
+    with (folder / "uninterrupted-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not pace.exists():
+            pace.write_text(str(_make_reference(start, whole)))
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    shutil.copytree(whole, workdir)
+    return Reference(workdir, float(pace.read_text()))
 
 
 def _exact(workdir: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
-"""Twenty steps of each model on given devices: for test_parallel, and as one of several processes for it.
+"""Twenty steps of a model on given devices: for test_parallel, and as one of several processes for it.
 
-python -m tests.training.twenty_steps OUT.npz --coordinator=HOST:PORT --num_processes=N --process_id=I
+python -m tests.training.twenty_steps MODEL OUT.npz --coordinator=HOST:PORT --num_processes=N --process_id=I
 """
 
 import importlib
@@ -120,21 +120,23 @@ def flat(tree, prefix: str) -> dict[str, np.ndarray]:
     }
 
 
+def by_name(found: dict) -> dict[str, np.ndarray]:
+    """What `take` returns, the picks left out, as arrays by name."""
+    parts = ("grads", "params", "model_state", "losses")
+    return {name: array for part in parts for name, array in flat(found[part], part).items()}
+
+
 def main(argv: list[str]) -> None:
-    """Takes the steps of all models as one process of several; the first writes what came of them."""
-    out, *options = argv
+    """Takes a model's steps as one process of several; the first writes what came of them."""
+    model, out, *options = argv
     given = dict(option.removeprefix("--").split("=") for option in options)
     jax.distributed.initialize(given["coordinator"], int(given["num_processes"]), int(given["process_id"]))
-    arrays = {}
-    for name in RECIPES:
-        parallel = Parallel("jit")
-        found = take(name, parallel)
-        shares = [np.asarray(s.data) for x in jax.tree.leaves(found["picks"]) for s in x.addressable_shards]
-        assert len({x.tobytes() for x in shares}) >= jax.local_device_count(), "devices share a share"
-        for part in ("grads", "params", "model_state", "losses"):
-            arrays |= flat(found[part], f"{name}/{part}")
+    parallel = Parallel("jit")
+    found = take(model, parallel)
+    shares = [np.asarray(s.data) for x in jax.tree.leaves(found["picks"]) for s in x.addressable_shards]
+    assert len({x.tobytes() for x in shares}) >= jax.local_device_count(), "devices share a share"
     if parallel.is_first:
-        np.savez(out, **arrays)
+        np.savez(out, **by_name(found))
 
 
 if __name__ == "__main__":
