@@ -42,7 +42,7 @@ def _environment(devices: int, env: Mapping[str, str | None] | None) -> dict[str
     """This process's variables with the given changes; None removes one."""
     flags = f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
     changes: dict[str, str | None] = {"XLA_FLAGS": flags, "PYTHONWARNINGS": WARNINGS}
-    changes |= dict.fromkeys(("PYTHONUNBUFFERED", "JAX_DISABLE_MOST_OPTIMIZATIONS"))
+    changes["PYTHONUNBUFFERED"] = None
     changes |= env or {}
     return {k: v for k, v in (os.environ | changes).items() if v is not None}
 

@@ -103,7 +103,7 @@ def cases(draw) -> attention_gradient.Problem:
     return attention_gradient.Problem(case, matrix(n_q, d_v))
 
 
-@settings(max_examples=many(15, 250), deadline=None)
+@settings(max_examples=many(8, 250), deadline=None)
 @given(cases())
 def test_attention_and_its_gradients(problem):
     case = problem.case

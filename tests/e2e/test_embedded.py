@@ -244,7 +244,8 @@ def pictures(tmp_path_factory) -> list[Path]:
     }
     for name, picture in made.items():
         picture.save(folder / name, **({"exif": turned} if name.startswith("turned") else {}))
-    assert Image.open(folder / "deep.png").mode.startswith("I;16")
+    with Image.open(folder / "deep.png") as deep:
+        assert deep.mode.startswith("I;16")
     return [folder / name for name in made]
 
 

@@ -169,7 +169,7 @@ def test_rebuilding_gives_the_same_bytes(hw, tmp_path):
     pages = []
     for number in (1, 2):
         out = tmp_path / f"{number}.html"
-        made = hw("report", "--only=2,6", f"--out={out}", env={"PYTHONHASHSEED": str(number)})
+        made = hw("report", "--only=6", f"--out={out}", env={"PYTHONHASHSEED": str(number)})
         assert made.returncode == 0, made.stderr
         pages.append(out.read_bytes())
     assert pages[0] == pages[1]
