@@ -31,8 +31,9 @@ import configs.resnet
 from experiments.seeds import REPOSITORY, RESULTS
 from hw import cli, compilation, data, files, hardware
 from hw.cli import UserError
-from hw.training import loop, optim
+from hw.training import setup
 from hw.training.parallel import Parallel
+from hw.training.processes import is_first
 
 STUDY = RESULTS / "scaling"
 PAGE = REPOSITORY / "experiments" / "scaling.md"
@@ -56,12 +57,12 @@ def take(name: str, parallel: Parallel, rounds: int) -> float:
     """Median milliseconds of a training step of the recipe `name` on the stand-in, compiled and warmed up."""
     config = RECIPES[name].get_config()
     config.data.source = "embedded"
-    config.train.batch_size = size = BATCHES[name]
-    task = loop.build_task(config, parallel, data.load(config.data, say=lambda line: None))
-    tx, _ = optim.build(config.optim, task.total_steps)
-    state = parallel.replicate(jax.jit(loop.first_state(config, task, tx))(jax.random.key(0), task.start))
+    config.embedded.batch_size = size = BATCHES[name]
+    run = setup.build(config, parallel, data.load(config.data, say=lambda line: None))
+    task = run.task
+    state = parallel.replicate(jax.jit(run.first_state)(jax.random.key(0), task.start))
     resident = parallel.replicate(task.resident)
-    program = parallel.train(loop.one_step(config, task, tx, parallel, len(task.stages) - 1))
+    program = parallel.train(run.step(len(task.stages) - 1))
     times = []
     for step in range(rounds + 2):
         host = task.picks(step * size, size)
@@ -79,7 +80,7 @@ def work(options: Any) -> None:
         jax.distributed.initialize(options.coordinator, options.processes, options.process_id)
     parallel = Parallel(options.mode)
     found = take(options.work, parallel, options.rounds)
-    if parallel.is_first:
+    if is_first():
         print(json.dumps({"milliseconds": found, "devices": parallel.num_devices}))
 
 

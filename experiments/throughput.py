@@ -35,8 +35,7 @@ from hw.data import augment
 from hw.data.images import Dataset, Split
 from hw.ops import convolution
 from hw.ops.conv_arithmetic import parse_layers, trace
-from hw.training import losses, optim
-from hw.training.loop import build_task, one_step
+from hw.training import losses, optim, setup
 from hw.training.parallel import Parallel
 from hw.training.step import Batch, TrainState, train_step
 from hw.training.tasks.task import Task
@@ -235,20 +234,16 @@ def whole_step(config: ConfigDict, batch: Batch) -> tuple[Callable[[], None], Ta
     parallel = Parallel("jit")
     config = config.copy_and_resolve_references()
     config.augment.small_size = 0
-    task = build_task(config, parallel, dataset)
-    tx, _ = optim.build(config.optim, task.total_steps)
-    state = parallel.replicate(
-        jax.jit(lambda rng, start: TrainState.create(task.init(rng, start), tx))(
-            jax.random.key(0), task.start
-        )
-    )
+    run = setup.build(config, parallel, dataset)
+    task = run.task
+    state = parallel.replicate(jax.jit(run.first_state)(jax.random.key(0), task.start))
     resident = parallel.replicate(task.resident)
 
     def picks() -> dict[str, Array]:
         flat = task.picks(0, config.train.batch_size)
         return parallel.shard_picks({k: v[None] for k, v in flat.items()})
 
-    program = parallel.train(one_step(config, task, tx, parallel)).lower(state, resident, picks()).compile()
+    program = parallel.train(run.step()).lower(state, resident, picks()).compile()
 
     def call() -> None:
         nonlocal state

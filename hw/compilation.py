@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from hw import data
 from hw.cli import UserError
-from hw.training import loop, optim
+from hw.training import setup
 from hw.training.parallel import Parallel, memory_need
 
 # What XLA calls an exchange between devices; each may be split into a start and a done.
@@ -127,18 +127,15 @@ def programs(config: ConfigDict, parallel: Parallel) -> Iterator[tuple[str, int,
     Raises:
       UserError: a batch does not divide among the devices, or a number is out of its range.
     """
-    loop.check(config, parallel)
-    dataset = data.blank(config.data)
-    task = loop.build_task(config, parallel, dataset)
-    tx, _ = optim.build(config.optim, task.total_steps)
-
-    create = loop.first_state(config, task, tx)
-    state = parallel.shape(jax.eval_shape(create, jax.random.key(0), task.start))
-    batch, count = config.train.batch_size, loop.steps_per_dispatch(config, parallel)
+    setup.check(config, parallel)
+    run = setup.build(config, parallel, data.blank(config.data))
+    task = run.task
+    state = parallel.shape(jax.eval_shape(run.first_state, jax.random.key(0), task.start))
+    batch, count = run.batch_size, run.steps_per_dispatch
     one = task.picks(0, batch)
     picks = parallel.shape_picks({k: jax.ShapeDtypeStruct((count, batch), v.dtype) for k, v in one.items()})
     for stage, first in enumerate(task.stages):
-        step = parallel.train(loop.one_step(config, task, tx, parallel, stage))
+        step = parallel.train(run.step(stage))
         name = "train" if len(task.stages) == 1 else f"train from step {first}"
         yield name, batch, step.lower(state, parallel.shape(task.resident), picks)
     yield from task.programs(state.result, parallel)
@@ -176,7 +173,7 @@ def report(
             devices=parallel.num_devices,
             kind=parallel.device_kind,
             batch=batch,
-            steps=loop.steps_per_dispatch(config, parallel) if name.startswith("train") else 1,
+            steps=setup.steps_per_dispatch(config, parallel.platform) if name.startswith("train") else 1,
             flops=cost.get("flops"),
             bytes=cost.get("bytes accessed"),
             memory=memory_need(compiled),

@@ -15,7 +15,7 @@ from hw import cli, data, generation, hardware, models
 from hw.cli import UserError
 from hw.data.photos import read_image
 from hw.data.text import beginning, decode, encode
-from hw.training import loop, saved
+from hw.training import saved, setup
 from hw.training.parallel import Parallel
 from hw.training.tasks import images
 
@@ -55,13 +55,13 @@ def evaluate(
         raise UserError(f"{dataset.provenance['name']} has other {what} than {folder} was trained on")
     parallel = Parallel(config.parallel)
     parallel.check_batch(config.eval.batch_size, "the evaluation's batch size")
-    config = loop.with_stand_in(config, provenance["source"])
+    config = setup.with_stand_in(config, provenance["source"])
     config.model.dtype = models.dtype_of(config.model.dtype, parallel.platform, hardware.processor())
-    task = loop.build_task(config, parallel, dataset)
+    task = setup.build_task(config, parallel, dataset)
     variables = parallel.replicate(run.variables)
     report = next(found for found in task.evaluate(variables, parallel) if found is not None)
-    if task.samples:
-        report |= task.samples(variables)[1]
+    if (written := task.samples(variables)) is not None:
+        report |= written[1]
     return report | {"dataset": dataset.provenance, "dtype": config.model.dtype}
 
 
@@ -93,7 +93,7 @@ def predict(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
     pictures = np.stack([read_image(file) for file in files])
     needs = ("data.mean", "data.std", "eval.tta", "eval.temperature")
     run = saved.load_run(folder, cli.say, task="images", needs=needs)
-    config = loop.with_stand_in(run.config, run.provenance["source"])
+    config = setup.with_stand_in(run.config, run.provenance["source"])
     logits_of = jax.jit(images.classify(run.module, config.data, images.TTA_VIEWS[config.eval.tta]))
     logits = logits_of(run.variables, {"image": pictures})["logits_tta"]
     probabilities = np.asarray(jax.nn.softmax(logits / (config.eval.temperature or 1.0)), float)

@@ -20,7 +20,7 @@ from typing import NoReturn
 from absl import flags
 
 from hw import cli, recipe
-from hw.training import hosts
+from hw.training import processes
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -51,8 +51,8 @@ def main(argv: Sequence[str]) -> int:
         workdir = cli.path(default if values.workdir is None else values.workdir)
     except argparse.ArgumentTypeError as error:
         raise cli.UserError(f"--workdir: {error}") from error
-    several = hosts.find(hosts.Hosts(*(getattr(values, field) for field in hosts.Hosts._fields)))
-    if several and (code := hosts.join(several)) is not None:
+    several = processes.find(processes.Hosts(*(getattr(values, field) for field in processes.Hosts._fields)))
+    if several and (code := processes.join(several)) is not None:
         return code
     from hw.training import loop  # after the flags: a mistake in them is told at once
 

@@ -16,7 +16,7 @@ ROWS = [
     {"hw.models"},
     {"hw.generation"},
     {
-        "hw.training.hosts",
+        "hw.training.processes",
         "hw.training.parallel",
         "hw.training.losses",
         "hw.training.metrics",
@@ -24,6 +24,7 @@ ROWS = [
     }
     | {"hw.training.step", "hw.training.checkpoint", "hw.training.log", "hw.training.tasks"}
     | {"hw.training.saved", "hw.training.workdir"},
+    {"hw.training.setup"},
     {"hw.training.loop"},
     {"hw.inference", "hw.compilation", "hw.recipe"},
     {"hw.answers"},

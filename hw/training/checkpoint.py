@@ -32,10 +32,6 @@ from orbax.checkpoint import v1 as ocp
 from hw import cli, files
 from hw.cli import UserError
 
-# When a save fails, orbax logs a traceback; `save` says it in one line.
-absl_logging.set_verbosity(absl_logging.FATAL)
-logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-
 MANIFEST = "manifest.json"
 _PROGRESS = "progress.json"
 _MAX_JSON = 2**24  # bytes of a manifest or of what the loop saves beside the state
@@ -140,11 +136,13 @@ def reachable(path: Path) -> Iterator[str]:
 
 
 def _silence_orbax() -> None:
-    """Keeps tracebacks of orbax's own tasks from standard error.
+    """Keeps tracebacks of orbax and of its tasks from standard error.
 
-    A save or a load that fails leaves tasks and threads behind. Each would tell of its end with a traceback,
-    while the error that counts is raised.
+    It logs one when a save fails, which `save` says in one line. A save or a load that fails leaves tasks and
+    threads behind. Each would tell of its end with a traceback, while the error that counts is raised.
     """
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
     def tell(unraisable: "sys.UnraisableHookArgs") -> None:  # a name of the type checker alone
         code = getattr(unraisable.object, "cr_code", None)
@@ -312,11 +310,11 @@ def _load(path: Path, like: Any) -> Any:
       Damaged: it cannot be loaded.
       UserError: it has other arrays than `like`.
     """
+    _silence_orbax()
     try:
         with _alone(), reachable(path) as named:
             found = _shapes(ocp.metadata(named).metadata)
             if found == _shapes(like):
-                _silence_orbax()
                 return ocp.load(named, like)
     except (jax.errors.JaxRuntimeError, PermissionError):  # the machine's fault, such as too little memory
         raise

@@ -22,8 +22,6 @@ from hw.cli import UserError
 
 _MAX_METRICS = 2**28  # bytes: over a million lines
 _EVENTS = "events.out.tfevents."
-# tqdm's watch over slow bars is a thread, which would die aloud when the terminal is gone.
-tqdm.monitor_interval = 0
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -62,10 +60,29 @@ def _metrics_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 class Silence:
-    """The log of a process that keeps none: whatever a `RunLog` is asked to do, it does not."""
+    """The log of a process that keeps none: the methods of `RunLog`, which do nothing."""
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        return lambda *args, **kwargs: None
+    def say(self, line: str) -> None:
+        del line
+
+    def note(self, line: str) -> None:
+        del line
+
+    def begin(self, step: int) -> list[dict[str, Any]]:
+        del step
+        return []
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        del line
+
+    def progress(self, step: int, values: dict[str, float], count: int, per_step: int) -> None:
+        del step, values, count, per_step
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class RunLog:
@@ -131,6 +148,8 @@ class RunLog:
         self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
         with _on_terminal():
             if sys.stderr.isatty():
+                # Its watch over slow bars is a thread, which would die aloud when the terminal is gone.
+                tqdm.monitor_interval = 0
                 self._bar = tqdm(total=self._total, initial=step, unit="step", dynamic_ncols=True)
         return kept
 

@@ -1,6 +1,5 @@
 """One step on all devices of all hosts: jit over a mesh, or pmap. Nothing else knows how many there are."""
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,20 +7,17 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled, Wrapped
 
-from hw import cli, hardware
+from hw import hardware
 from hw.cli import UserError
+from hw.training import processes
 
-T = TypeVar("T")
 State = TypeVar("State")
 
 AXIS = "batch"
-# What errors of an exchange between processes name: CPUs' and GPUs' libraries, and the service of JAX.
-_EXCHANGE = ("Gloo", "NCCL", "coordination service")
 # Bytes of memory of each chip, for those that cannot be asked since they are not there.
 # Source: Google Cloud's documentation of each TPU version.
 _MEMORY = {"TPU v4": 32 * 2**30, "TPU v5 lite": 16 * 2**30, "TPU v5": 95 * 2**30, "TPU v6 lite": 32 * 2**30}
@@ -57,7 +53,7 @@ class Parallel:
     and XLA inserts the reductions, so that the program means what it means on one device.
     "pmap": each device runs the step on its share and averages over `axis_name`; one process only.
 
-    Where the run has several processes (`hw.training.hosts`) each of them calls the same methods in the
+    Where the run has several processes (`hw.training.processes`) each of them calls the same methods in the
     same order, with the same values: the global batch and its order do not depend on who holds which share.
 
     Attributes:
@@ -69,103 +65,23 @@ class Parallel:
     def __init__(self, mode: str = "jit", devices: Sequence[jax.Device] | None = None) -> None:
         if mode not in ("jit", "pmap"):
             raise UserError(f"config.parallel={mode!r}: choose jit or pmap")
-        if mode == "pmap" and jax.process_count() > 1:
+        if mode == "pmap" and processes.several():
             raise UserError("config.parallel=pmap is for one process: use jit with several")
         devices = jax.devices() if devices is None else devices
         self.mode = mode
         self.mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
         self.axis_name = AXIS if mode == "pmap" else None
         self.replicated = NamedSharding(self.mesh, P())
-        self._several = jax.process_count() > 1
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process is the one that reads and writes the workdir."""
-        return jax.process_index() == 0
+        self._several = processes.several()
 
     @property
     def own(self) -> Sharding:
         """Of arrays that this process has by itself: `replicated`, where there is no other."""
         return SingleDeviceSharding(jax.local_devices()[0]) if self._several else self.replicated
 
-    def lost(self, error: Exception) -> bool:
-        """Whether what failed was an exchange with another process, which has then died."""
-        return self._several and any(word in str(error) for word in _EXCHANGE)
-
     def local(self, tree: Any) -> Any:
         """This process's copy of replicated arrays, for what it computes by itself."""
         return jax.tree.map(lambda x: x.addressable_data(0), tree) if self._several else tree
-
-    def on_first(self, fn: Callable[[], T]) -> T:
-        """What `fn` returns in the first process, which alone calls it: strict JSON.
-
-        Raises:
-          UserError: in every process, what stopped `fn` in the first.
-        """
-        if not self._several:
-            return fn()
-        error, message = None, ""
-        if self.is_first:
-            try:
-                message = cli.to_json({"value": fn()})
-            except (UserError, OSError) as caught:
-                error, message = caught, cli.to_json({"error": str(caught)})
-        raw = message.encode()
-        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(raw))))
-        buffer = np.zeros(size, np.uint8)
-        if self.is_first:
-            buffer[:] = np.frombuffer(raw, np.uint8)
-        found = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(buffer))))
-        if error is not None:
-            raise error
-        if "error" in found:
-            raise UserError(f"process 0: {found['error']}")
-        return found["value"]
-
-    def on_all(self, fn: Callable[[], T]) -> T:
-        """What `fn` returns in each process; where it fails in one, none goes on.
-
-        Raises:
-          UserError: what stopped `fn` here, or that something did elsewhere.
-        """
-        try:
-            value = fn()
-        except UserError:
-            self.largest(True)  # the others wait to hear of it
-            raise
-        if self.largest(False)[0]:
-            raise UserError("another process of this run could not begin: it says why")
-        return value
-
-    def check_same(self, value: str, what: str) -> None:
-        """Raises UserError in every process unless all of them have the same `value`."""
-        if self.largest(self.on_first(lambda: value) != value)[0]:
-            raise UserError(f"the processes of this run have different {what}: give all of them the same")
-
-    def from_first(self, tree: Any, like: Any) -> Any:
-        """The first process's `tree`, replicated, bit for bit.
-
-        Args:
-          tree: arrays of `own`; in other processes whatever they have.
-          like: their shapes and types.
-        """
-        if not self._several:
-            return self.replicate(tree)
-
-        shapes, structure = jax.tree.flatten(like)
-        leaves = jax.tree.leaves(tree) if self.is_first else [np.zeros(x.shape, x.dtype) for x in shapes]
-        received = []
-        for shape, leaf in zip(shapes, leaves, strict=True):
-            # As bytes: what is broadcast is added to zeros, and a float's -0 would not survive it.
-            raw = multihost_utils.broadcast_one_to_all(np.ravel(np.asarray(leaf)).view(np.uint8))
-            received.append(np.asarray(raw).view(shape.dtype).reshape(shape.shape))
-        return self.replicate(jax.tree.unflatten(structure, received))
-
-    def largest(self, *values: int) -> tuple[int, ...]:
-        """Of each value the largest that any process has: so they come to the same decision."""
-        if not self._several:
-            return values
-        return tuple(map(int, np.max(multihost_utils.process_allgather(np.array(values)), axis=0)))
 
     @property
     def num_devices(self) -> int:
@@ -179,6 +95,20 @@ class Parallel:
     @property
     def device_kind(self) -> str:
         return self.mesh.devices.flat[0].device_kind
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a summary says of the hardware. The processor is that of this process's machine."""
+        processor = hardware.processor()
+        found = {
+            "platform": self.platform,
+            "kind": self.device_kind,
+            "count": self.num_devices,
+            "cpu_count": processor.cores,
+            "processor": processor.as_dict(),
+        }
+        if self.platform != "cpu" and math.isfinite(limit := self.memory_limit):
+            found["memory_limit_bytes"] = int(limit)  # of each card, what JAX may use of it
+        return found
 
     def check_batch(self, size: int, field: str) -> None:
         """Raises UserError unless a batch of `size` divides evenly among the devices."""

@@ -5,15 +5,19 @@ too. Files of the user's own are never written over.
 """
 
 import errno
+import importlib.metadata
 import os
+import platform
 import re
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-from hw import cli, files
+from hw import cli, files, models
 from hw.cli import UserError
 from hw.training import checkpoint, saved
 
@@ -29,6 +33,10 @@ _NAMES = {
     *("curves.svg", "curves.json"),
 }
 _EVENTS = "events.out.tfevents."
+# What the seconds of a run are counted for. `total` runs from the start of the command. `train` is the
+# training loop without compilation and evaluation. `step` is the share of it in, or waiting for, the compiled
+# step, and `save` another share.
+PARTS = ("total", "compile", "train", "step", "save", "eval")
 _MAX_CONFIG = 2**20  # bytes
 _MAX_SUMMARY = 2**24
 # What flock answers where another process has the lock; anything else means that it cannot lock there.
@@ -47,6 +55,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received = 0
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         caught = [signal.SIGINT, signal.SIGTERM]
@@ -62,6 +71,26 @@ class Signals:
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.received = signum
         signal.signal(signum, signal.SIG_IGN if signum == signal.SIGHUP else signal.SIG_DFL)
+
+
+class Clock:
+    """Seconds spent on the PARTS of a run, over all the processes that worked on it."""
+
+    def __init__(self) -> None:
+        self.spent = dict.fromkeys(PARTS, 0.0)
+        self._open = {"total": time.monotonic()}
+
+    def now(self) -> dict[str, float]:
+        """The parts so far, those that are still open up to this moment."""
+        now = time.monotonic()
+        return {name: round(spent + now - self._open.get(name, now), 3) for name, spent in self.spent.items()}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Adds the seconds spent inside to the part `name`."""
+        self._open[name] = time.monotonic()
+        yield
+        self.spent[name] += time.monotonic() - self._open.pop(name)
 
 
 class Workdir:
@@ -170,6 +199,47 @@ class Workdir:
                 f"{self.path} has checkpoints but no config.json, so their recipe is not known: put it back, "
                 "or choose another --workdir"
             )
+
+    def begun_in(self, platform: str) -> str | None:
+        """The precision in which the run was begun; None where there is no sound checkpoint.
+
+        Args:
+          platform: of the devices: what "auto" meant before it was saved goes by it.
+        """
+        progress = checkpoint.newest_progress(self.checkpoints, check_progress)
+        if progress is None:
+            return None
+        return progress.get("dtype", "float32" if platform == "cpu" else "bfloat16")
+
+    def progress(self, seconds: dict[str, float], provenance: dict[str, Any], dtype: str) -> dict[str, Any]:
+        """What is saved beside the state, for `check_saved`.
+
+        Args:
+          seconds: spent so far, by the names of PARTS.
+          provenance: of the dataset.
+          dtype: that the run computes in.
+        """
+        return {"seconds": seconds, "dataset": provenance, "recipe": self.recipe, "dtype": dtype}
+
+    def check_saved(self, progress: Any, provenance: dict[str, Any], dtype: str) -> None:
+        """Raises Damaged unless `progress` is what a run saves, UserError if it is of another run."""
+        check_progress(progress)
+        self.check_recipe(progress.get("recipe"))
+        before = progress["dataset"]
+        if (begun := progress.get("dtype", dtype)) != dtype:
+            raise UserError(
+                f"{self.path} was begun in {begun} and would go on in {dtype}: choose another --workdir"
+            )
+        if before["fingerprint"] != provenance["fingerprint"]:
+            raise UserError(
+                f"{self.path} was begun on other data ({before['name']}, {before['source']}, "
+                f"fingerprint {before['fingerprint'][:12]}; now {provenance['source']}, "
+                f"{provenance['fingerprint'][:12]}): give the same, or another --workdir"
+            )
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Writes summary.json: the run is finished."""
+        files.write_atomic(self.path / "summary.json", cli.to_json(summary, indent=2) + "\n")
 
     def check_lost(self) -> None:
         """Raises UserError where there is no checkpoint but what only a run that was begun has."""
@@ -281,6 +351,29 @@ class Workdir:
             f"note: the file system of {self.path} has no locks ({reason}): nothing keeps a second process "
             "from training there"
         )
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages on which the numbers of a run depend."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names}
+
+
+def check_progress(progress: Any) -> None:
+    """Raises Damaged unless it is of the form that `Workdir.progress` has, now or in an earlier version."""
+    fields = progress if isinstance(progress, dict) else {}
+    seconds, before, recipe = (fields.get(name) for name in ("seconds", "dataset", "recipe"))
+    sound = (
+        isinstance(seconds, dict)
+        and seconds.keys() == set(PARTS)
+        and all(type(value) in (int, float) for value in seconds.values())
+        and isinstance(before, dict)
+        and all(isinstance(before.get(name), str) for name in ("name", "source", "fingerprint"))
+        and isinstance(recipe, dict | None)
+        and ("dtype" not in fields or fields["dtype"] in models.DTYPES)
+    )
+    if not sound:
+        raise checkpoint.Damaged("its progress.json is not what a run saves")
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from hw.cli import UserError
-from hw.training import checkpoint, hosts, log
-from hw.training.hosts import Hosts
+from hw.training import checkpoint, log
+from hw.training import processes as hosts
+from hw.training.processes import Hosts
 from tests.faults.conftest import STEPS
 from tests.processes import free_address
 

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from hw import data
 from hw.models import attention_lm, gru_lm, resnet
-from hw.training import loop, losses, optim
+from hw.training import losses, setup
 from hw.training.parallel import Parallel
 from tests.training.twenty_steps import BATCH, RECIPES, recipe
 
@@ -36,10 +36,9 @@ def _step(name: str) -> tuple[Any, Any, dict[str, collections.Counter]]:
     """The state before and after a step in bfloat16, as shapes, and the types that each operation takes."""
     config = recipe(name, **{"model.dtype": "bfloat16", "train.average_decay": 0.9})
     parallel = Parallel("jit", jax.devices()[:1])
-    task = loop.build_task(config, parallel, data.load(config.data, say=lambda line: None))
-    tx, _ = optim.build(config.optim, 2)
-    state = jax.eval_shape(loop.first_state(config, task, tx), jax.random.key(0), task.start)
-    step = loop.one_step(config, task, tx, parallel)
+    run = setup.build(config, parallel, data.load(config.data, say=lambda line: None))
+    task, step = run.task, run.step()
+    state = jax.eval_shape(run.first_state, jax.random.key(0), task.start)
     arguments = state, task.resident, task.picks(0, BATCH)
     types: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     for equation in _equations(jax.make_jaxpr(step)(*arguments).jaxpr):

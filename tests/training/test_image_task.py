@@ -8,8 +8,8 @@ import pytest
 from hw.cli import UserError
 from hw.data.images import Dataset, Split
 from hw.training import metrics
-from hw.training.loop import with_stand_in
 from hw.training.parallel import Parallel
+from hw.training.setup import with_stand_in
 from hw.training.tasks import images as tasks
 from hw.training.tasks.task import total_steps
 from tests import refused
@@ -31,17 +31,21 @@ def _overconfident(variables, batch):
     return {"logits": logits, "logits_tta": logits[:, ::-1]}
 
 
-def _evaluate(dataset, temperature=2.0):
-    parallel = Parallel(devices=jax.devices()[:1])
-    return list(
-        tasks.evaluate_images(
-            {}, parallel, logits_of=_overconfident, dataset=dataset, batch_size=64, temperature=temperature
-        )
-    )
+@pytest.fixture
+def evaluate(tiny_config):
+    """Evaluates the overconfident model on a dataset; returns all that is yielded."""
+
+    def evaluate(dataset, temperature=2.0):
+        tiny_config.eval.update({"batch_size": 64, "temperature": temperature})
+        task = tasks.ImageTask(tiny_config, dataset, module=None)
+        task._logits_of = _overconfident
+        return list(task.evaluate({}, Parallel(devices=jax.devices()[:1])))
+
+    return evaluate
 
 
-def test_evaluation_yields_after_every_batch_and_then_the_report():
-    *waits, report = _evaluate(_dataset("test"))
+def test_evaluation_yields_after_every_batch_and_then_the_report(evaluate):
+    *waits, report = evaluate(_dataset("test"))
     assert waits == [None] * 5  # ⌈300 / 64⌉
     label, shown = _dataset("test").eval.label, _dataset("test").eval.image[:, 0, 0, 0]
     assert report["accuracy"] == pytest.approx(np.mean(label == shown))
@@ -49,18 +53,18 @@ def test_evaluation_yields_after_every_batch_and_then_the_report():
     assert report["split"] == "test" and report["num_examples"] == 300
 
 
-def test_on_the_test_set_the_temperature_is_the_recipes_own():
-    *_, report = _evaluate(_dataset("test"), temperature=2.0)
+def test_on_the_test_set_the_temperature_is_the_recipes_own(evaluate):
+    *_, report = evaluate(_dataset("test"), temperature=2.0)
     logits = np.asarray(_overconfident({}, {"image": _dataset("test").eval.image})["logits"])
     assert report["temperature"] == 2.0
     assert report["nll_calibrated"] == pytest.approx(metrics.nll(logits / 2, _dataset("test").eval.label))
-    *_, report = _evaluate(_dataset("test"), temperature=0.0)
+    *_, report = evaluate(_dataset("test"), temperature=0.0)
     assert report["temperature"] is None and report["nll_calibrated"] is None
 
 
-def test_on_a_holdout_each_half_is_judged_by_the_others_temperature():
+def test_on_a_holdout_each_half_is_judged_by_the_others_temperature(evaluate):
     dataset = _dataset("holdout")
-    *_, report = _evaluate(dataset)
+    *_, report = evaluate(dataset)
     logits = np.asarray(_overconfident({}, {"image": dataset.eval.image})["logits"])
     labels = dataset.eval.label
     losses = [
@@ -92,7 +96,7 @@ def test_bad_values_are_named(tiny_config, row):
     field, value, *words = row
     tiny_config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=field.split(".")[-1]) as caught:
-        tasks.build(tiny_config, _dataset("test"), module=None)
+        tasks.ImageTask(tiny_config, _dataset("test"), module=None)
     assert all(word in str(caught.value) for word in words)
 
 
@@ -113,7 +117,7 @@ def test_total_steps_and_the_stand_ins_schedule(tiny_config):
 def test_small_pictures_come_first(tiny_config, size, until, stages):
     config = with_stand_in(tiny_config, "embedded")
     config.augment.small_size, config.augment.small_until = size, until
-    task = tasks.build(config, _dataset("test"), module=None)
+    task = tasks.ImageTask(config, _dataset("test"), module=None)
     assert task.total_steps == 19
     assert task.stages == tuple(stages)
     picks = {"index": jnp.arange(5), "epoch": jnp.zeros(5, jnp.int32)}

@@ -7,7 +7,7 @@ import pytest
 
 from hw import data
 from hw.cli import UserError
-from hw.training import checkpoint, loop, optim
+from hw.training import checkpoint, setup
 from hw.training.parallel import Parallel
 from tests import processes
 from tests.training.twenty_steps import begin, by_name, flat, recipe, take
@@ -99,7 +99,7 @@ def test_batch_norm_per_device_is_the_mean_of_eight_steps_of_a_share_each(runs):
     found = take("resnet", Parallel("pmap", jax.devices()[:8]), steps=1, **change)
     config = recipe("resnet")
     parallel = Parallel("jit", jax.devices()[:1])
-    task = loop.build_task(config, parallel, data.load(config.data, say=lambda line: None))
+    task = setup.build(config, parallel, data.load(config.data, say=lambda line: None)).task
     picks = {k: v.reshape(8, 4) for k, v in task.picks(0, 32).items()}
     variables = begin(task)
     params = variables.pop("params")
@@ -128,10 +128,10 @@ def test_batch_norm_per_device_is_the_mean_of_eight_steps_of_a_share_each(runs):
 def test_batch_norm_per_device_needs_pmap():
     config = recipe("resnet", **{"model.batch_norm": "per-device"})
     with pytest.raises(UserError, match=r"needs config\.parallel=pmap"):
-        loop.check(config, Parallel("jit", jax.devices()[:4]))
+        setup.check(config, Parallel("jit", jax.devices()[:4]))
     config.model.batch_norm = "mine"
     with pytest.raises(UserError, match="batch_norm='mine'"):
-        loop.check(config, Parallel("pmap", jax.devices()[:4]))
+        setup.check(config, Parallel("pmap", jax.devices()[:4]))
 
 
 @pytest.mark.usefixtures("eight_devices")
@@ -141,9 +141,8 @@ def test_a_state_goes_from_eight_devices_to_four_to_one_to_eight(model, tmp_path
     digests, orders = [], []
     for place, count in enumerate((8, 4, 1, 8)):
         parallel = Parallel("jit", jax.devices()[:count])
-        task = loop.build_task(config, parallel, dataset)
-        tx, _ = optim.build(config.optim, 20)
-        create = loop.first_state(config, task, tx)
+        run = setup.build(config, parallel, dataset)
+        task, create = run.task, run.first_state
         if place == 0:
             state = parallel.replicate(jax.jit(create)(jax.random.key(0), task.start))
         else:

@@ -25,7 +25,7 @@ def _config(variant=None, **changes):
 def _task(config):
     dataset = data.load(config.data)
     module = models.build(config.model, num_outputs=len(dataset.classes), platform="cpu")
-    return recall.build(config, dataset, module), dataset
+    return recall.RecallTask(config, dataset, module), dataset
 
 
 def test_sequences_and_their_label():
@@ -73,7 +73,7 @@ def test_bad_values_are_named(row):
         if room == "data":
             data.load(_config(**{field: value}).data)
         elif room == "train":
-            recall.check(_config(**{field: value}))
+            recall.RecallTask.check(_config(**{field: value}))
         else:
             recall_net(num_classes=8, **{"cell": "rnn", "width": 4, name: value})
     assert all(word in str(caught.value) for word in words)

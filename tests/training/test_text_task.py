@@ -11,10 +11,8 @@ import pytest
 from hw import models
 from hw.cli import UserError
 from hw.data.text import TextDataset
-from hw.training import optim
-from hw.training.loop import one_step
+from hw.training import setup
 from hw.training.parallel import Parallel
-from hw.training.step import TrainState
 from hw.training.tasks import text
 from tests import refused
 
@@ -75,7 +73,7 @@ def test_an_epoch_of_random_windows_visits_each_once():
 def test_batches_are_the_text_and_its_next_characters(order):
     dataset = _dataset()
     config = _config(**{"train.order": order})
-    task = text.build(config, dataset, _module(config))
+    task = text.TextTask(config, dataset, _module(config))
     circle = np.concatenate([dataset.train, dataset.train])
     for step in (0, 5, 300):
         picks = {k: jnp.asarray(v) for k, v in task.picks(step * 8, 8).items()}
@@ -94,7 +92,7 @@ def test_no_character_of_the_validation_text_is_trained_on(order):
         np.zeros_like(dataset.train), np.full_like(dataset.eval, 6), "validation", dataset.classes, {}
     )
     config = _config(**{"train.order": order})
-    task = text.build(config, marked, _module(config))
+    task = text.TextTask(config, marked, _module(config))
     assert not np.any(task.resident["text"] == 6)
     most = max(int(task.picks(step * 8, 8)["start"].max()) for step in range(task.total_steps))
     assert most + 16 < len(task.resident["text"]), "a window would reach beyond what there is"
@@ -102,7 +100,7 @@ def test_no_character_of_the_validation_text_is_trained_on(order):
 
 def test_an_epoch_is_the_text_once():
     config = _config(**{"train.epochs": 3.0})
-    task = text.build(config, _dataset(), _module(config))
+    task = text.TextTask(config, _dataset(), _module(config))
     # 1000 // 16 = 62 windows, 8 a step: 3 · 62 / 8 = 23.25 steps.
     assert (task.num_examples, task.total_steps, task.per_example) == (62, 24, 16)
 
@@ -111,13 +109,11 @@ def test_an_epoch_is_the_text_once():
 
 
 def _train(config, dataset, parallel, steps):
-    module = _module(config, parallel)
-    task = text.build(config, dataset, module)
-    tx, _ = optim.build(config.optim, task.total_steps)
-    variables = jax.jit(task.init)(jax.random.key(0), task.start)
-    state = parallel.replicate(TrainState.create(variables, tx, task.carry))
+    run = setup.build(config, parallel, dataset)
+    task = run.task
+    state = parallel.replicate(jax.jit(run.first_state)(jax.random.key(0), task.start))
     resident = parallel.replicate(task.resident)
-    program, losses = parallel.train(one_step(config, task, tx, parallel)), []
+    program, losses = parallel.train(run.step()), []
     for step in range(steps):
         flat = task.picks(step * config.train.batch_size, config.train.batch_size)
         picks = parallel.shard_picks({k: v[None] for k, v in flat.items()})
@@ -174,7 +170,7 @@ def test_eight_devices_forget_as_one_does(mode):
 def test_every_character_but_the_first_is_a_target_once():
     config, dataset = _config(), _dataset()
     module = _module(config)
-    task = text.build(config, dataset, module)
+    task = text.TextTask(config, dataset, module)
     variables = jax.jit(task.init)(jax.random.key(1), task.start)
     *waits, report = task.evaluate(variables, Parallel(devices=jax.devices()[:1]))
     assert waits and set(waits) == {None}
@@ -199,7 +195,7 @@ def test_every_character_but_the_first_is_a_target_once():
 
 def test_samples_say_what_they_are_and_how_much_is_copied():
     config, dataset = _config(), _dataset()
-    task = text.build(config, dataset, _module(config))
+    task = text.TextTask(config, dataset, _module(config))
     variables = jax.jit(task.init)(jax.random.key(1), task.start)
     written, judged = task.samples(variables)
     for of in judged["copied"]:
@@ -217,11 +213,11 @@ def test_bad_values_are_named(row):
     field, value, *words = row
     config = _config(**{field: value})
     with pytest.raises(UserError, match=field.split(".")[-1]) as caught:
-        text.build(config, _dataset(), module=None)
+        text.TextTask(config, _dataset(), module=None)
     assert all(word in str(caught.value) for word in words)
 
 
 def test_a_text_shorter_than_its_windows_is_refused():
     config = _config(**{"train.length": 600})
     with pytest.raises(UserError, match="too few for windows"):
-        text.build(config, _dataset(), _module(config))
+        text.TextTask(config, _dataset(), _module(config))

@@ -687,12 +687,13 @@ from pathlib import Path
 import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from hw import hardware, models
-from hw.training import loop
-from hw.training.parallel import Parallel
+from hw.training import processes, setup
+from hw.training.workdir import Workdir
 models.BFLOAT16_PAYS_ON_CPU = True
 sets = ("avx512_bf16",) if sys.argv[2] == sys.argv[3] else ()
 hardware.processor = lambda: hardware.Processor("", "", sets)
-print(loop._precision("auto", Path(sys.argv[4]), Parallel("jit")))
+begun_in = Workdir(Path(sys.argv[4]), {}).begun_in
+print(processes.on_first(lambda: list(setup.precision("auto", "cpu", begun_in))))
 """
 
 
@@ -702,4 +703,4 @@ def test_hosts_of_different_processors_compute_alike(launch, tmp_path, fast, exp
     pair = [launch([*words, number, fast, tmp_path], tmp_path / number) for number in ("0", "1")]
     assert [process.end(120) for process in pair] == [0, 0], [process.stderr for process in pair]
     said = [process.stdout for process in pair]
-    assert [text.splitlines()[-1] for text in said] == [str((expected, ""))] * 2  # Gloo says a line too
+    assert [text.splitlines()[-1] for text in said] == [str([expected, ""])] * 2  # Gloo says a line too

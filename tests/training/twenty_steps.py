@@ -3,6 +3,7 @@
 python -m tests.training.twenty_steps MODEL OUT.npz --coordinator=HOST:PORT --num_processes=N --process_id=I
 """
 
+import dataclasses
 import importlib
 import sys
 
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 
 from hw import data
-from hw.training import loop, optim
+from hw.training import optim, processes, setup
 from hw.training.parallel import Parallel
 from hw.training.step import TrainState
 from hw.training.tasks import Task
@@ -26,7 +27,7 @@ RECIPES = {
         "model.gru_lm.embedding": 8,
         "model.gru_lm.width": 16,
         "model.gru_lm.dropout": 0.0,
-        "train.batch_size": BATCH,
+        "embedded.batch_size": BATCH,
         "train.length": 16,
     },
     "attention": {
@@ -36,7 +37,7 @@ RECIPES = {
         "model.attention_lm.depth": 2,
         "model.attention_lm.context": 12,
         "model.attention_lm.dropout": 0.0,
-        "train.batch_size": BATCH,
+        "embedded.batch_size": BATCH,
         "train.length": 16,
     },
 }
@@ -88,16 +89,14 @@ def take(name: str, parallel: Parallel, *, reduced: bool = True, steps: int = ST
       step's "picks", on their devices. Trees of the host's arrays, but for the picks.
     """
     config = recipe(name, **changes)
-    dataset = data.load(config.data, say=lambda line: None)
-    task = loop.build_task(config, parallel, dataset)
+    run = setup.build(config, parallel, data.load(config.data, say=lambda line: None))
     if not reduced:  # the step knows of no other device; the model still does
         parallel.axis_name = None
-    tx, _ = optim.build(config.optim, steps)
-    tx = optax.chain(_remember(), tx)
-    variables = begin(task)
-    state = parallel.replicate(TrainState.create(variables, tx, task.carry))
+    run = dataclasses.replace(run, tx=optax.chain(_remember(), optim.build(config.optim, steps)[0]))
+    task = run.task
+    state = parallel.replicate(TrainState.create(begin(task), run.tx, task.carry))
     resident = parallel.replicate(task.resident)
-    program = parallel.train(loop.one_step(config, task, tx, parallel))
+    program = parallel.train(run.step())
     found: dict = {"losses": []}
     for step in range(steps):
         host = task.picks(step * BATCH, BATCH)
@@ -135,7 +134,7 @@ def main(argv: list[str]) -> None:
     found = take(model, parallel)
     shares = [np.asarray(s.data) for x in jax.tree.leaves(found["picks"]) for s in x.addressable_shards]
     assert len({x.tobytes() for x in shares}) >= jax.local_device_count(), "devices share a share"
-    if parallel.is_first:
+    if processes.is_first():
         np.savez(out, **by_name(found))
 
 

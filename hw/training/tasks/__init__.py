@@ -1,17 +1,24 @@
 """The tasks by name. The loop, the step and the checkpoints are the same for all; a `Task` holds the rest."""
 
-from collections.abc import Callable
+from typing import Any, Protocol
 
+from flax import linen as nn
 from ml_collections import ConfigDict
 
-from hw.training.tasks import images, recall, text
+from hw.training.tasks.images import ImageTask
+from hw.training.tasks.recall import RecallTask
 from hw.training.tasks.task import Task
+from hw.training.tasks.text import TextTask
 
-# `(config, dataset, module) -> Task`.
-TASKS: dict[str, Callable[..., Task]] = {"images": images.build, "recall": recall.build, "text": text.build}
-# `config -> None`: refuses what the task has no use for; cheap, before any data is there.
-CHECKS: dict[str, Callable[[ConfigDict], None]] = {
-    "images": images.check,
-    "recall": recall.check,
-    "text": text.check,
-}
+
+class Kind(Protocol):
+    """A class of tasks: see `Task`. Which dataset goes with it, `hw.data.OF_TASK` says."""
+
+    def __call__(self, config: ConfigDict, dataset: Any, module: nn.Module) -> Task: ...
+
+    def check(self, config: ConfigDict) -> None: ...
+
+
+TASKS: dict[str, Kind] = {"images": ImageTask, "recall": RecallTask, "text": TextTask}
+
+__all__ = ["TASKS", "Task"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,88 +17,86 @@ from hw.data.recall import RecallDataset, draw
 from hw.training import losses, metrics
 from hw.training.parallel import Parallel
 from hw.training.step import Batch
-from hw.training.tasks.task import Report, Task, run_rng, total_steps
+from hw.training.tasks.task import Report, Task, run_rng
 
 Array = jax.Array
 
 
-def check(config: ConfigDict) -> None:
-    """Refuses what the task has no use for; cheap, before any data is there."""
-    if config.train.epoch_size < 1:
-        raise UserError(f"config.train.epoch_size={config.train.epoch_size}: must be at least 1")
-
-
-def evaluate(
-    variables: VariableDict,
-    parallel: Parallel,
-    *,
-    logits_of: Callable[[VariableDict, Batch], Array],
-    dataset: RecallDataset,
-    batch_size: int,
-) -> Iterator[Report | None]:
-    """Yields None after every batch, then accuracy and likelihood of the evaluation sequences."""
-    fn = parallel.map(logits_of)
-    outputs = []
-    for out in parallel.map_all(fn, variables, {"inputs": dataset.eval_inputs}, batch_size):
-        outputs.append(out)
-        yield None
-    logits = np.concatenate(outputs)
-    yield {
-        "split": dataset.eval_name,
-        "num_examples": len(logits),
-        "accuracy": float(np.mean(logits.argmax(-1) == dataset.eval_label)),
-        "nll": metrics.nll(logits, dataset.eval_label),
-    }
-
-
-def build(config: ConfigDict, dataset: RecallDataset, module: nn.Module) -> Task:
-    """The task of `config`; an epoch is `config.train.epoch_size` sequences, never twice the same."""
-    check(config)
-
-    def make_batch(resident: Batch, picks: Batch, stage: int) -> Batch:
-        del stage  # there is but one
-        rngs = jax.vmap(partial(jax.random.fold_in, run_rng(resident, 1)))(picks["number"])
-        inputs = jax.vmap(lambda rng: draw(rng, config.data.delay, config.data.num_symbols))(rngs)
-        return {"inputs": inputs, "label": inputs[:, 0]}
-
-    def apply_fn(
-        variables: VariableDict, batch: Batch, carry: Any, rng: Array
-    ) -> tuple[Array, VariableDict, Any]:
-        del rng  # nothing in these networks is drawn at random
-        logits: Any = module.apply(variables, batch["inputs"], train=True)
-        return logits, {}, carry
-
-    def loss_fn(logits: Array, batch: Batch) -> dict[str, Array]:
-        return {
-            "loss": losses.cross_entropy(logits, batch["label"]),
-            "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
-        }
-
-    def programs(variables: VariableDict, parallel: Parallel) -> Iterator[tuple[str, int, Lowered]]:
-        size = config.eval.batch_size
-        inputs = jax.ShapeDtypeStruct((size, *dataset.eval_inputs.shape[1:]), np.int32)
-        yield "evaluate", size, parallel.map(logits_of).lower(variables, {"inputs": inputs})
+def classify(module: nn.Module) -> Callable[[VariableDict, Batch], Array]:
+    """A pure `(variables, {"inputs": [b, T]}) -> logits [b, K]`."""
 
     def logits_of(variables: VariableDict, batch: Batch) -> Array:
         logits: Any = module.apply(variables, batch["inputs"], train=False)
         return logits
 
-    return Task(
-        name="recall",
-        num_examples=config.train.epoch_size,
-        total_steps=total_steps(config, config.train.epoch_size),
-        stages=(0,),
-        resident={"seed": np.asarray(config.seed, np.uint32)},
-        start=np.zeros((1, 1), np.int32),
-        init=lambda rng, start: module.init(rng, start, train=False),
-        picks=lambda start, count: {"number": np.arange(start, start + count, dtype=np.int32)},
-        make_batch=make_batch,
-        apply_fn=apply_fn,
-        loss_fn=loss_fn,
-        evaluate=partial(evaluate, logits_of=logits_of, dataset=dataset, batch_size=config.eval.batch_size),
-        headline={"loss": "nll", "accuracy": "accuracy"},
-        summarize=lambda report: {"test_accuracy": report["accuracy"], "test_loss": report["nll"]},
-        unit="sequences",
-        per_example=1,
-        programs=programs,
-    )
+    return logits_of
+
+
+class RecallTask(Task):
+    """Sequences drawn anew for every step; an epoch is `config.train.epoch_size` of them."""
+
+    name = "recall"
+    unit = "sequences"
+    headline: ClassVar = {"loss": "nll", "accuracy": "accuracy"}
+
+    def __init__(self, config: ConfigDict, dataset: RecallDataset, module: nn.Module) -> None:
+        self.check(config)
+        super().__init__(config, config.train.epoch_size)
+        self._module, self._dataset = module, dataset
+        self._logits_of = classify(module)
+        self._delay, self._num_symbols = config.data.delay, config.data.num_symbols
+        self._eval_batch_size = config.eval.batch_size
+
+    @staticmethod
+    def check(config: ConfigDict) -> None:
+        if config.train.epoch_size < 1:
+            raise UserError(f"config.train.epoch_size={config.train.epoch_size}: must be at least 1")
+
+    def init(self, rng: Array, start: Array) -> VariableDict:
+        return self._module.init(rng, start, train=False)
+
+    def picks(self, start: int, count: int) -> dict[str, np.ndarray]:
+        return {"number": np.arange(start, start + count, dtype=np.int32)}
+
+    def make_batch(self, resident: Batch, picks: Batch, stage: int) -> Batch:
+        del stage  # there is but one
+        rngs = jax.vmap(partial(jax.random.fold_in, run_rng(resident, 1)))(picks["number"])
+        inputs = jax.vmap(lambda rng: draw(rng, self._delay, self._num_symbols))(rngs)
+        return {"inputs": inputs, "label": inputs[:, 0]}
+
+    def apply_fn(
+        self, variables: VariableDict, batch: Batch, carry: Any, rng: Array
+    ) -> tuple[Array, VariableDict, Any]:
+        del rng  # nothing in these networks is drawn at random
+        logits: Any = self._module.apply(variables, batch["inputs"], train=True)
+        return logits, {}, carry
+
+    def loss_fn(self, outputs: Array, batch: Batch) -> dict[str, Array]:
+        return {
+            "loss": losses.cross_entropy(outputs, batch["label"]),
+            "accuracy": (outputs.argmax(-1) == batch["label"]).astype(jnp.float32),
+        }
+
+    def evaluate(self, variables: VariableDict, parallel: Parallel) -> Iterator[Report | None]:
+        """Yields None after every batch, then accuracy and likelihood of the evaluation sequences."""
+        fn = parallel.map(self._logits_of)
+        inputs = {"inputs": self._dataset.eval_inputs}
+        outputs = []
+        for out in parallel.map_all(fn, variables, inputs, self._eval_batch_size):
+            outputs.append(out)
+            yield None
+        logits = np.concatenate(outputs)
+        yield {
+            "split": self._dataset.eval_name,
+            "num_examples": len(logits),
+            "accuracy": float(np.mean(logits.argmax(-1) == self._dataset.eval_label)),
+            "nll": metrics.nll(logits, self._dataset.eval_label),
+        }
+
+    def programs(self, variables: VariableDict, parallel: Parallel) -> Iterator[tuple[str, int, Lowered]]:
+        size = self._eval_batch_size
+        inputs = jax.ShapeDtypeStruct((size, *self._dataset.eval_inputs.shape[1:]), np.int32)
+        yield "evaluate", size, parallel.map(self._logits_of).lower(variables, {"inputs": inputs})
+
+    def summarize(self, report: Report) -> dict[str, Any]:
+        return {"test_accuracy": report["accuracy"], "test_loss": report["nll"]}

@@ -1,9 +1,9 @@
 """What the loop must be told of a task: its data, its forward pass, its loss, its evaluation."""
 
+import abc
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -13,66 +13,96 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from hw.training.parallel import Parallel
-from hw.training.step import ApplyFn, Batch, LossFn
+from hw.training.step import Batch
 
 Array = jax.Array
 Report = dict[str, Any]  # of an evaluation: strict JSON, as evaluation.json holds it
 
 
-@dataclass(frozen=True)
-class Task:
-    """A task in the form that the loop runs.
+class Task(abc.ABC):
+    """A task on a dataset, with the model that learns it.
+
+    A task is built from a config, a dataset and a module. Its methods are pure but for those that are given
+    the devices.
 
     Attributes:
       name: as in `config.task`.
+      unit: what the speed counts, such as "images".
+      headline: the report's values that go to metrics.jsonl's eval lines: {name there: name in report}.
       num_examples: of the training set: the length of an epoch.
       total_steps: of a whole run.
       stages: the steps at which the program changes, 0 first: each stage is compiled on its own.
+      per_example: how many of the unit an example holds.
       resident: the training data, kept on the devices whole, and the run's `seed`: as data, not as a constant
         of the program, so that runs of other seeds find the compiled program in the cache.
       start: data for a data-dependent start.
-      init: `(rng, start) -> variables`.
       carry: what passes from one batch to the next, before the first; () where nothing does.
-      picks: `(first example, count) -> {name: [count]}`, which data a step takes; a pure function.
-      make_batch: `(resident, picks, stage) -> batch`, on the device; `stage` counts `stages`.
-      apply_fn, loss_fn: as `train_step` takes them.
-      evaluate: `(variables, parallel) -> iterator`: yields None after every slice of work, so that
-        the loop can stop for a signal, and at last the report.
-      headline: the report's values that go to metrics.jsonl's eval lines: {name there: name in report}.
-      summarize: `report -> fields of summary.json`.
-      unit: what the speed counts, such as "images".
-      per_example: how many of them an example holds.
-      programs: `(variables, parallel) -> iterator of (name, batch, lowered program)`: what is run beside
-        the training steps, from shapes alone.
-      samples: `variables -> (text for samples.txt, fields for the report)`, where the task has any.
     """
 
-    name: str
-    num_examples: int
-    total_steps: int
-    stages: tuple[int, ...]
-    resident: dict[str, np.ndarray]
-    start: np.ndarray
-    init: Callable[[Array, Array], VariableDict]
-    picks: Callable[[int, int], dict[str, np.ndarray]]
-    make_batch: Callable[[Batch, Batch, int], Batch]
-    apply_fn: ApplyFn
-    loss_fn: LossFn
-    evaluate: Callable[[VariableDict, Parallel], Iterator[Report | None]]
-    headline: dict[str, str]
-    summarize: Callable[[Report], dict[str, Any]]
-    unit: str
-    per_example: int
-    programs: Callable[[VariableDict, Parallel], Iterator[tuple[str, int, Lowered]]]
-    carry: Any = ()
-    samples: Callable[[VariableDict], tuple[str, Report]] | None = None
+    name: ClassVar[str]
+    unit: ClassVar[str]
+    headline: ClassVar[Mapping[str, str]]
 
+    def __init__(self, config: ConfigDict, num_examples: int) -> None:
+        self.seed: int = config.seed
+        self.num_examples = num_examples
+        self.total_steps = total_steps(config, num_examples)
+        self.stages: tuple[int, ...] = (0,)
+        self.per_example = 1
+        self.resident: dict[str, np.ndarray] = {"seed": np.asarray(config.seed, np.uint32)}
+        self.start = np.zeros((1, 1), np.int32)
+        self.carry: Any = ()
 
-def run_rng(resident: Mapping[str, ArrayLike], purpose: int) -> Array:
-    """The run's key for one purpose: of its draws of data (1) or of its steps (2)."""
-    return jax.random.fold_in(jax.random.key(resident["seed"]), purpose)
+    @staticmethod
+    @abc.abstractmethod
+    def check(config: ConfigDict) -> None:
+        """Raises UserError for what the task has no use for; cheap, before any data is there."""
+
+    @abc.abstractmethod
+    def init(self, rng: Array, start: Array) -> VariableDict:
+        """The model's variables at step 0."""
+
+    @abc.abstractmethod
+    def picks(self, start: int, count: int) -> dict[str, np.ndarray]:
+        """Which data the examples `start` … `start + count − 1` of the run are: {name: [count]}."""
+
+    @abc.abstractmethod
+    def make_batch(self, resident: Batch, picks: Batch, stage: int) -> Batch:
+        """The batch of `picks` in one of `stages`, made on the device."""
+
+    @abc.abstractmethod
+    def apply_fn(
+        self, variables: VariableDict, batch: Batch, carry: Any, rng: Array
+    ) -> tuple[Array, VariableDict, Any]:
+        """The model in training mode: (outputs, model_state, carry), as `train_step` takes it."""
+
+    @abc.abstractmethod
+    def loss_fn(self, outputs: Array, batch: Batch) -> dict[str, Array]:
+        """Losses and other metrics per example, as `train_step` takes them."""
+
+    @abc.abstractmethod
+    def evaluate(self, variables: VariableDict, parallel: Parallel) -> Iterator[Report | None]:
+        """Yields None after every slice of work, so that the loop can stop for a signal; then the report."""
+
+    @abc.abstractmethod
+    def programs(self, variables: VariableDict, parallel: Parallel) -> Iterator[tuple[str, int, Lowered]]:
+        """Yields (name, batch, lowered program) of what runs beside the training steps, from shapes alone."""
+
+    @abc.abstractmethod
+    def summarize(self, report: Report) -> dict[str, Any]:
+        """The report's fields for summary.json."""
+
+    def samples(self, variables: VariableDict) -> tuple[str, Report] | None:
+        """(text for samples.txt, fields for the report); None where the task has no samples."""
+        del variables
+        return None
 
 
 def total_steps(config: ConfigDict, num_examples: int) -> int:
     """Steps of a run: as many whole batches as it takes to show every example `epochs` times."""
     return math.ceil(config.train.epochs * num_examples / config.train.batch_size)
+
+
+def run_rng(resident: Mapping[str, ArrayLike], purpose: int) -> Array:
+    """The run's key for one purpose: of its draws of data (1) or of its steps (2)."""
+    return jax.random.fold_in(jax.random.key(resident["seed"]), purpose)

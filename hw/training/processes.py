@@ -3,19 +3,29 @@
 JAX's runtime ends a process from within, by an abort and a page of C++, when another one does not answer or
 has died. So the process that was started does not work itself: it forks one that does, waits for it, and
 says what its end means.
+
+The second half of this module is what they agree by. Each of them calls the same functions in the same order.
+JAX is imported there and not at the top, since `join` forks before.
 """
 
 import contextlib
+import json
 import os
 import re
 import signal
 import sys
 import tempfile
 import threading
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
 
 from hw import cli
 from hw.cli import UserError
+
+T = TypeVar("T")
+Kept = TypeVar("Kept")
 
 # What JAX's runtime writes before it aborts a process for another one's silence or death.
 _LOST = re.compile(rb"JAX distributed service detected fatal errors.*", re.DOTALL)
@@ -24,6 +34,8 @@ _REASON = re.compile(rb"[A-Z_]+: ([^\n]*)")
 _FORWARDED = tuple(getattr(signal, s) for s in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, s))
 # The exit code of a worker that has met another one's death itself.
 _LEFT_ALONE = 3
+# What errors of an exchange between processes name: CPUs' and GPUs' libraries, and the service of JAX.
+_EXCHANGE = ("Gloo", "NCCL", "coordination service")
 
 
 class Hosts(NamedTuple):
@@ -182,3 +194,121 @@ def _connect(hosts: Hosts, noise: int) -> None:
         raise UserError(
             f"the processes of the run cannot find each other ({reason}): give --coordinator"
         ) from error
+
+
+# --- Agreeing ---
+
+
+def several() -> bool:
+    """Whether the run has several processes."""
+    import jax
+
+    return jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that reads and writes the workdir."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def lost(error: Exception) -> bool:
+    """Whether what failed was an exchange with another process, which has then died."""
+    return several() and any(word in str(error) for word in _EXCHANGE)
+
+
+def on_first(fn: Callable[[], T]) -> T:
+    """What `fn` returns in the first process, which alone calls it: strict JSON.
+
+    Raises:
+      UserError: in every process, what stopped `fn` in the first.
+    """
+    return on_first_keeping(lambda: (fn(), None))[0]
+
+
+def on_first_keeping(fn: Callable[[], tuple[T, Kept]]) -> tuple[T, Kept | None]:
+    """The same for a pair, of which the first process keeps the second part; it is None elsewhere.
+
+    Raises:
+      UserError: see `on_first`.
+    """
+    if not several():
+        return fn()
+    error, kept, message = None, None, ""
+    if is_first():
+        try:
+            value, kept = fn()
+            message = cli.to_json({"value": value})
+        except (UserError, OSError) as caught:
+            error, message = caught, cli.to_json({"error": str(caught)})
+    raw = message.encode()
+    size = int(_broadcast(np.int32(len(raw))))
+    buffer = np.zeros(size, np.uint8)
+    if is_first():
+        buffer[:] = np.frombuffer(raw, np.uint8)
+    found = json.loads(bytes(np.asarray(_broadcast(buffer))))
+    if error is not None:
+        raise error
+    if "error" in found:
+        raise UserError(f"process 0: {found['error']}")
+    return found["value"], kept
+
+
+def on_all(fn: Callable[[], T]) -> T:
+    """What `fn` returns in each process; where it fails in one, none goes on.
+
+    Raises:
+      UserError: what stopped `fn` here, or that something did elsewhere.
+    """
+    try:
+        value = fn()
+    except UserError:
+        largest(True)  # the others wait to hear of it
+        raise
+    if largest(False)[0]:
+        raise UserError("another process of this run could not begin: it says why")
+    return value
+
+
+def check_same(value: str, what: str) -> None:
+    """Raises UserError in every process unless all of them have the same `value`."""
+    if largest(on_first(lambda: value) != value)[0]:
+        raise UserError(f"the processes of this run have different {what}: give all of them the same")
+
+
+def largest(*values: int) -> tuple[int, ...]:
+    """Of each value the largest that any process has: so they come to the same decision."""
+    if not several():
+        return values
+    from jax.experimental import multihost_utils
+
+    return tuple(map(int, np.max(multihost_utils.process_allgather(np.array(values)), axis=0)))
+
+
+def from_first(tree: Any, like: Any) -> Any:
+    """The first process's arrays in all of them, bit for bit; where there is no other, `tree` itself.
+
+    Args:
+      tree: arrays; in other processes whatever they have.
+      like: their shapes and types.
+    """
+    import jax
+
+    if not several():
+        return tree
+    shapes, structure = jax.tree.flatten(like)
+    leaves = jax.tree.leaves(tree) if is_first() else [np.zeros(x.shape, x.dtype) for x in shapes]
+    received = []
+    for shape, leaf in zip(shapes, leaves, strict=True):
+        # As bytes: what is broadcast is added to zeros, and a float's -0 would not survive it.
+        raw = _broadcast(np.ravel(np.asarray(leaf)).view(np.uint8))
+        received.append(np.asarray(raw).view(shape.dtype).reshape(shape.shape))
+    return jax.tree.unflatten(structure, received)
+
+
+def _broadcast(value: Any) -> Any:
+    """The first process's array, in all of them."""
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(value)
