@@ -19,8 +19,9 @@ import jax
 import numpy as np
 
 from experiments.seeds import REPOSITORY
-from hw import cli, files, inference
+from hw import cli, files
 from hw.cli import UserError
+from hw.inference import evaluation
 from hw.training import checkpoint, saved
 
 LIMIT = 10 * 10**6  # bytes of a release
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{folder / 'params.npz'} has {size:,} bytes: more than {LIMIT:,}")
     for name in ("config.json", "summary.json"):
         files.write_atomic(folder / name, (options.workdir / name).read_bytes())
-    report = inference.evaluate(folder, data_dir="", batch_size=0)
+    report = evaluation.evaluate(folder, data_dir="", batch_size=0)
     files.write_atomic(folder / "evaluation.json", cli.to_json(report, indent=2) + "\n")
     for name in ("nats_cold256", "nats_stateful", "accuracy"):
         if name in report:

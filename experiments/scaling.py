@@ -29,8 +29,9 @@ import configs.attention
 import configs.gru
 import configs.resnet
 from experiments.seeds import REPOSITORY, RESULTS
-from hw import cli, compilation, data, files, hardware
+from hw import cli, data, files, hardware
 from hw.cli import UserError
+from hw.inference import compilation
 from hw.training import setup
 from hw.training.parallel import Parallel
 from hw.training.processes import is_first

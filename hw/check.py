@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     inputs = [] if options.file is None else [options.file]
     output = files.json_output(options.json, inputs=inputs, force=options.force)
     # After the options: a mistake in them is told at once.
-    from hw.answers.checking import form
+    from hw.checking import form
 
     if options.file is None:
         sheet = form.sheet_of(options.variant)
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
             sys.stdout.write(form.write(sheet, key=options.key))
         return 0
 
-    from hw.answers.checking.marking import mark
+    from hw.checking.marking import mark
     from hw.report import terminal
 
     content = files.read_bytes(

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     (config, _, _), _ = parsed
     output = files.json_output(options.json, force=options.force)
     # After the options: a mistake in them is told at once.
-    from hw import compilation
+    from hw.inference import compilation
     from hw.report import terminal
 
     reports = []

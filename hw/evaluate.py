@@ -84,11 +84,11 @@ def main(argv: Sequence[str]) -> int:
     output = files.json_output(options.json, force=options.force)
 
     # After the options: a mistake in them is told at once.
-    from hw import inference
+    from hw.inference import evaluation
     from hw.training import log, saved
 
     folder = options.workdir or saved.released(options.model)
-    report = inference.evaluate(
+    report = evaluation.evaluate(
         folder, data_dir=options.data_dir, data_path=options.data_path, batch_size=options.batch_size
     )
     if options.workdir:

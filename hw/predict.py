@@ -19,10 +19,10 @@ def main(argv: Sequence[str]) -> int:
     output = files.json_output(options.json, inputs=options.images, force=options.force)
 
     # After the options: a mistake in them is told at once.
-    from hw import inference
+    from hw.inference import images
     from hw.training import saved
 
-    predictions = inference.predict(options.images, options.workdir or saved.released("resnet"))
+    predictions = images.predict(options.images, options.workdir or saved.released("resnet"))
     if options.json:
         files.emit_json(predictions, output)
     else:

@@ -63,11 +63,11 @@ def main(argv: Sequence[str]) -> int:
     _check(options)
 
     # After the options: a mistake in them is told at once.
-    from hw import inference
+    from hw.inference import text
     from hw.training import saved
 
     prompt = files.read_text(options.prompt_file, MAX_PROMPT) if options.prompt_file else options.prompt
-    samples = inference.sample(
+    samples = text.sample(
         options.workdir or saved.released(options.model or "gru"),
         prompt=prompt,
         length=options.length,

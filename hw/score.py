@@ -42,11 +42,11 @@ def main(argv: Sequence[str]) -> int:
         per_char = files.Output("--per-char", options.per_char, inputs=[options.file], force=options.force)
 
     # After the options: a mistake in them is told at once.
-    from hw import inference
+    from hw.inference import text as of_text
     from hw.report import surprise
     from hw.training import saved
 
-    report, characters = inference.score(
+    report, characters = of_text.score(
         files.read_text(options.file, MAX_TEXT),
         options.workdir or saved.released(options.model or "gru"),
         protocol=options.protocol,

@@ -8,7 +8,7 @@ import tomllib
 import pytest
 
 from hw import check, cli
-from hw.answers.checking.questions import FIELDS, ITEMS
+from hw.checking.questions import FIELDS, ITEMS
 from tests.processes import REPOSITORY
 
 

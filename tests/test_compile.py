@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from hw import cli, compilation, data
+from hw import cli, data
 from hw import compile as command
 from hw.cli import UserError
+from hw.inference import compilation
 from hw.training.parallel import Parallel
 from tests import processes
 

@@ -4,7 +4,8 @@ import pwd
 
 import pytest
 
-from hw import cli, evaluate, inference, prepare
+from hw import cli, evaluate, prepare
+from hw.inference import evaluation
 
 DATA = {"name": "recall", "source": "drawn"}
 REPORT = {
@@ -20,7 +21,7 @@ REPORT = {
 @pytest.fixture
 def measured(monkeypatch):
     """An evaluation that takes no time."""
-    monkeypatch.setattr(inference, "evaluate", lambda *args, **kwargs: dict(REPORT))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *args, **kwargs: dict(REPORT))
 
 
 def test_a_run_of_recall_is_printed(measured, tmp_path, capsys):

@@ -14,7 +14,8 @@ from scipy import stats
 
 from hw import generation
 from hw.cli import UserError
-from hw.generation import CHUNK, Draw, Stop, copied, filter_logits
+from hw.generation import Draw, Stop, copied, filter_logits, sampling, scoring
+from hw.generation.sampling import CHUNK
 from hw.models.attention_lm import AttentionLM
 from hw.models.gru_lm import GRULM
 from hw.training.parallel import Parallel
@@ -223,7 +224,7 @@ def test_a_prompt_read_in_windows_is_a_prompt_read_at_once(model, monkeypatch):
     prompt = np.random.default_rng(0).integers(0, V, 23)
     texts = []
     for window in (1, 5, 11, 22, 256):
-        monkeypatch.setattr(generation, "WINDOW", window)
+        monkeypatch.setattr(sampling, "WINDOW", window)
         texts.append(generation.sample(*model, prompt, length=40, streams=range(2)))
     for text in texts[1:]:
         np.testing.assert_array_equal(text, texts[0])
@@ -235,16 +236,16 @@ def test_of_a_long_prompt_the_end_is_enough(monkeypatch, name):
     module, variables = build(MODULES[name])
     prompt = np.random.default_rng(1).integers(0, V, 3000)
     whole = generation.sample(module, variables, prompt, length=80, streams=range(2))
-    monkeypatch.setattr(generation, "LONG_PROMPT", 1024)
-    monkeypatch.setattr(generation, "WINDOW", 256)
+    monkeypatch.setattr(sampling, "LONG_PROMPT", 1024)
+    monkeypatch.setattr(sampling, "WINDOW", 256)
     read = []
-    of_window = generation._read
+    of_window = sampling._read
 
     def count(module, variables, inputs, carry):
         read.append(inputs.shape[1])
         return of_window(module, variables, inputs, carry)
 
-    monkeypatch.setattr(generation, "_read", count)
+    monkeypatch.setattr(sampling, "_read", count)
     end = generation.sample(module, variables, prompt, length=80, streams=range(2))
     assert sum(read) <= 512 + 256
     for a, b in zip(whole, end, strict=True):
@@ -268,7 +269,7 @@ def test_a_state_that_does_not_fade_is_read_from_the_beginning(monkeypatch, caps
     prompt = np.random.default_rng(1).integers(0, V, 1500)
     whole = generation.sample(module, variables, prompt, length=40)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(generation, "LONG_PROMPT", 1024)
+    monkeypatch.setattr(sampling, "LONG_PROMPT", 1024)
     np.testing.assert_array_equal(generation.sample(module, variables, prompt, length=40), whole)
     assert "reading a prompt of 1,500 characters" in capsys.readouterr().err
 
@@ -284,7 +285,7 @@ def test_one_program_for_all_chunks_and_slices(stand_in, replicated):
     module, variables = stand_in
     if replicated:
         variables = Parallel().replicate(variables)
-    before = generation._write._cache_size(), generation._nats._cache_size()
+    before = sampling._write._cache_size(), scoring._nats._cache_size()
     # A batch and a window of its own, so that no other test has compiled it.
     generation.sample(
         module, variables, PROMPT, length=4 * CHUNK, streams=range(13 + replicated), temperature=1.5
@@ -292,8 +293,8 @@ def test_one_program_for_all_chunks_and_slices(stand_in, replicated):
     ids = np.arange(100) % V
     for protocol in generation.PROTOCOLS:
         list(generation.score(module, variables, ids, protocol, window=9 + replicated, batch_size=3))
-    assert generation._write._cache_size() == before[0] + 1
-    assert generation._nats._cache_size() == before[1] + 2
+    assert sampling._write._cache_size() == before[0] + 1
+    assert scoring._nats._cache_size() == before[1] + 2
 
 
 # --- Stop texts ---

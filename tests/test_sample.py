@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hw import cli, generation, inference, sample, score
+from hw import cli, generation, sample, score
 from hw.cli import UserError
 from hw.data.text import encode
+from hw.inference import evaluation
+from hw.inference import text as of_text
 from hw.models.gru_lm import gru_lm
 from hw.training import checkpoint, saved
 
@@ -102,7 +104,7 @@ def test_the_options_reach_the_model(write):
 
 
 def test_samples_are_separated_and_the_same_alone(write, monkeypatch):
-    monkeypatch.setattr(inference, "SAMPLES_AT_ONCE", 2)
+    monkeypatch.setattr(of_text, "SAMPLES_AT_ONCE", 2)
     out = write("--prompt=an ", "--length=30", "--num-samples=3", "--temperature=1.5")
     texts = out.removesuffix("\n").split("\n" + "-" * 10 + "\n")
     assert len(texts) == len(set(texts)) == 3
@@ -407,7 +409,7 @@ def test_releases_are_small_and_say_how_well_they_do():
 def test_the_released_model_does_as_well_as_it_says():
     folder = saved.released("gru")
     try:
-        found = inference.evaluate(folder, data_dir="", batch_size=0)
+        found = evaluation.evaluate(folder, data_dir="", batch_size=0)
     except UserError as missing:
         pytest.skip(str(missing))
     said = json.loads((folder / "evaluation.json").read_text())

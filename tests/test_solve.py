@@ -246,8 +246,8 @@ def test_a_score_that_the_mask_hides_may_overflow(capsys):
     ],
 )
 def test_one_reader_for_solve_and_check(written, number):
-    from hw.answers.checking.entries import READERS
     from hw.answers.notation import parse_matrix
+    from hw.checking.entries import READERS
 
     mine = np.array(parse_matrix(written, "--q"), float)
     np.testing.assert_allclose(mine, number, rtol=1e-15)
@@ -258,8 +258,8 @@ def test_one_reader_for_solve_and_check(written, number):
     "wrong", ["0,5 1; 1,5 2", "1, 2 3", "1,,2", "[[1, 2], [3]]", "x", "[[1", "1/0", "√-1"]
 )
 def test_one_reader_refuses_in_both(run, wrong):
-    from hw.answers.checking.entries import READERS
     from hw.answers.reading import Unreadable
+    from hw.checking.entries import READERS
 
     with pytest.raises(Unreadable):
         READERS["matrix"](wrong)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hw.answers import notation
-from hw.answers.checking.marks import Mark
 from hw.answers.claims import Answer, Cell, Step, Table, Verdict
+from hw.checking.marks import Mark
 
 _WIDTH = 100
 _MAX_ROWS = 1024  # of a table: more than a network has layers

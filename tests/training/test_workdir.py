@@ -13,8 +13,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from hw import cli, hardware, inference, models, train
+from hw import cli, hardware, models, train
 from hw.cli import UserError
+from hw.inference import evaluation
 from hw.training import checkpoint, log, workdir
 from hw.training.parallel import OutOfMemory, Parallel
 from tests import processes
@@ -215,8 +216,8 @@ def test_a_text_named_relative_to_another_folder(command, text, tmp_path, monkey
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     with pytest.raises(UserError, match="--data-path=FILE"):
-        inference.evaluate(Path("../run"), data_dir="", batch_size=0)
-    report = inference.evaluate(Path("../run"), data_dir="", batch_size=0, data_path=Path("../text.txt"))
+        evaluation.evaluate(Path("../run"), data_dir="", batch_size=0)
+    report = evaluation.evaluate(Path("../run"), data_dir="", batch_size=0, data_path=Path("../text.txt"))
     saved = json.loads(Path("../run/evaluation.json").read_text(encoding="utf-8"))
     assert json.loads(cli.to_json(report)) == saved, "hw.evaluate writes another file than the run"
     # The same text by another path is the same run.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hw.answers.checking.fields import (
+from hw.checking.fields import (
     BY_HAND,
     EXACTLY,
     TRANSPOSED,
@@ -16,7 +16,7 @@ from hw.answers.checking.fields import (
     Misconception,
     Value,
 )
-from hw.answers.checking.sheet import Sheet
+from hw.checking.sheet import Sheet
 from hw.ops import attention as ops
 
 Q_TIMES_K = Misconception(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hw.answers.checking.sheet import Sheet
+from hw.checking.sheet import Sheet
 
 # Answers by the id of their field: sizes and counts as whole numbers, vectors [n], matrices [rows, columns].
 Answers = Mapping[str, np.ndarray]

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable
 
-from hw.answers.checking.fields import Answers, Field, Misconception, Value
-from hw.answers.checking.sheet import Sheet
+from hw.checking.fields import Answers, Field, Misconception, Value
+from hw.checking.sheet import Sheet
 from hw.ops.conv_arithmetic import conv_params, source
 
 _LAYERS = ("1.conv1", "1.pool1", "1.conv2", "1.pool2", "1.flatten")  # by their place in the sheet's layers

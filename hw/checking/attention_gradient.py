@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hw.answers.checking.attention import DIVIDED_BY_D_K, UNSCALED, matrices, product, root_d_k
-from hw.answers.checking.fields import BY_HAND, Answers, Field, FreeText, Misconception, Value
+from hw.checking.attention import DIVIDED_BY_D_K, UNSCALED, matrices, product, root_d_k
+from hw.checking.fields import BY_HAND, Answers, Field, FreeText, Misconception, Value
 from hw.ops import attention as ops
 
 WEIGHTS_NOT_TRANSPOSED = Misconception(

@@ -1,23 +1,9 @@
-"""Text and language models: sampling on the device, the nats of a given text, what a sample has copied.
-
-A language model here is a linen module with
-
-    module.initial_carry(batch_size) -> carry                     nothing seen yet
-    module.apply(variables, inputs, carry, train=False) -> (logits, carry)
-
-where every leaf of the carry has the batch as its first axis. None is the carry of nothing seen, too. A
-module that cannot see beyond some distance has `reach`, the number of symbols that a carry depends on.
-Another has far_carries() -> carry: states that texts before may have left, as unlike as they can be.
-
-Glossary:
-  b  batch: streams, or windows        t  time, characters        V  symbols of the vocabulary
-  inputs, ids  int32 [b, t]            logits  float32 [b, t, V]
-"""
+"""Text of a language model's own: the distribution that is drawn from, and the draws, on the device."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +17,7 @@ from hw.cli import UserError
 
 Array = jax.Array
 
-# Characters of a prompt that are read at once, and of the windows that a text is scored by (nanoGPT's).
+# Characters of a prompt that are read at once.
 WINDOW = 256
 # Of a prompt of more characters only the end is read, where what came before makes no difference.
 LONG_PROMPT = 4096
@@ -42,8 +28,6 @@ FORGOTTEN = 1e-5
 CHUNK = 64
 # Below this a temperature is 0: logits that differ by less than a millionth are the same to float32.
 COLDEST = 1e-6
-
-PROTOCOLS = ("cold256", "stateful")
 
 
 # --- The distribution that is drawn from ---
@@ -275,7 +259,7 @@ def stream(
     however much is asked for.
 
     Args:
-      module: a language model, see the top of this file.
+      module: a language model, see `hw.generation`.
       variables: its variables.
       prompt: ids [characters], at least one.
       length: characters to add to each stream.
@@ -338,180 +322,12 @@ def sample(
     return [np.concatenate(text) for text in texts]
 
 
-# --- Scoring ---
-
-
-@partial(jax.jit, static_argnames="module")
-def _nats(
-    module: nn.Module, variables: VariableDict, inputs: Array, targets: Array, carry: Any
-) -> tuple[Array, Any]:
-    """−log p(target) [b, t], and the carry after the last input; None if none was given."""
-    logits, after = module.apply(variables, inputs, carry, train=False)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen, None if carry is None else after
-
-
-def score(
-    module: nn.Module,
-    variables: VariableDict,
-    ids: np.ndarray,
-    protocol: str,
-    *,
-    window: int = WINDOW,
-    batch_size: int = 64,
-) -> Iterator[np.ndarray | None]:
-    """How much each character of a text surprises a model: −log p(x_i | what it has seen before).
-
-    Windows follow one another from the start of the text: the inputs x_i … x_{i+window−1} have the
-    targets x_{i+1} … x_{i+window}, and the last one is shorter. So every character but the first is a
-    target exactly once. "cold256": in each window nothing has been seen before it, so that a
-    character is predicted from at most `window` others (256 by default, hence the name).
-    "stateful": the carry goes on from window to window.
-
-    Args:
-      module: a language model, see the top of this file.
-      variables: its variables.
-      ids: integers [characters], of any type.
-      protocol: "cold256" or "stateful".
-      window: characters of a window.
-      batch_size: windows at a time; "stateful" has one.
-
-    Yields:
-      None after every slice of work; at last the nats of all characters but the first, float32
-      [characters − 1].
-
-    Raises:
-      UserError: there are fewer than two characters.
-
-    Source of the windows: https://github.com/karpathy/nanoGPT, train.py, its validation split cut without
-    gap or overlap.
-    """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"{protocol!r} is none of {PROTOCOLS}")
-    total = len(ids) - 1
-    if total < 1:
-        raise UserError("a text to score needs at least two characters: the first one is given")
-    variables = jax.device_put(variables)
-    place = partial(jax.device_put, device=jax.tree.leaves(variables)[0].sharding)
-    if protocol == "cold256":
-        batch, carry = min(batch_size, -(-total // window)), None
-    else:
-        batch, carry = 1, place(module.initial_carry(1))
-    size = batch * window
-    nats = np.empty(total, np.float32)
-    for start in range(0, total, size):
-        part = np.asarray(ids[start : start + size + 1], np.int32)
-        # One shape, one program. What stands after the text's end cannot change what came before.
-        part = np.pad(part, (0, size + 1 - len(part)))
-        inputs, targets = (place(x.reshape(batch, window)) for x in (part[:-1], part[1:]))
-        of_slice, carry = _nats(module, variables, inputs, targets, carry)
-        nats[start : start + size] = np.asarray(of_slice).ravel()[: total - start]
-        yield None
-    yield nats
-
-
-# --- What is compiled ---
-
-
-class Shaped(Protocol):
-    """Devices as far as a compiler must know them, such as `hw.training.parallel.Parallel`."""
-
-    def shape(self, tree: Any) -> Any:
-        """The shapes of a tree of arrays that lies whole on every device, with their shardings."""
-
-
-def programs(
-    variables: VariableDict, parallel: Shaped, *, module: nn.Module, window: int, batch_size: int
-) -> Iterator[tuple[str, int, Lowered]]:
-    """Yields (name, batch, lowered program) of scoring and of sampling one stream, from shapes alone.
-
-    Args:
-      variables: shapes with their shardings.
-      parallel: the devices.
-    """
-    ids = jnp.zeros((batch_size, window), jnp.int32)
-    inputs = parallel.shape(ids)
-    yield "evaluate", batch_size, _nats.lower(module, variables, inputs, inputs, None)
+def lowered(module: nn.Module, variables: VariableDict, shape: Callable[[Any], Any]) -> Lowered:
+    """The program that samples one stream, from shapes alone; `shape` gives them their shardings."""
+    ids = jnp.zeros(1, jnp.int32)
     shapes = jax.eval_shape(
-        lambda: (module.initial_carry(1), ids[0, :1], jax.random.split(jax.random.key(0), 1), ids[0, 0])
+        lambda: (module.initial_carry(1), ids, jax.random.split(jax.random.key(0), 1), ids[0])
     )
-    carry, last, rngs, start = parallel.shape(shapes)
-    variables = parallel.shape(jax.eval_shape(partial(_folded, module), variables))
-    yield "sample", 1, _write.lower(module, variables, carry, last, rngs, start, Draw())
-
-
-# --- Copies ---
-
-
-def copied(text: str, source: str, n: int = 20) -> dict[str, Any]:
-    """How much of a text stands verbatim in another.
-
-    Exact, in time O(len(text) + len(source)) and, beside the arguments, memory O(n len(text)): `source` is
-    walked once through the suffix automaton of `text`, which at each character knows the longest
-    substring of `text` that ends there.
-
-    Args:
-      text: a sample.
-      source: the text that it may have been copied from.
-      n: length of the sequences that are looked up.
-
-    Returns:
-      `longest`, the length of the longest common substring; `copy`, the first such in `source`; `share`,
-      which part of the len(text) − n + 1 sequences of n characters in `text` occur in `source`, None
-      if there are none.
-
-    Source: Blumer et al. 1985, "The smallest automaton recognizing the subwords of a text".
-    """
-    # State s stands for substrings of `text` with the same ends; the longest has depth[s] characters, and
-    # link[s] is the state of its longest suffix that also ends elsewhere. State 0: the empty one.
-    follow: list[dict[str, int]] = [{}]
-    link, depth = [0], [0]
-    last = 0
-    for symbol in text:
-        new = len(follow)
-        follow.append({})
-        depth.append(depth[last] + 1)
-        link.append(0)
-        at = last
-        while symbol not in follow[at]:
-            follow[at][symbol] = new
-            if at == 0:
-                break
-            at = link[at]
-        else:
-            old = follow[at][symbol]
-            if depth[old] == depth[at] + 1:
-                link[new] = old
-            else:
-                # The shorter ones among old's substrings now have one end more: a state of their own.
-                clone = len(follow)
-                follow.append(dict(follow[old]))
-                depth.append(depth[at] + 1)
-                link.append(link[old])
-                while follow[at].get(symbol) == old:
-                    follow[at][symbol] = clone
-                    if at == 0:
-                        break
-                    at = link[at]
-                link[old] = link[new] = clone
-        last = new
-
-    at = matched = longest = end = 0
-    found = set()
-    for position, symbol in enumerate(source, start=1):
-        after = follow[at].get(symbol)
-        while after is None and at:
-            at = link[at]
-            matched = depth[at]
-            after = follow[at].get(symbol)
-        if after is None:
-            continue  # no substring of `text` has this symbol, and nothing is matched
-        at = after
-        matched += 1
-        if matched > longest:
-            longest, end = matched, position
-        if matched >= n:
-            found.add(source[position - n : position])
-    grams = [text[i : i + n] for i in range(len(text) - n + 1)]
-    share = sum(gram in found for gram in grams) / len(grams) if grams else None
-    return {"longest": longest, "copy": source[end - longest : end], "share": share}
+    carry, last, rngs, start = shape(shapes)
+    variables = shape(jax.eval_shape(partial(_folded, module), variables))
+    return _write.lower(module, variables, carry, last, rngs, start, Draw())

@@ -13,13 +13,13 @@ import pytest
 
 from hw import cli
 from hw.answers import attention, attention_gradient, bptt, cnn, multi_head, unrolled_rnn
-from hw.answers.checking import fields, form, questions
-from hw.answers.checking.entries import READERS
-from hw.answers.checking.marking import mark, right_answers
-from hw.answers.checking.sheet import SHEET, variant
-from hw.answers.checking.sheet import numbers as numbers_of
 from hw.answers.reading import Unreadable
-from tests.answers import students
+from hw.checking import fields, form, questions
+from hw.checking.entries import READERS
+from hw.checking.marking import mark, right_answers
+from hw.checking.sheet import SHEET, variant
+from hw.checking.sheet import numbers as numbers_of
+from tests.checking import students
 from tests.processes import REPOSITORY
 from tests.recipes import THOROUGH, many
 

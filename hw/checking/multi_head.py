@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hw.answers.checking.fields import Answers, Field, FreeText, Misconception, Value
-from hw.answers.checking.sheet import Sheet
+from hw.checking.fields import Answers, Field, FreeText, Misconception, Value
+from hw.checking.sheet import Sheet
 from hw.ops.attention import multi_head_params, multi_head_shapes
 
 HEAD_AS_D_MODEL = Misconception(

@@ -10,14 +10,14 @@ from functools import lru_cache
 
 import numpy as np
 
-from hw.answers.checking import fields
-from hw.answers.checking.entries import LAYOUTS, READERS, Entry, cut_short, near
-from hw.answers.checking.fields import Answers, Field, FreeText, Misconception, Value
-from hw.answers.checking.marks import Mark
-from hw.answers.checking.questions import FIELDS, ITEMS
-from hw.answers.checking.sheet import Sheet
 from hw.answers.notation import times
 from hw.answers.reading import Unreadable
+from hw.checking import fields
+from hw.checking.entries import LAYOUTS, READERS, Entry, cut_short, near
+from hw.checking.fields import Answers, Field, FreeText, Misconception, Value
+from hw.checking.marks import Mark
+from hw.checking.questions import FIELDS, ITEMS
+from hw.checking.sheet import Sheet
 from hw.cli import UserError
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hw.answers.checking.fields import BY_HAND, Answers, Field, FreeText, Misconception, Value
-from hw.answers.checking.sheet import Sheet, last_gradient
+from hw.checking.fields import BY_HAND, Answers, Field, FreeText, Misconception, Value
+from hw.checking.sheet import Sheet, last_gradient
 
 BIAS_LEFT_OUT = Misconception(
     "rnn_bias_forgotten",

@@ -1,112 +1,17 @@
-"""A finished run at work: its evaluation again; anybody's pictures named, texts continued and scored."""
+"""A finished language model at work: texts continued, texts scored."""
 
 import math
-import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from hw import cli, data, generation, hardware, models
+from hw import cli, generation
 from hw.cli import UserError
-from hw.data.photos import read_image
 from hw.data.text import beginning, decode, encode
-from hw.training import saved, setup
-from hw.training.parallel import Parallel
-from hw.training.tasks import images
-
-
-def evaluate(
-    folder: Path, *, data_dir: str, batch_size: int, data_path: Path | None = None
-) -> dict[str, Any]:
-    """Evaluates the weights in `folder` on the split that their run is judged by.
-
-    Args:
-      folder: a workdir or a release.
-      data_dir: where the prepared data lies; "" for the run's own and the usual places.
-      batch_size: examples at a time; 0 for the run's own.
-      data_path: the text, where the run was given a file of the user's own; None for where it was then.
-
-    Returns:
-      What evaluation.json holds, with the data that it was measured on and the precision, which is this
-      machine's own where the recipe says "auto".
-
-    Raises:
-      UserError: there is nothing to evaluate, or not on the data it was trained on.
-    """
-    run = saved.load_run(folder, cli.say, needs=None)
-    config, provenance = run.config, run.provenance
-    # Strictly the kind of data that it was trained on: a stand-in never judges the real thing.
-    config.data.source = provenance["source"]
-    if "dir" in config.data:
-        config.data.dir = data_dir or config.data.dir
-    config.eval.batch_size = batch_size or config.eval.batch_size
-    if provenance["source"] == "file":
-        _find_text(config.data, data_path)
-    dataset = data.load(config.data)
-    if dataset.provenance["fingerprint"] != provenance.get("fingerprint"):
-        cli.say(f"note: trained on another copy of the data ({provenance.get('note', 'not described')})")
-    if tuple(dataset.classes) != run.symbols:
-        what = "symbols" if config.task == "text" else "classes"
-        raise UserError(f"{dataset.provenance['name']} has other {what} than {folder} was trained on")
-    parallel = Parallel(config.parallel)
-    parallel.check_batch(config.eval.batch_size, "the evaluation's batch size")
-    config = setup.with_stand_in(config, provenance["source"])
-    config.model.dtype = models.dtype_of(config.model.dtype, parallel.platform, hardware.processor())
-    task = setup.build_task(config, parallel, dataset)
-    variables = parallel.replicate(run.variables)
-    report = next(found for found in task.evaluate(variables, parallel) if found is not None)
-    if (written := task.samples(variables)) is not None:
-        report |= written[1]
-    return report | {"dataset": dataset.provenance, "dtype": config.model.dtype}
-
-
-def _find_text(config: ConfigDict, named: Path | None) -> None:
-    """Sets `config.path` to the text named now, else leaves the one that the run was given.
-
-    Raises:
-      UserError: that one is not there, as where it was given relative to another folder.
-    """
-    if named is not None:
-        config.path = str(named)
-    elif not os.path.exists(os.path.expanduser(config.path)):
-        raise UserError(
-            f"the run was trained on config.data.path={config.path}, which is not there: name the text with "
-            "--data-path=FILE"
-        )
-
-
-def predict(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
-    """Class and probability of each picture, by the weights in `folder`.
-
-    Returns:
-      For each file: `file`, `label`, `probability`, and `top5`, the five likeliest as (label,
-      probability). Probabilities are calibrated where the run's recipe has a temperature.
-
-    Raises:
-      UserError: a file is no picture, or there are no weights.
-    """
-    pictures = np.stack([read_image(file) for file in files])
-    needs = ("data.mean", "data.std", "eval.tta", "eval.temperature")
-    run = saved.load_run(folder, cli.say, task="images", needs=needs)
-    config = setup.with_stand_in(run.config, run.provenance["source"])
-    logits_of = jax.jit(images.classify(run.module, config.data, images.TTA_VIEWS[config.eval.tta]))
-    logits = logits_of(run.variables, {"image": pictures})["logits_tta"]
-    probabilities = np.asarray(jax.nn.softmax(logits / (config.eval.temperature or 1.0)), float)
-    if not np.isfinite(probabilities).all():
-        raise UserError(f"the model in {folder} answers with nan or inf: train it again")
-    classes = run.symbols
-    predictions = []
-    for file, row in zip(files, probabilities, strict=True):
-        top5 = [(classes[k], float(row[k])) for k in np.argsort(-row)[:5]]
-        label, probability = top5[0]
-        predictions.append({"file": str(file), "label": label, "probability": probability, "top5": top5})
-    return predictions
-
+from hw.training import saved
 
 # Samples that are drawn side by side: their noise and carries must fit the memory, however many are wanted.
 SAMPLES_AT_ONCE = 64

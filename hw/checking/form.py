@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from hw.answers.checking.entries import LAYOUTS
-from hw.answers.checking.fields import Field
-from hw.answers.checking.marking import right_answers
-from hw.answers.checking.questions import ITEMS, QUESTIONS
-from hw.answers.checking.sheet import SHEET, Sheet, numbers, variant
 from hw.answers.notation import text
 from hw.answers.reading import shown
+from hw.checking.entries import LAYOUTS
+from hw.checking.fields import Field
+from hw.checking.marking import right_answers
+from hw.checking.questions import ITEMS, QUESTIONS
+from hw.checking.sheet import SHEET, Sheet, numbers, variant
 from hw.cli import UserError, shorten
 
 MAX_BYTES = 200_000

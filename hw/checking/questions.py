@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from hw.answers.checking import attention, attention_gradient, cnn, multi_head, rnn
-from hw.answers.checking.fields import Field, FreeText
-from hw.answers.checking.sheet import Sheet, last_gradient
 from hw.answers.notation import matrix, text, times
+from hw.checking import attention, attention_gradient, cnn, multi_head, rnn
+from hw.checking.fields import Field, FreeText
+from hw.checking.sheet import Sheet, last_gradient
 
 
 class Question(NamedTuple):
