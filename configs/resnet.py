@@ -24,18 +24,16 @@ are tested.
 
 import ml_collections
 
+from configs import base
+
 
 def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
-    config = ml_collections.ConfigDict()
+    config = base.recipe()
     config.task = "images"
-    config.seed = 0
-    config.parallel = "jit"  # or "pmap"
 
-    config.data = ml_collections.ConfigDict()
     config.data.name = "cifar10"
     config.data.source = "auto"  # or "tfds", "embedded": strict
     config.data.dir = ""  # "": TFDS_DATA_DIR, else TFDS's own default
-    config.data.holdout = 0  # tune with 5000: training pictures that take the test set's place
     config.data.embedded_train = 6000
     config.data.embedded_eval = 1000
     # Mean and standard deviation of CIFAR-10's training pixels, red, green, blue, of 255.
@@ -46,13 +44,11 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.augment.flip = "alternating"  # "random", "none"
     config.augment.shift = 2  # pixels
     config.augment.cutout = 0  # side of a square of mean colour; 0: none
-    # Progressive resolution: pictures of this side for this share of the steps.
+    # Progressive resolution: images of this side for this share of the steps.
     config.augment.small_size = 24  # 0: never
     config.augment.small_until = 0.4
 
-    config.model = ml_collections.ConfigDict()
     config.model.name = "hwnet"  # "resnet20", "resnet18"
-    config.model.dtype = "auto"  # float32 on CPU, bfloat16 on GPU and TPU
     # Whose statistics a batch is normalised by: of the whole batch, or (under pmap) of each device's share.
     config.model.batch_norm = "synchronised"  # "per-device"
     config.model.hwnet = ml_collections.ConfigDict()
@@ -67,46 +63,28 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.model.hwnet.norm_scale = False
     config.model.hwnet.channel_gates = False  # on: not shown to help in one epoch; `:accurate` has them
 
-    config.train = ml_collections.ConfigDict()
     config.train.epochs = 5.0
     config.train.batch_size = 500
-    config.train.steps_per_dispatch = 0  # 0: one on CPU, 50 elsewhere
     config.train.label_smoothing = 0.2
-    config.train.average_decay = 0.0  # of the weights' running average, a step; 0: none
 
-    config.optim = ml_collections.ConfigDict()
-    config.optim.name = "muon"  # "sgd", "adamw"
-    config.optim.learning_rate = 5.0  # biases and norms (everything, for sgd and adamw)
-    config.optim.head_learning_rate = 0.6  # and all other matrices, such as the gates'
-    config.optim.momentum = 0.85  # b1 for adamw
+    config.optim.name = "muon"
+    config.optim.learning_rate = 5.0  # of biases and norms
+    config.optim.head_learning_rate = 0.6
+    config.optim.momentum = 0.85
     config.optim.b2 = 0.999
-    config.optim.weight_decay = 0.0
-    config.optim.schedule = "linear"  # "cosine", "constant"
-    config.optim.warmup = 0.0  # fraction of all steps
-    config.optim.final = 0.0  # factor on the learning rate at the last step
-    config.optim.clip_norm = 0.0  # 0: no clipping
-    config.optim.filters = ml_collections.ConfigDict()
+    config.optim.schedule = "linear"
+    config.optim.warmup = 0.0
+    config.optim.final = 0.0
+    config.optim.clip_norm = 0.0
     config.optim.filters.learning_rate = 0.24
     config.optim.filters.momentum = 0.6
     config.optim.filters.newton_schulz_steps = 3
 
-    config.eval = ml_collections.ConfigDict()
     config.eval.batch_size = 500
-    config.eval.every_epochs = 0.0  # 0: only after the last step, as the protocol demands
     config.eval.tta = "mirror"  # test-time views: "six", "mirror", "none"
-    # Fitted on held-out training pictures (experiments/results/tuning/six-epochs); 0: not fitted.
+    # Fitted on held-out training images (experiments/results/tuning/six-epochs); 0: not fitted.
     config.eval.temperature = 0.488
 
-    config.checkpoint = ml_collections.ConfigDict()
-    config.checkpoint.every_seconds = 60.0
-    config.checkpoint.keep = 2
-
-    config.log = ml_collections.ConfigDict()
-    config.log.every_steps = 1  # lines of metrics.jsonl
-    config.log.every_seconds = 10.0  # lines of train.log
-
-    # What changes when the embedded stand-in takes CIFAR-10's place: a schedule of two minutes.
-    config.embedded = ml_collections.ConfigDict()
     config.embedded.epochs = 2.0
     config.embedded.batch_size = 250
 

@@ -1,8 +1,10 @@
 """A recipe from the command line: `--config=FILE.py[:VARIANT]`, its fields by `--config.a.b=V`."""
 
+import contextlib
 import os
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +63,8 @@ def parse(
         print(help + "\nFlags:\n" + values.main_module_help())
         return None
     try:
-        stray = values(arguments)[1:]
+        with _ours_importable():
+            stray = values(arguments)[1:]
         if values.config is not None and not isinstance(values.config, ConfigDict):
             # A file that is not there shows only when the config is used.
             getattr(values.config, "seed", None)
@@ -89,6 +92,16 @@ def parse(
     if stray:
         raise cli.UserError(f"stray argument {stray[0]!r} (see {program} --help)")
     return Recipe(values.config, Path(path).stem, variant), values
+
+
+@contextlib.contextmanager
+def _ours_importable() -> Iterator[None]:
+    """Lets a recipe import `configs.base` from any folder; in a wheel there is none."""
+    sys.path.insert(0, str(_RECIPES.parent))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(_RECIPES.parent))
 
 
 def _with_found_file(argv: Sequence[str]) -> list[str]:

@@ -1,7 +1,6 @@
 """Eight simulated CPU devices for the tests that need several, and what many tests share."""
 
 import os
-import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import pytest
 
 from tests import processes
-from tests.processes import REPOSITORY
 from tests.recipes import THOROUGH, TINY
 
 # Before jax is imported anywhere. Processes that tests start have one device (tests/processes.py).
@@ -156,7 +154,9 @@ def eight_devices() -> list:
 @pytest.fixture
 def tiny_config():
     """configs/resnet.py, cut down to TINY."""
-    config = runpy.run_path(str(REPOSITORY / "configs" / "resnet.py"))["get_config"]()
+    from configs import resnet
+
+    config = resnet.get_config()
     config.update_from_flattened_dict(TINY)
     return config
 

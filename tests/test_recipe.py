@@ -35,7 +35,6 @@ def test_a_path_of_the_home_folder(run, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     source = CONFIGS / "resnet.py"
     (tmp_path / "mine.py").write_text(source.read_text())
-    monkeypatch.syspath_prepend(str(CONFIGS.parent))  # for configs.base
     assert run("--config=~/mine.py:quick") == (0, "mine quick\n", "")
 
 

@@ -1,0 +1,1 @@
+"""The recipes, one a file, on what they share: base.py."""
