@@ -6,7 +6,7 @@ Variants:
   gru        a GRU, as it is commonly started: its update gate forgets half of the state at every step.
   gru_keeps  a GRU whose update gate starts by keeping some 95 %.
 
-What the two make of it, delay by delay: experiments/memory_task.py.
+What the two make of it, delay by delay: experiments/studies/memory_task.py.
 """
 
 import ml_collections

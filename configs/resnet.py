@@ -3,7 +3,7 @@
     python -m hw.train --config=configs/resnet.py[:VARIANT]
 
 Score, time and hardware: see the README's table, each number with its log. What each choice buys:
-experiments/ablation.py.
+experiments/studies/ablation.py.
 
 The recipe in words. Five times through the training pictures, the first 40 % of the steps at 24×24, where a
 step costs half. Filters move by orthogonalised momentum ("Muon"), which needs far fewer steps than SGD; all
@@ -55,7 +55,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.model.hwnet.widths = (64, 128, 256)
     config.model.hwnet.depth = 1  # residual convolutions a stage
     config.model.hwnet.norm_momentum = 0.6  # few steps: the running statistics must be young
-    # Each idea can be taken out (experiments/ablation.py).
+    # Each idea can be taken out (experiments/studies/ablation.py).
     config.model.hwnet.stem = "whitened"  # "learned"
     config.model.hwnet.identity = True  # filters start as copies of their channels
     config.model.hwnet.residual = True

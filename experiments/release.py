@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.seeds import REPOSITORY
+from experiments.study import REPOSITORY
 from hw import cli, files
 from hw.cli import UserError
 from hw.inference import evaluation

@@ -12,8 +12,6 @@ the study is DIR/NAME, and the runs are in DIR/runs.
 
 import json
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,45 +19,17 @@ from typing import Any
 
 import numpy as np
 
+from experiments import study as places
+from experiments.study import summaries, train
 from hw import cli, files, plotting
 from hw.answers.runs import interval
-from hw.cli import Stopped, UserError
+from hw.cli import UserError
 from hw.training import log
-
-REPOSITORY = Path(__file__).parents[1]
-RESULTS = REPOSITORY / "experiments" / "results"
-RUNS = REPOSITORY / "runs" / "studies"
 
 # What proves a run, and no more: the rest can be drawn from it.
 KEPT = ("summary.json", "metrics.jsonl", "config.json", "evaluation.json", "samples.txt")
 # What may be summed up over seeds, where a task has it.
 _VALUES = ("test_accuracy", "test_accuracy_tta", "test_loss", "val_nats_cold256", "val_nats_stateful")
-
-
-def summaries(study: Path) -> list[dict[str, Any]]:
-    """The summaries of a study's runs, by seed."""
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in study.glob("seed-*/summary.json")]
-    return sorted(runs, key=lambda run: run["seed"])
-
-
-def train(arguments: Sequence[str], workdir: Path) -> None:
-    """Runs `hw.train` as a process; hands on a signal, and raises what its exit code means."""
-    command = [sys.executable, "-m", "hw.train", *arguments, f"--workdir={workdir}"]
-    with subprocess.Popen(command, cwd=REPOSITORY) as process:
-        # SIGINT reaches the child from the terminal itself; both wait until it has saved.
-        before = {
-            signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-            signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
-        }
-        try:
-            code = process.wait()
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
-    if code > 128:
-        raise Stopped(code - 128)
-    if code:
-        raise UserError(f"seed of {workdir} ended with exit code {code}: see above")
 
 
 def run_seed(
@@ -74,7 +44,7 @@ def run_seed(
       workdir: where it runs; None: in RUNS, as `folder` lies in RESULTS.
     """
     if not (folder / "summary.json").exists():
-        workdir = workdir or RUNS / folder.relative_to(RESULTS)
+        workdir = workdir or places.RUNS / folder.relative_to(places.RESULTS)
         train([*arguments, f"--config.seed={seed}"], workdir)
         folder.mkdir(parents=True, exist_ok=True)
         for name in sorted(KEPT, key=lambda name: name == "summary.json"):  # last: it says "done"
@@ -139,8 +109,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--seeds must be at least 1")
     path, _, variant = options.config.partition(":")
     name = options.study or Path(path).stem + (f"-{variant}" if variant else "")
-    study = (options.results or RESULTS).resolve() / name
-    runs = options.results.resolve() / "runs" / name if options.results else RUNS / name
+    study = (options.results or places.RESULTS).resolve() / name
+    runs = options.results.resolve() / "runs" / name if options.results else places.RUNS / name
     arguments = [f"--config={options.config}", *rest]
     check_recipe(study, arguments)
     report: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.seeds import RESULTS, summaries
+from experiments.study import RESULTS, summaries
 from hw import cli, files, plotting
 from hw.answers.runs import hardware_in_short, interval, software_in_short
 

@@ -7,7 +7,9 @@ import re
 
 import pytest
 
-from experiments import ablation, table, throughput
+from experiments import table
+from experiments.benchmarks import throughput
+from experiments.studies import ablation
 from hw import cli
 from hw.answers.runs import interval
 from hw.cli import to_json

@@ -1,6 +1,6 @@
 """The studies: their arithmetic by hand, their runs resumable, what they compare equal."""
 
-import importlib
+import importlib.util
 import json
 import math
 import sys
@@ -13,20 +13,16 @@ import pytest
 
 import configs.recall
 import configs.resnet
-from experiments import (
+import experiments
+from experiments import seeds, study, table
+from experiments.benchmarks import gpu, recurrence, sampling, scaling, throughput
+from experiments.studies import (
     ablation,
     attention_scaling,
     float32_attention_gradient,
-    gpu,
     memory_task,
     neurons,
     precision,
-    recurrence,
-    sampling,
-    scaling,
-    seeds,
-    table,
-    throughput,
     vanishing_gradient,
 )
 from hw import models
@@ -37,11 +33,23 @@ from hw.training import optim
 from tests.models.test_resnet import multiply_adds
 
 
+@pytest.mark.parametrize("name", sorted(experiments.MOVED))
+def test_old_names_of_commands_are_found_and_say_the_new_one(name, capsys):
+    spec = importlib.util.find_spec(f"experiments.{name}")
+    new = importlib.util.find_spec(f"experiments.{experiments.MOVED[name].parent.name}.{name}")
+    assert spec.origin == new.origin and spec.loader.get_code(spec.name)
+    assert capsys.readouterr().err == f"note: experiments.{name} is now {new.name}\n"
+
+
+def test_there_is_no_other_old_name():
+    assert importlib.util.find_spec("experiments.nothing") is None
+
+
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """The studies' folders, somewhere else."""
-    monkeypatch.setattr(seeds, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(seeds, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(study, "RUNS", tmp_path / "runs")
     monkeypatch.setenv("XLA_FLAGS", "")  # the studies' processes have one device
     return tmp_path / "results"
 
@@ -51,7 +59,7 @@ def test_seeds_run_once_and_sum_up(results, tiny_arguments, capsys):
     assert seeds.main(argv) == 0
     report = json.loads(capsys.readouterr().out)
     assert report == json.loads((results / "tiny" / "seeds.json").read_text())
-    runs = seeds.summaries(results / "tiny")
+    runs = study.summaries(results / "tiny")
     assert [run["seed"] for run in runs] == report["seeds"] == [0, 1]
     first, second = (run["test_accuracy"] for run in runs)
     assert report["test_accuracy"]["mean"] == pytest.approx((first + second) / 2)
@@ -206,16 +214,16 @@ def test_vanishing_gradient_against_plain_loops():
 
 
 @pytest.mark.parametrize(
-    "study", ["vanishing_gradient", "memory_task", "attention_scaling", "float32_attention_gradient"]
+    "name", ["vanishing_gradient", "memory_task", "attention_scaling", "float32_attention_gradient"]
 )
-def test_studies_are_committed_whole(study):
-    folder = seeds.RESULTS / study
+def test_studies_are_committed_whole(name):
+    folder = study.RESULTS / name
     assert (folder / "figure.svg").read_text().lstrip().startswith("<?xml")
     assert json.loads((folder / "data.json").read_text())
 
 
 def test_committed_curves_can_be_made_again():
-    data = json.loads((seeds.RESULTS / "vanishing_gradient" / "data.json").read_text())["radii"]
+    data = json.loads((study.RESULTS / "vanishing_gradient" / "data.json").read_text())["radii"]
     found = vanishing_gradient.measure(0.9, 0)
     for kind, curve in data["0.9"].items():
         assert (np.asarray(found[kind]) >= np.array(curve["low"]) * (1 - 1e-6)).all()
@@ -553,16 +561,16 @@ def test_gpu_step_that_fails_is_noted(tmp_path, monkeypatch):
 def test_the_page_on_the_gpu_says_what_its_logs_say():
     page = (table.RESULTS / "gpu" / "README.md").read_text()
     said = []
-    for study in ("gpu-resnet", "gpu-resnet96"):
-        summed = json.loads((table.RESULTS / study / "seeds.json").read_text())
+    for name in ("gpu-resnet", "gpu-resnet96"):
+        summed = json.loads((table.RESULTS / name / "seeds.json").read_text())
         for field in ("test_accuracy", "test_accuracy_tta"):
             spread = f" ± {100 * summed[field]['deviation']:.2f}" if len(summed["seeds"]) > 1 else ""
             said.append(f"{100 * summed[field]['mean']:.2f}{spread} %")
-    for study in ("gpu-text-gru", "gpu-text-attention"):
-        (run,) = seeds.summaries(table.RESULTS / study)
+    for name in ("gpu-text-gru", "gpu-text-attention"):
+        (run,) = study.summaries(table.RESULTS / name)
         said += [f"{run['val_nats_cold256']:.4f}", f"{run['val_nats_stateful']:.4f}"]
         said.append(f"{run['seconds']['total']:.3g} s")
-    runs = seeds.summaries(table.RESULTS / "gpu-resnet")
+    runs = study.summaries(table.RESULTS / "gpu-resnet")
     times = gpu.digest_runs(runs)
     peer = json.loads((table.RESULTS / "gpu" / "airbench.json").read_text())
     assert gpu.compare(runs, peer["runs"])["ratio, ours to theirs"] == peer["ratio, ours to theirs"]

@@ -285,7 +285,7 @@ def _scaling_step(problem: Problem, found: Mapping[str, np.ndarray]) -> Step:
         "d_k products, each of mean 0 and variance 1: Var(q·k) = d_k. All three are needed: means that "
         "differ from 0 add to it, dependent components do not add up so. Unscaled, scores spread like "
         "√d_k, the softmax saturates, its Jacobian goes to zero, and Q and K stop learning; by 1/√d_k "
-        "their spread stays 1 at any d_k. Measured against d_k: experiments/attention_scaling.py.",
+        "their spread stays 1 at any d_k. Measured against d_k: experiments/studies/attention_scaling.py.",
         table=Table("Gradients by the scores, with and without the scale", header, tuple(rows)),
     )
 

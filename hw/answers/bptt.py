@@ -346,8 +346,8 @@ def _vanishing_steps() -> list[Step]:
             "noise, so that the weights are moved by the recent past alone: the network does not learn "
             "dependencies that are longer than its gradients' reach, though nothing keeps its forward "
             "pass from holding them. Measured as a recall task, plain RNN against GRU, as commonly started "
-            "and started remembering: experiments/memory_task.py; the gradients themselves: "
-            "experiments/vanishing_gradient.py.",
+            "and started remembering: experiments/studies/memory_task.py; the gradients themselves: "
+            "experiments/studies/vanishing_gradient.py.",
         ),
     ]
 

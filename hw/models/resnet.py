@@ -227,9 +227,9 @@ class HWNet(nn.Module):
     where the gates, if any, scale a channel by what the whole picture holds (`ChannelGates`): a seventh more
     parameters and next to no arithmetic.
 
-    What each of these buys, experiments/ablation.py measures; the last six attributes are there for it.
-    Tried on held-out pictures and dropped (experiments/results/tuning): a learned bias after the stem (no
-    better, a fifth slower); for as much time, narrower stages with more epochs or with two residual
+    What each of these buys, experiments/studies/ablation.py measures, and the last six attributes are there
+    for it. Tried on held-out images and dropped (experiments/results/tuning): a learned bias after the stem
+    (no better, a fifth slower); for as much time, narrower stages with more epochs or with two residual
     convolutions each, and wider ones with fewer (no better).
 
     Attributes:

@@ -149,7 +149,9 @@ def _bptt(answer: Answer) -> list[Figure | Missing]:
     if study is None:
         source = "experiments/results/vanishing_gradient"
         figures.append(
-            Missing("How far a gradient reaches back", source, "python -m experiments.vanishing_gradient")
+            Missing(
+                "How far a gradient reaches back", source, "python -m experiments.studies.vanishing_gradient"
+            )
         )
     else:
         steps = study.data["sizes"]["steps"]
@@ -178,7 +180,7 @@ def _bptt(answer: Answer) -> list[Figure | Missing]:
             Missing(
                 "The first symbol after a delay",
                 "experiments/results/memory_task",
-                "python -m experiments.memory_task --seeds=3",
+                "python -m experiments.studies.memory_task --seeds=3",
             )
         )
     else:
@@ -223,7 +225,7 @@ def _language_model(answer: Answer) -> list[Figure | Missing]:
             Missing(
                 "Hidden units that stand for something",
                 "experiments/results/neurons",
-                "python -m experiments.neurons",
+                "python -m experiments.studies.neurons",
             ),
         ]
     title = "Hidden units that stand for something"
@@ -309,7 +311,7 @@ def _attention_gradient(answer: Answer) -> list[Figure | Missing]:
     study = logs.study("attention_scaling")
     if study is None:
         source = "experiments/results/attention_scaling"
-        figures.append(Missing("What 1/√d_k does", source, "python -m experiments.attention_scaling"))
+        figures.append(Missing("What 1/√d_k does", source, "python -m experiments.studies.attention_scaling"))
     else:
         sizes = study.data["sizes"]["d_k"]
         for measure, label in _MEASURES.items():
@@ -345,7 +347,7 @@ def _attention_gradient(answer: Answer) -> list[Figure | Missing]:
             Missing(
                 "The textbook form in float32",
                 "experiments/results/float32_attention_gradient",
-                "python -m experiments.float32_attention_gradient",
+                "python -m experiments.studies.float32_attention_gradient",
             ),
         ]
     gaps, errors = study.data["gaps"], study.data["errors"]

@@ -182,7 +182,7 @@ def test_a_missing_log_is_said(tmp_path, monkeypatch):
     text = Elements(page.page(made)).text
     assert "There is no log of a finished run" in text
     assert "python -m hw.train --config=configs/resnet.py" in text
-    assert "python -m experiments.vanishing_gradient" in text
+    assert "python -m experiments.studies.vanishing_gradient" in text
     assert "Missing" in markdown(made, "f")[0]
 
 
@@ -223,7 +223,7 @@ def test_indices_of_symbols_are_set_as_indices():
     assert page.prose("W_hh h_{t-1} d_k W_i^Q") == (
         "W<sub>hh</sub> h<sub>t-1</sub> d<sub>k</sub> W<sub>i</sub><sup>Q</sup>"
     )
-    for word in ("memory_task", "experiments/memory_task.py", "conv_arithmetic", "test_loss", "2^10"):
+    for word in ("memory_task", "experiments/studies/memory_task.py", "conv_arithmetic", "test_loss", "2^10"):
         assert page.prose(word) == word
     assert page.prose("<b>a_1</b>") == "&lt;b&gt;a<sub>1</sub>&lt;/b&gt;"
 

@@ -1,12 +1,12 @@
 """Which symbol stood first? Accuracy of recalling it against the delay: tanh RNN, and GRU.
 
-    python -m experiments.memory_task [--seeds=5] [--delays=5,10,20,30,40,80]
+    python -m experiments.studies.memory_task [--seeds=5] [--delays=5,10,20,30,40,80]
 
 Question 4(c), measured: what vanishing gradients cost. Every point is a run of configs/recall.py, through
 the same step and loop as every other training here: as many hidden units, the same sequences in the same
 order, the same optimiser and number of steps for all. The GRU is there twice: as commonly started, and with
-an update bias of 3, which starts it remembering (as in experiments/vanishing_gradient.py). Guessing is right
-once in eight. Resumable; results in `experiments/results/memory_task/`.
+an update bias of 3, which starts it remembering (as in experiments/studies/vanishing_gradient.py). Guessing
+is right once in eight. Resumable; results in `experiments/results/memory_task/`.
 """
 
 import json
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import configs.recall
-from experiments.seeds import RESULTS, RUNS
+from experiments.study import RESULTS, RUNS
 from hw import cli, files, plotting
 from hw.answers.runs import interval
 from hw.training import loop
@@ -67,7 +67,7 @@ def _draw(curves: Mapping[str, Mapping[str, Any]], guessing: float) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the study; returns its exit code."""
-    parser = cli.ArgumentParser(prog="experiments.memory_task", description=__doc__)
+    parser = cli.ArgumentParser(prog="experiments.studies.memory_task", description=__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 … N-1 (default: 5)")
     parser.add_argument("--delays", default=",".join(map(str, DELAYS)), help="numbers, by commas")
     options = parser.parse_args(argv)

@@ -1,6 +1,7 @@
 """Everything that a GPU must show, in one command with one time limit.
 
-    python -m experiments.gpu --out=DIR [--airbench=FILE.py] [--only=STEP,STEP…] [--seconds=N] [--smoke]
+    python -m experiments.benchmarks.gpu --out=DIR [--airbench=FILE.py] [--only=STEP,STEP…] [--seconds=N]
+        [--smoke]
 
 Steps, in the order in which `--only` names them (default: all, as here):
 
@@ -9,7 +10,7 @@ Steps, in the order in which `--only` names them (default: all, as here):
   airbench     airbench94_muon.py, the file that `--airbench` names, on the very same images
   text[:N]     configs/gru.py:gpu and configs/attention.py:gpu, N seeds each (default 1)
   resnet96[:N] configs/resnet.py:gpu96, N seeds (default 2)
-  sampling     experiments/sampling.py
+  sampling     experiments/benchmarks/sampling.py
 
 Each step is a process with a time limit of its own. What it prints is in DIR/gpu/STEP.log, what it showed in
 DIR/gpu/STEP.json, written when it ends; the studies are DIR/gpu-resnet, DIR/gpu-text-gru,
@@ -37,7 +38,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 import configs.resnet
-from experiments.seeds import REPOSITORY, summaries
+from experiments.study import REPOSITORY, summaries
 from hw import cli, hardware
 from hw.cli import Stopped, UserError
 from hw.data.images import load_images
@@ -330,7 +331,9 @@ class Session:
         """Hides PyTorch: tensorboardX imports it where it is installed, seconds of every start."""
         folder = self.out / "gpu" / "without-torch"
         folder.mkdir(exist_ok=True)
-        (folder / "torch.py").write_text('raise ImportError("hidden by experiments.gpu")\n', encoding="utf-8")
+        (folder / "torch.py").write_text(
+            'raise ImportError("hidden by experiments.benchmarks.gpu")\n', encoding="utf-8"
+        )
         return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
 
 
@@ -466,7 +469,7 @@ def run_sampling(session: Session, count: int, seconds: float) -> dict[str, Any]
     """The speed of sampling, with the arithmetic that a CPU has, so that greedy texts agree."""
     del count
     out = session.out / "gpu"
-    command = [sys.executable, "-m", "experiments.sampling", f"--out={out}", "--dtype=float32"]
+    command = [sys.executable, "-m", "experiments.benchmarks.sampling", f"--out={out}", "--dtype=float32"]
     if session.smoke:
         command += ["--rounds=1"]
     code = run_limited(command, session.log("sampling"), seconds, session.env("sampling"))
@@ -508,7 +511,7 @@ def take(session: Session, step: str, count: int, deadline: float) -> dict[str, 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    parser = cli.ArgumentParser(prog="experiments.gpu", description=__doc__)
+    parser = cli.ArgumentParser(prog="experiments.benchmarks.gpu", description=__doc__)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     parser.add_argument("--airbench", type=Path, metavar="FILE.py")
     parser.add_argument("--only", default=",".join(LIMITS), metavar="STEP[:SEEDS],…")

@@ -1,6 +1,6 @@
 """The digits that the textbook's softmax backward loses in float32, and the form that keeps them.
 
-    python -m experiments.float32_attention_gradient
+    python -m experiments.studies.float32_attention_gradient
 
 Question 8, measured. Two keys whose scores differ by a gap: the larger the gap, the nearer one weight to 1.
 dz = a ∘ (da − Σ a da) as textbooks have it, against the same with Σ a da taken from da first
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 
-from experiments.seeds import RESULTS
+from experiments.study import RESULTS
 from hw import cli, files, plotting
 from hw.answers.attention import SHEET, by_jax
 from hw.ops import attention as ops
@@ -55,7 +55,7 @@ def errors(gap: float, seed: int) -> dict[str, float]:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the study; returns its exit code."""
-    parser = cli.ArgumentParser(prog="experiments.float32_attention_gradient", description=__doc__)
+    parser = cli.ArgumentParser(prog="experiments.studies.float32_attention_gradient", description=__doc__)
     parser.parse_args(argv)
     STUDY.mkdir(parents=True, exist_ok=True)
     runs = [[errors(float(gap), seed) for seed in range(SEEDS)] for gap in GAPS]

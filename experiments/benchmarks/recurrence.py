@@ -1,6 +1,6 @@
 """How fast the recurrent layer trains, and against whom.
 
-    python -m experiments.recurrence [--rounds=5] [--out=DIR]
+    python -m experiments.benchmarks.recurrence [--rounds=5] [--out=DIR]
 
 One GRU layer, forward and backward, on 64 sequences of 256 inputs as wide as the layer, at 256 and 512
 units: this project's hand-derived recurrence (`hw.ops.gru`), the same cell stepped by linen's `nn.scan` and
@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from experiments.seeds import RESULTS
-from experiments.throughput import compiled, interleaved, torch_version
+from experiments.benchmarks.timing import compiled, interleaved, torch_version
+from experiments.study import RESULTS
 from hw import cli, files, hardware
 from hw.models.gru_lm import GRUCell
 from hw.ops import gru
@@ -145,7 +145,7 @@ def table(report: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    parser = cli.ArgumentParser(prog="experiments.recurrence", description=__doc__)
+    parser = cli.ArgumentParser(prog="experiments.benchmarks.recurrence", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / "recurrence")
     options = parser.parse_args(argv)

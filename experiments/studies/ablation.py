@@ -1,6 +1,6 @@
 """What each idea buys: the default recipe with one thing changed, on a short schedule.
 
-    python -m experiments.ablation [--seeds=3] [--only=NAME …]
+    python -m experiments.studies.ablation [--seeds=3] [--only=NAME …]
 
 Every change is run on the same seeds, so that it sees the same pictures in the same order as the recipe
 itself, and the differences are taken pair by pair. Judged on held-out training pictures, never on the test
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import configs.resnet
-from experiments.seeds import RESULTS, RUNS, train
+from experiments.study import RESULTS, RUNS, train
 from hw import cli, files, plotting
 from hw.answers.runs import interval
 
@@ -133,7 +133,7 @@ def _draw(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    parser = cli.ArgumentParser(prog="experiments.ablation", description=__doc__)
+    parser = cli.ArgumentParser(prog="experiments.studies.ablation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 … N-1 (default: 3)")
     parser.add_argument("--only", action="append", choices=list(CHANGES), help="may be given again")
     options = parser.parse_args(argv)

@@ -1,6 +1,6 @@
 """What 1/√d_k does: scores, weights and the softmax's Jacobian against d_k, scaled and unscaled.
 
-    python -m experiments.attention_scaling
+    python -m experiments.studies.attention_scaling
 
 Question 8(c), measured. Queries and keys of independent standard normal components, 64 keys, 256 queries a
 seed, ten seeds: the variance of q·k, the entropy of a query's weights (of log 64 nats), its largest weight,
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.seeds import RESULTS
+from experiments.study import RESULTS
 from hw import cli, files, plotting
 
 STUDY = RESULTS / "attention_scaling"
@@ -55,7 +55,7 @@ def measure(d_k: int, case: str, seed: int) -> dict[str, float]:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the study; returns its exit code."""
-    cli.ArgumentParser(prog="experiments.attention_scaling", description=__doc__).parse_args(argv)
+    cli.ArgumentParser(prog="experiments.studies.attention_scaling", description=__doc__).parse_args(argv)
     STUDY.mkdir(parents=True, exist_ok=True)
     results = {
         case: {

@@ -1,6 +1,6 @@
 """How fast text is sampled, and against whom.
 
-    python -m experiments.sampling [--rounds=5] [--dtype=float32] [--out=DIR]
+    python -m experiments.benchmarks.sampling [--rounds=5] [--dtype=float32] [--out=DIR]
 
 The default GRU language model, its weights at their start (the arithmetic is the same), at temperature 0.8:
 `hw.generation` with one stream and with 64; one step of the same model, sampling included, jitted and called
@@ -27,8 +27,8 @@ from flax.typing import VariableDict
 from jax.typing import ArrayLike
 
 import configs.gru
-from experiments.seeds import RESULTS
-from experiments.throughput import interleaved, torch_version
+from experiments.benchmarks.timing import interleaved, torch_version
+from experiments.study import RESULTS
 from hw import cli, files, generation, hardware, models
 
 Array = jax.Array
@@ -173,7 +173,7 @@ def measure(module: nn.Module, rounds: int, length: int = LENGTH, streams: int =
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    parser = cli.ArgumentParser(prog="experiments.sampling", description=__doc__)
+    parser = cli.ArgumentParser(prog="experiments.benchmarks.sampling", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--out", type=Path, default=RESULTS / "sampling")

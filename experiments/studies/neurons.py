@@ -1,6 +1,6 @@
 """Looking inside: hidden units of the released GRU that stand for something, found by correlation.
 
-    python -m experiments.neurons [--model=gru | --workdir=DIR] [--characters=100000]
+    python -m experiments.studies.neurons [--model=gru | --workdir=DIR] [--characters=100000]
 
 The model reads the validation text with its state carried; each unit's activation h_t, after reading
 character t, is correlated with features of the text at t. Units are chosen on the first half of the text; the
@@ -19,7 +19,7 @@ import numpy as np
 from flax import linen as nn
 from flax.typing import VariableDict
 
-from experiments.seeds import RESULTS
+from experiments.study import RESULTS
 from hw import cli, files
 from hw.data.text import load_text
 from hw.models.gru_lm import GRUCell
@@ -131,7 +131,7 @@ def passages(
 
 def main(argv: Sequence[str]) -> int:
     """Runs the study; returns its exit code."""
-    parser = cli.ArgumentParser(prog="experiments.neurons", description=__doc__)
+    parser = cli.ArgumentParser(prog="experiments.studies.neurons", description=__doc__)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", choices=["gru"], default="gru", help="a released model")
     source.add_argument("--workdir", type=Path, help="a run of one's own")

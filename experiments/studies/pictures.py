@@ -1,6 +1,6 @@
 """Pictures of the test set with what a net makes of them: the first it gets right, the first it gets wrong.
 
-    python -m experiments.pictures [--model=resnet | --workdir=DIR] [--each=12]
+    python -m experiments.studies.pictures [--model=resnet | --workdir=DIR] [--each=12]
 
 In the order of the test set, none chosen. Each is kept whole (PNG) with its class, the predicted one and its
 probability, for the report. Results in `experiments/results/pictures/`.
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from experiments.seeds import RESULTS
+from experiments.study import RESULTS
 from hw import cli, files
 from hw.data.images import load_images
 from hw.training import saved
@@ -36,7 +36,7 @@ def _png(picture: np.ndarray) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the study; returns its exit code."""
-    parser = cli.ArgumentParser(prog="experiments.pictures", description=__doc__)
+    parser = cli.ArgumentParser(prog="experiments.studies.pictures", description=__doc__)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", choices=["resnet"], default="resnet", help="a released model")
     source.add_argument("--workdir", type=Path, help="a run of one's own")

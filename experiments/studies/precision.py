@@ -1,6 +1,6 @@
 """Is bfloat16 as good as float32? One short training of each model in both, over seeds.
 
-    python -m experiments.precision [--seeds=3] [--bfloat16-seeds=2] [--only=resnet|gru|attention …]
+    python -m experiments.studies.precision [--seeds=3] [--bfloat16-seeds=2] [--only=resnet|gru|attention …]
 
 Each recipe is cut down to a few minutes and judged on held-out training data, never on the test set. The n
 seeds in float32 say how far runs of one recipe differ by chance. From their mean m and deviation s follows
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from scipy.stats import t as student_t
 
-from experiments.seeds import RESULTS, RUNS, train
+from experiments.study import RESULTS, RUNS, train
 from hw import cli, files
 from hw.answers.runs import hardware_in_short, software_in_short
 
@@ -128,7 +128,7 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the study; returns its exit code: 1 where bfloat16 lies outside the spread."""
-    parser = cli.ArgumentParser(prog="experiments.precision", description=__doc__)
+    parser = cli.ArgumentParser(prog="experiments.studies.precision", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="in float32: 0 … N-1 (default: 3)")
     parser.add_argument("--bfloat16-seeds", type=int, default=2, help="the same (default: 2)")
     parser.add_argument("--only", action="append", choices=list(RECIPES), help="may be given again")

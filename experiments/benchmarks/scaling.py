@@ -1,7 +1,7 @@
 """One step on more devices: measured as far as this machine goes, compiled as far as TPUs go.
 
-    python -m experiments.scaling measured [--rounds=5]
-    python -m experiments.scaling compiled [--topology=v5e:4x4 …]
+    python -m experiments.benchmarks.scaling measured [--rounds=5]
+    python -m experiments.benchmarks.scaling compiled [--topology=v5e:4x4 …]
 
 `measured`: the milliseconds of a training step of each model, the same global batch on 1, 2, 4 and 8
 simulated devices by jit, on 8 by pmap, and in two processes of four. All share this machine's cores, so this
@@ -28,7 +28,7 @@ import jax
 import configs.attention
 import configs.gru
 import configs.resnet
-from experiments.seeds import REPOSITORY, RESULTS
+from experiments.study import REPOSITORY, RESULTS
 from hw import cli, data, files, hardware
 from hw.cli import UserError
 from hw.inference import compilation
@@ -91,7 +91,14 @@ def measure(name: str, way: str, rounds: int) -> float:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "experiments.scaling", "measured", f"--work={name}", f"--mode={mode}"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.benchmarks.scaling",
+        "measured",
+        f"--work={name}",
+        f"--mode={mode}",
+    ]
     command += [f"--rounds={rounds}", f"--processes={processes}", f"--coordinator={address}"]
     flags = f"--xla_force_host_platform_device_count={devices}"
     started = [
@@ -176,7 +183,7 @@ def _keep(name: str, found: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the study; returns its exit code."""
-    parser = cli.ArgumentParser(prog="experiments.scaling", description=__doc__)
+    parser = cli.ArgumentParser(prog="experiments.benchmarks.scaling", description=__doc__)
     parser.add_argument("what", choices=tuple(TABLES))
     parser.add_argument("--rounds", type=int, default=5, help="steps to take the median of")
     parser.add_argument("--topology", action="append", help="where to compile for (default: 1 to 256 chips)")

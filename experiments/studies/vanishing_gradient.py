@@ -1,6 +1,6 @@
 """How far a gradient reaches back: ‖∂L/∂h_t‖ over 100 steps, plain RNN and GRU, by spectral radius.
 
-    python -m experiments.vanishing_gradient
+    python -m experiments.studies.vanishing_gradient
 
 Question 4(b), measured. L = c·h_T with a random c: what reaches h_t has come through T − t Jacobians. For
 five spectral radii of the recurrent weights and ten seeds: the tanh RNN by its backward pass by hand, the
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from experiments.seeds import RESULTS
+from experiments.study import RESULTS
 from hw import cli, files, plotting
 from hw.ops import rnn
 
@@ -140,7 +140,7 @@ def draw(results: Mapping[str, Mapping[str, Mapping[str, list[float]]]], path: P
 
 def main(argv: Sequence[str]) -> int:
     """Runs the study; returns its exit code."""
-    cli.ArgumentParser(prog="experiments.vanishing_gradient", description=__doc__).parse_args(argv)
+    cli.ArgumentParser(prog="experiments.studies.vanishing_gradient", description=__doc__).parse_args(argv)
     STUDY.mkdir(parents=True, exist_ok=True)
     results = {}
     for radius in RADII:

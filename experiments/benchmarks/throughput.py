@@ -1,6 +1,6 @@
 """How fast a training step is, where its time goes, and against whom.
 
-    python -m experiments.throughput [--rounds=5] [--out=DIR]
+    python -m experiments.benchmarks.throughput [--rounds=5] [--out=DIR]
 
 Measures, interleaved in one run and as medians over the rounds, the default recipe's network at full size:
 this machine's matrix product; the whole training step as `hw.train` runs it; the same network with one and
@@ -11,10 +11,8 @@ PyTorch; the parts of the step, each on its own; and, shape by shape, the two wa
     pip install torch==2.13.0
 """
 
-import importlib.util
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +27,8 @@ from flax.typing import VariableDict
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from experiments.seeds import RESULTS
+from experiments.benchmarks.timing import compiled, interleaved, torch_version
+from experiments.study import RESULTS
 from hw import cli, files, hardware, models
 from hw.data import augment
 from hw.data.images import Dataset, Split
@@ -56,25 +55,6 @@ SIZES = (
     (128, 32, 3, 16),
     (128, 32, 3, 64),
 )
-
-
-def interleaved(programs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every program in every round, one after the other, after one call to warm up."""
-    for program in programs.values():
-        program()
-    seconds = {name: [] for name in programs}
-    for _ in range(rounds):
-        for name, program in programs.items():
-            start = time.perf_counter()
-            program()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def compiled(fn: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    """`fn` compiled for its arguments, as a call that waits for the result."""
-    program = jax.jit(fn).lower(*arguments).compile()
-    return lambda: jax.block_until_ready(program(*arguments))
 
 
 class FlaxLayers(nn.Module):
@@ -438,15 +418,6 @@ def measure(
     }
 
 
-def torch_version() -> dict[str, str]:
-    """{"torch": its version}, or nothing where it is not installed."""
-    if not importlib.util.find_spec("torch"):
-        return {}
-    import torch
-
-    return {"torch": torch.__version__}
-
-
 def table(report: Mapping[str, Any]) -> str:
     """The measurements for reading."""
     size = report["config"]["batch_size"]
@@ -508,7 +479,7 @@ def steps_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    parser = cli.ArgumentParser(prog="experiments.throughput", description=__doc__)
+    parser = cli.ArgumentParser(prog="experiments.benchmarks.throughput", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / "throughput")
     options = parser.parse_args(argv)
