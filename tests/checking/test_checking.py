@@ -23,7 +23,7 @@ from tests.checking import students
 from tests.processes import REPOSITORY
 from tests.recipes import THOROUGH, many
 
-SEEDS = range(1000, 1000 + many(4, 40))  # none used to tune how sheets are drawn
+SEEDS = range(1000, 1000 + many(8, 40))  # none used to tune how sheets are drawn
 README = " ".join((REPOSITORY / "README.md").read_text().split())
 
 
