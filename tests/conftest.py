@@ -46,8 +46,9 @@ STACK = (
 )
 
 
-# Slow: CI sees what these show on another model, type or number of devices, on the stand-in or in part; or it
-# belongs to a study, which is run by hand.
+# Slow, so that CI takes about half an hour. Most of these repeat a test that CI runs, on another model, type
+# or number of devices. The others take long: a language model killed, two processes, a damaged cache, a run
+# that overflows, foreign environments, and what studies stand on. All run before anything is published.
 AGAIN = (
     "tests/e2e/test_embedded.py::test_eight_devices_agree_with_one",
     "tests/e2e/test_language_model.py::test_a_language_model_is_no_classifier[attention]",
