@@ -60,7 +60,7 @@ def language_model() -> ml_collections.ConfigDict:
     config.data.name = "tiny_shakespeare"
     config.data.source = "auto"  # or "tfds", "embedded": strict
     config.data.dir = ""  # "": TFDS_DATA_DIR, else TFDS's own default
-    config.data.path = ""  # a UTF-8 file of one's own takes the place of all that
+    config.data.path = ""  # a UTF-8 file to train on in place of all that
     config.data.split = "nanogpt"  # 90 % to train, 10 % to validate; "tfds", "fractions"
     config.data.fractions = (0.9, 0.1)
 

@@ -15,21 +15,21 @@ from hw.training.tasks import images
 
 
 def predict(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
-    """Class and probability of each picture, by the weights in `folder`.
+    """Class and probability of each image, by the weights in `folder`.
 
     Returns:
       For each file: `file`, `label`, `probability`, and `top5`, the five likeliest as (label,
       probability). Probabilities are calibrated where the run's recipe has a temperature.
 
     Raises:
-      UserError: a file is no picture, or there are no weights.
+      UserError: a file is not an image, or there are no weights.
     """
-    pictures = np.stack([read_image(file) for file in files])
+    pixels = np.stack([read_image(file) for file in files])
     needs = ("data.mean", "data.std", "eval.tta", "eval.temperature")
     run = saved.load_run(folder, cli.say, task="images", needs=needs)
     config = setup.with_stand_in(run.config, run.provenance["source"])
     logits_of = jax.jit(images.classify(run.module, config.data, images.TTA_VIEWS[config.eval.tta]))
-    logits = logits_of(run.variables, {"image": pictures})["logits_tta"]
+    logits = logits_of(run.variables, {"image": pixels})["logits_tta"]
     probabilities = np.asarray(jax.nn.softmax(logits / (config.eval.temperature or 1.0)), float)
     if not np.isfinite(probabilities).all():
         raise UserError(f"the model in {folder} answers with nan or inf: train it again")

@@ -22,8 +22,8 @@ Report = dict[str, Any]  # of an evaluation: strict JSON, as evaluation.json hol
 class Task(abc.ABC):
     """A task on a dataset, with the model that learns it.
 
-    A task is built from a config, a dataset and a module. Its methods are pure but for those that are given
-    the devices.
+    It is built from a config, a dataset and a module. Methods that take the devices run programs on them; the
+    others are pure.
 
     Attributes:
       name: as in `config.task`.
