@@ -79,12 +79,12 @@ def sum_up(study: Path, arguments: Sequence[str]) -> dict[str, Any]:
 
 def _draw(study: Path, seeds: Sequence[int]) -> None:
     """The training loss of all seeds, smoothed: their mean in the band between the lowest and highest."""
-    curves = []
+    runs = []
     for seed in seeds:
         lines = log.read_metrics(study / f"seed-{seed}" / "metrics.jsonl")
-        train = [(line["epoch"], line["loss"]) for line in lines if line["split"] == "train"]
-        epoch, loss = np.array(train).T
-        curves.append(plotting.smooth(loss, max(1, len(loss) // 50)))
+        runs.append(np.array([(line["epoch"], line["loss"]) for line in lines if line["split"] == "train"]))
+    epoch = runs[0][:, 0]
+    curves = [plotting.smooth(run[:, 1], max(1, len(run) // 50)) for run in runs]
     figure, (axis,) = plotting.new_figure(5.4, 3.6, 1)
     axis.fill_between(epoch, np.min(curves, 0), np.max(curves, 0), alpha=0.3, label="all seeds")
     axis.plot(epoch, np.mean(curves, 0), label="mean")
