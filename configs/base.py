@@ -10,7 +10,6 @@ def recipe() -> ml_collections.ConfigDict:
     config.parallel = "jit"  # or "pmap"
 
     config.data = ml_collections.ConfigDict()
-    config.data.holdout = 0  # examples of the training data that take the evaluation's place: for tuning
 
     config.model = ml_collections.ConfigDict()
     config.model.dtype = "auto"  # float32 on CPU, bfloat16 on GPU and TPU
@@ -21,20 +20,21 @@ def recipe() -> ml_collections.ConfigDict:
 
     config.optim = ml_collections.ConfigDict()
     config.optim.name = "adamw"  # "sgd", "muon", "muon_adamw"
-    config.optim.learning_rate = 2e-3  # of everything for "sgd" and "adamw"
-    config.optim.head_learning_rate = 2e-3  # of "muon" alone: of the head and all other matrices
-    config.optim.momentum = 0.9  # b1 for "adamw"
+    config.optim.learning_rate = 2e-3  # of everything that has no learning rate below
+    config.optim.head_learning_rate = 2e-3  # "muon": of the head and the other matrices that are no filters
+    config.optim.momentum = 0.9  # "sgd", "muon"
+    config.optim.b1 = 0.9  # "adamw", "muon_adamw"
     config.optim.b2 = 0.99
     config.optim.weight_decay = 0.0
     config.optim.schedule = "cosine"  # "linear", "constant"
     config.optim.warmup = 0.02  # fraction of all steps
     config.optim.final = 0.01  # factor on the learning rate at the last step
     config.optim.clip_norm = 1.0  # 0: no clipping
-    # What is orthogonalised: filter banks for "muon", the blocks' matrices for "muon_adamw".
-    config.optim.filters = ml_collections.ConfigDict()
-    config.optim.filters.learning_rate = 0.02
-    config.optim.filters.momentum = 0.9
-    config.optim.filters.newton_schulz_steps = 5
+    # The orthogonalised update: of filter banks in "muon", of the blocks' matrices in "muon_adamw".
+    config.optim.muon = ml_collections.ConfigDict()
+    config.optim.muon.learning_rate = 0.02
+    config.optim.muon.momentum = 0.9
+    config.optim.muon.newton_schulz_steps = 5
 
     config.eval = ml_collections.ConfigDict()
     config.eval.every_epochs = 0.0  # 0: only after the last step, as the protocol demands
@@ -46,10 +46,16 @@ def recipe() -> ml_collections.ConfigDict:
     config.log = ml_collections.ConfigDict()
     config.log.every_steps = 1  # lines of metrics.jsonl
     config.log.every_seconds = 10.0  # lines of train.log
-
-    # What changes when the embedded stand-in takes the data's place: a schedule of two minutes.
-    config.embedded = ml_collections.ConfigDict()
     return config
+
+
+def on_files(config: ml_collections.ConfigDict) -> None:
+    """Adds the fields of a recipe whose dataset is read from files."""
+    config.data.source = "auto"  # or "tfds", "embedded": strict
+    config.data.dir = ""  # "": TFDS_DATA_DIR, else TFDS's own default
+    config.data.holdout = 0  # examples of the training data that take the evaluation's place: for tuning
+    # The schedule on the embedded fallback data: two minutes.
+    config.embedded = ml_collections.ConfigDict()
 
 
 def language_model() -> ml_collections.ConfigDict:
@@ -57,9 +63,8 @@ def language_model() -> ml_collections.ConfigDict:
     config = recipe()
     config.task = "text"
 
+    on_files(config)
     config.data.name = "tiny_shakespeare"
-    config.data.source = "auto"  # or "tfds", "embedded": strict
-    config.data.dir = ""  # "": TFDS_DATA_DIR, else TFDS's own default
     config.data.path = ""  # a UTF-8 file to train on in place of all that
     config.data.split = "nanogpt"  # 90 % to train, 10 % to validate; "tfds", "fractions"
     config.data.fractions = (0.9, 0.1)

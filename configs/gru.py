@@ -42,7 +42,6 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.train.forget = 0.2
 
     config.optim.learning_rate = 3e-3
-    config.optim.head_learning_rate = 3e-3
 
     if variant == "quick":
         config.model.gru_lm.embedding = 256

@@ -42,9 +42,6 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.checkpoint.keep = 1
     config.log.every_steps = 10
 
-    config.embedded.epochs = 0.0  # the data is drawn: no stand-in
-    config.embedded.batch_size = 128
-
     if variant in ("gru", "gru_keeps"):
         config.model.recall_net.cell = "gru"
         config.model.recall_net.update_bias = 3.0 if variant == "gru_keeps" else 0.0

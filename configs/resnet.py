@@ -31,9 +31,8 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config = base.recipe()
     config.task = "images"
 
+    base.on_files(config)
     config.data.name = "cifar10"
-    config.data.source = "auto"  # or "tfds", "embedded": strict
-    config.data.dir = ""  # "": TFDS_DATA_DIR, else TFDS's own default
     config.data.embedded_train = 6000
     config.data.embedded_eval = 1000
     # Mean and standard deviation of CIFAR-10's training pixels, red, green, blue, of 255.
@@ -76,9 +75,9 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.optim.warmup = 0.0
     config.optim.final = 0.0
     config.optim.clip_norm = 0.0
-    config.optim.filters.learning_rate = 0.24
-    config.optim.filters.momentum = 0.6
-    config.optim.filters.newton_schulz_steps = 3
+    config.optim.muon.learning_rate = 0.24
+    config.optim.muon.momentum = 0.6
+    config.optim.muon.newton_schulz_steps = 3
 
     config.eval.batch_size = 500
     config.eval.tta = "mirror"  # test-time views: "six", "mirror", "none"
@@ -90,7 +89,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
 
     if variant == "quick":
         config.train.epochs = 1.6
-        config.optim.filters.learning_rate = 0.36
+        config.optim.muon.learning_rate = 0.36
         config.eval.tta = "none"
         config.eval.temperature = 0.0
     elif variant == "accurate":

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from hw import cli, files
+from hw import cli, fields, files
 
 _RECIPES = Path(__file__).parents[1] / "configs"  # in a clone of the repository; a wheel has none
 _MAX_RECIPE = 1_000_000  # bytes
@@ -44,11 +44,16 @@ def parse(
       The recipe and the flags; None after --help.
 
     Raises:
-      UserError: no recipe, one that fails, an unknown field, a wrong type, or a stray argument.
+      UserError: no recipe, one that fails, an unknown field, one that nothing reads, a wrong type, or a stray
+        argument.
     """
     if any(re.fullmatch(r"--?flagfile(=.*)?", a, re.DOTALL) for a in argv):
         raise cli.UserError("--flagfile is not supported: give the options on the command line")
     argv = _with_found_file(argv)
+    given = [match[1] for a in argv if (match := re.match(r"--?config\.([\w.]+)", a))]
+    for field in given:
+        if (now := fields.renamed(field)) != field:
+            raise cli.UserError(f"config.{field} is called config.{now} now")
     values = flags.FlagValues()
     arguments = [program, *argv]
     config_flags.DEFINE_config_file(
@@ -91,6 +96,8 @@ def parse(
         raise cli.UserError(f"{path} is no recipe: it has no field seed")
     if stray:
         raise cli.UserError(f"stray argument {stray[0]!r} (see {program} --help)")
+    if "optim" in values.config:
+        fields.check_read(given, values.config.optim.get("name", ""))
     return Recipe(values.config, Path(path).stem, variant), values
 
 

@@ -5,6 +5,7 @@ compares a value with a table and names the first field that breaks its rule. A 
 512.0 is no whole number.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from hw import cli
 from hw.cli import UserError
 
 _SHOWN = 60  # characters of a wrong value that a message shows
+_MOST_ITEMS = 8  # of a list that a message shows
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
 
@@ -31,9 +33,19 @@ def whole(low: int, high: int) -> Rule:
     return Rule(f"a whole number from {low:,} to {high:,}", lambda v: type(v) is int and low <= v <= high)
 
 
-def number(low: float, high: float) -> Rule:
-    """A number within bounds."""
-    return Rule(f"a number from {low:g} to {high:g}", lambda v: type(v) in (int, float) and low <= v <= high)
+def number(low: float, high: float, ends: str = "[]") -> Rule:
+    """A number within bounds; `ends` says which of the two belong to them: "[]", "[)" or "(]"."""
+    demand = {
+        "[]": f"a number from {low:g} to {high:g}",
+        "[)": f"a number of at least {low:g} and below {high:g}",
+        "(]": f"a number above {low:g} and at most {high:g}",
+    }[ends]
+
+    def holds(v: Any) -> bool:
+        within = type(v) in (int, float) and low <= v <= high
+        return within and (ends[0] == "[" or v > low) and (ends[1] == "]" or v < high)
+
+    return Rule(demand, holds)
 
 
 def text(longest: int) -> Rule:
@@ -70,7 +82,9 @@ def distinct(rule: Rule) -> Rule:
     return Rule(f"{rule.demand}, none twice", lambda v: rule.holds(v) and len(set(v)) == len(v))
 
 
-def check(value: Any, table: Table, *, where: str, closed: bool = False, name: str = "") -> dict[str, Any]:
+def check(
+    value: Any, table: Table, *, where: str = "", closed: bool = False, name: str = ""
+) -> dict[str, Any]:
     """The fields of `value` that the table knows, each as its rule wants it.
 
     A field that is absent breaks no rule; see `require`.
@@ -78,20 +92,21 @@ def check(value: Any, table: Table, *, where: str, closed: bool = False, name: s
     Args:
       value: what `files.parse_json` gave.
       table: rules by field.
-      where: the file, for messages.
+      where: the file, for messages; "" for none.
       closed: whether a field that the table does not know is refused. Otherwise it is left out.
       name: of the object within the file, "" for the whole.
 
     Raises:
       UserError: names the first field that breaks its rule.
     """
+    prefix = where and f"{where}: "
     if not isinstance(value, dict):
-        raise UserError(f"{where}: {name or 'the whole'} must be an object, not {_shown(value)}")
+        raise UserError(f"{prefix}{name or 'the whole'} must be an object, not {_shown(value)}")
     found = {}
     for key in value:
         path = f"{name}.{key}" if name else key
         if not _KEY.fullmatch(key) or (closed and key not in table):
-            raise UserError(f"{where}: {cli.shorten(path, _SHOWN)} is no field that this program knows")
+            raise UserError(f"{prefix}{cli.shorten(path, _SHOWN)} is no field that this program knows")
     for key, rule in table.items():
         if key not in value:
             continue
@@ -101,21 +116,26 @@ def check(value: Any, table: Table, *, where: str, closed: bool = False, name: s
         elif rule.holds(value[key]):
             found[key] = value[key]
         else:
-            raise UserError(f"{where}: {path} must be {rule.demand}, not {_shown(value[key])}")
+            raise UserError(f"{prefix}{path} must be {rule.demand}, not {_shown(value[key])}")
     return found
 
 
-def require(value: Mapping[str, Any], *names: str, where: str) -> None:
-    """Refuses an object in which a field is missing; `names` are such as "eval.tta".
+def require(value: Mapping[str, Any], *fields: str, where: str = "", name: str = "") -> None:
+    """Refuses an object in which a field is missing.
+
+    Args:
+      value: nested.
+      fields: such as "eval.tta".
+      where, name: see `check`.
 
     Raises:
       UserError: names the field.
     """
-    for name in names:
+    for field in fields:
         inner: Any = value
-        for part in name.split("."):
+        for part in field.split("."):
             if part not in inner:
-                raise UserError(f"{where}: {name} is missing")
+                raise UserError(f"{where and f'{where}: '}{name and f'{name}.'}{field} is missing")
             inner = inner[part]
 
 
@@ -133,7 +153,11 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list):
-        return f"a list of {len(value):,}"
+        if len(value) > _MOST_ITEMS or any(isinstance(item, list) for item in value):
+            return f"a list of {len(value):,}"
+        return cli.shorten(f"[{', '.join(map(_shown, value))}]", _SHOWN)
+    if type(value) is float and not math.isfinite(value):
+        return str(value)
     if type(value) is int and abs(value) >= 10**_SHOWN:
         return "a larger one"  # Python refuses to write very long integers
     return cli.shorten(cli.to_json(value), _SHOWN)

@@ -70,7 +70,8 @@ _Solved = tuple[Callable[[], Sequence[Any]], Callable[[], dict[str, Any]]]
 
 def _cnn(options: argparse.Namespace) -> _Solved:
     from hw.answers import cnn
-    from hw.ops.conv_arithmetic import LayerError, parse_input, parse_layers
+    from hw.ops.conv_arithmetic import LayerError
+    from hw.ops.layer_language import parse_input, parse_layers
     from hw.report import terminal
 
     problem = cnn.Problem(parse_input(options.input), tuple(parse_layers(options.layers)))

@@ -1,6 +1,6 @@
 """Values that no recipe can have: the field, the value, and what the message says besides the field.
 
-The part that reads a field refuses them (each room's tests), and so does hw.train before any work
+`hw.fields` refuses them (tests/test_fields.py), and so does hw.train before any work
 (tests/faults/test_mistakes.py).
 """
 
@@ -13,12 +13,13 @@ OPTIM: Rows = (
     ("optim.learning_rate", -1.0, "-1"),
     ("optim.learning_rate", NAN, "nan"),
     ("optim.learning_rate", INF, "inf"),
-    ("optim.learning_rate", 1e39, "3.4e38"),  # infinite in float32
-    ("optim.weight_decay", 1e39, "3.4e38"),
+    ("optim.learning_rate", 1e39, "3.40282e+38"),  # infinite in float32
+    ("optim.weight_decay", 1e39, "3.40282e+38"),
     ("optim.head_learning_rate", 0.0, "0"),
-    ("optim.filters.learning_rate", 0.0, "0"),
-    ("optim.filters.learning_rate", NAN, "nan"),
-    ("optim.momentum", 1.0, "1"),
+    ("optim.muon.learning_rate", 0.0, "0"),
+    ("optim.muon.learning_rate", NAN, "nan"),
+    ("optim.momentum", 1.0, "below 1"),
+    ("optim.muon.newton_schulz_steps", 0, "from 1"),
     ("optim.weight_decay", -0.1, "-0.1"),
     ("optim.clip_norm", NAN, "nan"),
     ("optim.warmup", 1.5, "1.5"),
@@ -33,10 +34,10 @@ IMAGES: Rows = (
     ("augment.small_until", 1.5, "1.5"),
     ("augment.cutout", 32, "32"),
     ("eval.tta", "ten", "ten", "mirror"),
-    ("eval.temperature", -1.0),
-    ("eval.temperature", NAN),
-    ("train.label_smoothing", 1.0),
-    ("train.label_smoothing", NAN),
+    ("eval.temperature", -1.0, "from 0", "-1"),
+    ("eval.temperature", NAN, "nan"),
+    ("train.label_smoothing", 1.0, "below 1"),
+    ("train.label_smoothing", NAN, "nan"),
 )
 TEXT: Rows = (
     ("train.order", "shuffled", "shuffled"),
@@ -44,49 +45,56 @@ TEXT: Rows = (
     ("train.forget", 1.5, "1.5"),
     ("train.forget", NAN, "nan"),
     ("eval.window", 0, "0"),
-    ("train.label_smoothing", 1.0),
+    ("train.label_smoothing", 1.0, "below 1"),
+    ("data.split", "half", "half", "nanogpt, tfds, fractions"),
+    ("data.fractions", (0.9, 0.2), "[0.9, 0.2]", "sum to at most 1"),
+    ("data.fractions", (1.0, 0.0), "two positive numbers"),
 )
 HWNET: Rows = (
-    ("model.hwnet.widths", (), "widths"),
-    ("model.hwnet.widths", (8, -1), "-1"),
-    ("model.hwnet.widths", (0, 8, 8), "0"),
-    ("model.hwnet.depth", -1, "depth=-1"),
-    ("model.hwnet.norm_momentum", 1.0, "1"),
-    ("model.hwnet.norm_momentum", 1.5, "1.5"),
-    ("model.hwnet.stem", "white", "stem='white'"),
-    ("model.hwnet.pool", "never", "pool='never'"),
+    ("model.hwnet.widths", (), "not []"),
+    ("model.hwnet.widths", (8, -1), "from 1", "not [8, -1]"),
+    ("model.hwnet.widths", (0, 8, 8), "from 1", "not [0, 8, 8]"),
+    ("model.hwnet.depth", -1, "from 0", "not -1"),
+    ("model.hwnet.norm_momentum", 1.0, "below 1"),
+    ("model.hwnet.norm_momentum", 1.5, "not 1.5"),
+    ("model.hwnet.stem", "white", "whitened, learned", "white"),
+    ("model.hwnet.pool", "never", "first, last", "never"),
 )
 GRU: Rows = (
-    ("model.gru_lm.width", 0, "=0"),
-    ("model.gru_lm.depth", 0, "=0"),
-    ("model.gru_lm.embedding", -1, "=-1"),
-    ("model.gru_lm.dropout", 1.0, "=1"),
-    ("model.gru_lm.norm", "batch", "='batch'"),
-    ("model.gru_lm.recurrence", "lstm", "='lstm'"),
+    ("optim.b1", 1.0, "below 1"),
+    ("optim.b2", -0.1, "at least 0"),
+    ("model.gru_lm.width", 0, "from 1", "not 0"),
+    ("model.gru_lm.depth", 0, "from 1", "not 0"),
+    ("model.gru_lm.embedding", -1, "from 0", "not -1"),
+    ("model.gru_lm.dropout", 1.0, "below 1", "not 1"),
+    ("model.gru_lm.norm", "batch", "rms, layer, none", "batch"),
+    ("model.gru_lm.recurrence", "lstm", "fused, scan", "lstm"),
 )
 ATTENTION: Rows = (
-    ("model.attention_lm.width", 0, "=0: needs an integer of at least 1"),
-    ("model.attention_lm.width", 13, "=13: must be a multiple of 6", "heads=3"),
-    ("model.attention_lm.width", 9, "=9: must be a multiple of 6", "heads=3"),
-    ("model.attention_lm.depth", 0, "=0: needs an integer of at least 1"),
-    ("model.attention_lm.heads", 0, "=0: needs an integer of at least 1"),
-    ("model.attention_lm.context", 1, "=1: needs an integer of at least 2"),
-    ("model.attention_lm.mlp_ratio", 0, "=0: needs an integer of at least 1"),
-    ("model.attention_lm.dropout", 1.0, "=1.0: must lie in [0, 1)"),
-    ("model.attention_lm.dropout", -0.1, "=-0.1: must lie"),
-    ("model.attention_lm.dropout", NAN, "=nan: must lie"),
-    # Of another type, which a command's flag cannot hold.
-    ("model.attention_lm.width", 12.0, "=12.0: needs an integer"),
-    ("model.attention_lm.heads", True, "=True: needs an integer"),
-    ("model.attention_lm.dropout", "much", "='much': must lie"),
-    ("model.attention_lm.tied", "yes", "='yes': must be True or False"),
+    ("model.attention_lm.width", 0, "a whole number from 1 to", "not 0"),
+    ("model.attention_lm.width", 228, "=228 must be a multiple of 8", "heads=4"),
+    ("model.attention_lm.width", 4, "=4 must be a multiple of 8", "heads=4"),
+    ("model.attention_lm.depth", 0, "a whole number from 1 to", "not 0"),
+    ("model.attention_lm.heads", 0, "a whole number from 1 to", "not 0"),
+    ("model.attention_lm.context", 1, "a whole number from 2 to", "not 1"),
+    ("model.attention_lm.mlp_ratio", 0, "a whole number from 1 to", "not 0"),
+    ("model.attention_lm.dropout", 1.0, "a number of at least 0 and below 1, not 1.0"),
+    ("model.attention_lm.dropout", -0.1, "below 1, not -0.1"),
+    ("model.attention_lm.dropout", NAN, "below 1, not nan"),
+)
+# Values of another type, which a command's flag cannot hold.
+TYPES: Rows = (
+    ("model.attention_lm.width", 16.0, "a whole number", "not 16.0"),
+    ("model.attention_lm.heads", True, "a whole number", "not true"),
+    ("model.attention_lm.dropout", "much", "a number", 'not "much"'),
+    ("model.attention_lm.tied", "yes", "true or false", 'not "yes"'),
 )
 RECALL: Rows = (
     ("train.epoch_size", 0, "0"),
     ("model.recall_net.cell", "lstm", "lstm"),
     ("model.recall_net.width", 0, "0"),
     ("data.delay", -1, "-1"),
-    ("data.num_symbols", 1, "num_symbols", " 2"),  # the least there may be
+    ("data.num_symbols", 1, "from 2 to"),
 )
 # What the loop and the data refuse, whatever the task.
 RUN: Rows = (
@@ -98,10 +106,10 @@ RUN: Rows = (
     ("data.name", "recall", "recall", "cifar10"),
     ("data.name", "mnist", "mnist", "cifar10"),
     ("data.source", "web", "web", "embedded"),
-    ("data.embedded_train", 0),
-    ("data.embedded_train", -3),
+    ("data.embedded_train", 0, "from 1"),
+    ("data.embedded_train", -3, "-3"),
     ("data.holdout", -1, "-1"),
-    ("data.mean", (125, 123), "(125, 123)", "three numbers"),
+    ("data.mean", (125, 123), "[125, 123]", "three numbers"),
     ("data.mean", ("a", "b", "c"), "three numbers"),
     ("data.std", (1, 2, 3, 4), "three positive numbers"),
     ("data.std", (60, 0, 60), "three positive numbers"),
@@ -114,6 +122,8 @@ RUN: Rows = (
     ("embedded.batch_size", 0, "0"),
     ("eval.batch_size", 0, "0"),
     ("eval.every_epochs", -1.0, "-1"),
+    ("train.average_decay", 1.0, "below 1"),
+    ("train.steps_per_dispatch", -1, "-1"),
     ("checkpoint.keep", 0, "0"),
     ("checkpoint.every_seconds", NAN, "nan"),
     ("log.every_steps", 0, "0"),

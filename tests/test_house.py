@@ -11,7 +11,7 @@ from tests.processes import REPOSITORY
 # From left to right; a room may import its own and those of any row before. Entry points last but one.
 ROWS = [
     {"hw.cli", "hw.plotting", "configs"},
-    {"hw.files", "hw.schema", "hw.hardware"},
+    {"hw.files", "hw.schema", "hw.fields", "hw.hardware"},
     {"hw.ops", "hw.data"},
     {"hw.models"},
     {"hw.generation"},

@@ -11,10 +11,10 @@ import tarfile
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from hw import data, prepare
 from hw.cli import UserError
@@ -70,9 +70,8 @@ def run(tmp_path: Path, archive: Path, *options: str) -> None:
 
 
 def load(data_dir: Path, source: str = "tfds", said: list | None = None):
-    config = SimpleNamespace(
-        name="cifar10", source=source, dir=str(data_dir), holdout=0, embedded_train=10, embedded_eval=10
-    )
+    sizes = {"holdout": 0, "embedded_train": 10, "embedded_eval": 10}
+    config = ConfigDict({"name": "cifar10", "source": source, "dir": str(data_dir)} | sizes)
     return data.load(config, lambda line: None if said is None else said.append(line))
 
 
@@ -463,9 +462,8 @@ def run_text(tmp_path: Path, archive: Path) -> Path:
 
 
 def load_text(data_dir: Path, source: str = "tfds", said: list | None = None):
-    config = SimpleNamespace(
-        name="tiny_shakespeare", source=source, dir=str(data_dir), path="", split="nanogpt", holdout=0
-    )
+    cut = {"path": "", "split": "nanogpt", "holdout": 0}
+    config = ConfigDict({"name": "tiny_shakespeare", "source": source, "dir": str(data_dir)} | cut)
     return data.load(config, lambda line: None if said is None else said.append(line))
 
 
@@ -657,7 +655,7 @@ def test_addresses_are_refused(tmp_path, monkeypatch, address):
     with pytest.raises(UserError, match="only local files"):
         prepare.main(["cifar10", f"--data-dir={address}"])
     with pytest.raises(UserError, match=r"config\.data\.dir.*only local files"):
-        data.load(SimpleNamespace(name="cifar10", source="tfds", dir=address, holdout=0))
+        data.load(ConfigDict({"name": "cifar10", "source": "tfds", "dir": address, "holdout": 0}))
     monkeypatch.setenv("TFDS_DATA_DIR", address)
     with pytest.raises(UserError, match=r"TFDS_DATA_DIR=.*only local files"):
         prepare.main(["cifar10"])

@@ -16,7 +16,7 @@ from hw.cli import UserError
 from hw.data.text import encode
 from hw.inference import evaluation
 from hw.inference import text as of_text
-from hw.models.gru_lm import gru_lm
+from hw.models.gru_lm import GRULM
 from hw.training import checkpoint, saved
 
 VOCABULARY = "\n !\"&'/<>abcdefghilnoprstué"
@@ -26,7 +26,7 @@ SIZES = {"embedding": 8, "width": 8, "depth": 1}
 @pytest.fixture(scope="module")
 def model():
     """A tiny language model whose weights are large enough that its texts differ."""
-    module = gru_lm(num_classes=len(VOCABULARY), dtype=jnp.dtype("float32"), **SIZES)
+    module = GRULM(vocab_size=len(VOCABULARY), dtype=jnp.dtype("float32"), **SIZES)
     shapes = jax.eval_shape(
         lambda: module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32), None, train=False)
     )

@@ -27,7 +27,7 @@ from experiments.studies import (
 )
 from hw import models
 from hw.cli import Stopped, UserError
-from hw.models.gru_lm import gru_lm
+from hw.models.gru_lm import GRULM
 from hw.ops import gru
 from hw.training import optim
 from tests.models.test_resnet import multiply_adds
@@ -386,7 +386,7 @@ def test_recurrent_layers_agree_before_they_are_timed(monkeypatch):
 
 def test_samplers_agree_before_they_are_timed(monkeypatch):
     monkeypatch.setattr(sampling, "torch_version", dict)
-    module = gru_lm(num_classes=65, embedding=4, width=4, depth=1)
+    module = GRULM(vocab_size=65, embedding=4, width=4, depth=1)
     found = sampling.measure(module, rounds=1, length=8, streams=3)
     assert list(found)[-1] == "hw.generation, 3 streams" and len(found) == 3
     several = found["hw.generation, 3 streams"]
@@ -420,7 +420,7 @@ def test_a_planted_unit_is_found():
 
 def test_activations_are_the_states_that_a_long_pass_goes_through(monkeypatch):
     monkeypatch.setattr(neurons, "BLOCK", 5)
-    module = gru_lm(num_classes=7, embedding=4, width=3, depth=2)
+    module = GRULM(vocab_size=7, embedding=4, width=3, depth=2)
     ids = np.random.default_rng(0).integers(0, 7, 17)
     variables = module.init(jax.random.key(0), ids[None, :1], None, train=False)
     found = neurons.activations(module, variables, ids)

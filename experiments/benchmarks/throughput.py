@@ -33,7 +33,8 @@ from hw import cli, files, hardware, models
 from hw.data import augment
 from hw.data.images import Dataset, Split
 from hw.ops import convolution
-from hw.ops.conv_arithmetic import parse_layers, trace
+from hw.ops.conv_arithmetic import trace
+from hw.ops.layer_language import parse_layers
 from hw.training import losses, optim, setup
 from hw.training.parallel import Parallel
 from hw.training.step import Batch, TrainState, train_step

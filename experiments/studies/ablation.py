@@ -37,7 +37,7 @@ CHANGES: dict[str, Mapping[str, object]] = {
     "widths 64, 192, 256": {"model.hwnet.widths": (64, 192, 256)},
     # Each at the best of three or four rates (experiments/results/tuning/one-epoch-*).
     "SGD for all": {"optim.name": "sgd", "optim.learning_rate": 3.0},
-    "AdamW for all": {"optim.name": "adamw", "optim.learning_rate": 0.01, "optim.momentum": 0.9},
+    "AdamW for all": {"optim.name": "adamw", "optim.learning_rate": 0.01, "optim.b1": 0.9},
     "norm biases a tenth as fast": {"optim.learning_rate": 0.5},
     "head a quarter as fast": {"optim.head_learning_rate": 0.15},
     "no label smoothing": {"train.label_smoothing": 0.0},

@@ -21,10 +21,10 @@ from hw.ops.conv_arithmetic import (
     Padding,
     Pair,
     Pool,
-    parse_layers,
     span,
     trace,
 )
+from hw.ops.layer_language import parse_layers
 
 Shape = tuple[int, ...]
 # What a route returns: a number a layer, or a list of numbers a layer.

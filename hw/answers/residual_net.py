@@ -16,7 +16,8 @@ from hw.answers import notation
 from hw.answers.claims import Answer, Claim, Step, Table
 from hw.answers.runs import Run, curves, over_seeds, provenance, shapes
 from hw.models.resnet import Conv, HWNet
-from hw.ops.conv_arithmetic import parse_layers, trace
+from hw.ops.conv_arithmetic import trace
+from hw.ops.layer_language import parse_layers
 
 _FIELDS = {
     "test_accuracy": "test accuracy",

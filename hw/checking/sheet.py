@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from hw.answers import attention, attention_gradient, cnn, multi_head, unrolled_rnn
 from hw.answers.notation import Matrix
-from hw.ops.conv_arithmetic import Conv, Dense, Flatten, Pool, parse_layers
+from hw.ops.conv_arithmetic import Conv, Dense, Flatten, Pool
+from hw.ops.layer_language import parse_layers
 
 # A matrix of whole numbers, before it is written in fractions.
 Integers = Sequence[Sequence[int]]

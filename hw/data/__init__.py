@@ -4,12 +4,8 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from hw import cli
-from hw.cli import UserError
+from hw import cli, fields
 from hw.data import images, recall, text
-
-# Which datasets a task can be given.
-OF_TASK = {"images": ("cifar10",), "recall": ("recall",), "text": ("tiny_shakespeare",)}
 
 Dataset = images.Dataset | text.TextDataset | recall.RecallDataset
 
@@ -24,7 +20,7 @@ def load(config: ConfigDict, say: Callable[[str], None] = cli.say) -> Dataset:
     Raises:
       UserError: the dataset is unknown, missing or damaged, or an option is wrong.
     """
-    _check_name(config)
+    fields.check_part("data", config)
     if config.name == "cifar10":
         return images.load_images(config, say)
     if config.name == "tiny_shakespeare":
@@ -40,15 +36,9 @@ def blank(config: ConfigDict) -> Dataset:
     Raises:
       UserError: the dataset is unknown, or an option is wrong.
     """
-    _check_name(config)
+    fields.check_part("data", config)
     if config.name == "cifar10":
         return images.blank_images(config)
     if config.name == "tiny_shakespeare" and not config.path:
         return text.blank_text(config)
     return load(config)
-
-
-def _check_name(config: ConfigDict) -> None:
-    names = [name for of_task in OF_TASK.values() for name in of_task]
-    if config.name not in names:
-        raise UserError(f"config.data.name={config.name!r} is unknown: choose from {', '.join(names)}")

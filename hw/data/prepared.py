@@ -88,8 +88,6 @@ def find(
     Raises:
       UserError: with source "tfds" there is none, or the source is unknown.
     """
-    if config.source not in ("auto", "tfds", "embedded"):
-        raise UserError(f"config.data.source={config.source!r}: choose from 'auto', 'tfds', 'embedded'")
     if config.source == "embedded":
         return None
     data_dir = _local(config.dir, "config.data.dir") if config.dir else default_data_dir()

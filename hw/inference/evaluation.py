@@ -33,7 +33,8 @@ def evaluate(
     run = saved.load_run(folder, cli.say, needs=None)
     config, provenance = run.config, run.provenance
     # Strictly the kind of data that it was trained on: a stand-in never judges the real thing.
-    config.data.source = provenance["source"]
+    if provenance["source"] in ("tfds", "embedded"):
+        config.data.source = provenance["source"]
     if "dir" in config.data:
         config.data.dir = data_dir or config.data.dir
     config.eval.batch_size = batch_size or config.eval.batch_size

@@ -38,7 +38,6 @@ from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
 
-from hw.cli import UserError
 from hw.ops import attention as ops
 
 Array = jax.Array
@@ -199,7 +198,6 @@ class AttentionLM(nn.Module):
         Improve Language Models").
       mlp_ratio: width of an MLP's middle over m.
       dtype: of the computation and the carry; logits are float32 (float64 if this is).
-      axis_name: unused: nothing here is averaged over the batch.
     """
 
     vocab_size: int
@@ -211,7 +209,6 @@ class AttentionLM(nn.Module):
     tied: bool = False
     mlp_ratio: int = 4
     dtype: DTypeLike = jnp.float32
-    axis_name: str | None = None
 
     @property
     def reach(self) -> int:
@@ -314,43 +311,3 @@ class AttentionLM(nn.Module):
             head = nn.Dense(self.vocab_size, use_bias=False, kernel_init=zeros, dtype=wide, name="head")
             logits = head(x)
         return logits, self._carry_after(carry, keys, values, inputs.shape[1])
-
-
-def attention_lm(
-    *,
-    num_classes: int,
-    dtype: DTypeLike,
-    axis_name: str | None = None,
-    chunked: bool = True,
-    **arguments: Any,
-) -> nn.Module:
-    """Our attention language model, see `AttentionLM`, with its values checked.
-
-    Args:
-      num_classes: V.
-      dtype, axis_name: see `AttentionLM`.
-      chunked: ignored. It says whether convolutions may walk over slices of the batch (`conv2d`), and there
-        are none here.
-      **arguments: the other attributes, which a recipe has under `config.model.attention_lm`.
-
-    Raises:
-      UserError: a value that no model can have.
-    """
-    del chunked
-    net = AttentionLM(vocab_size=num_classes, dtype=dtype, axis_name=axis_name, **arguments)
-    where = "config.model.attention_lm"
-    # A slot to cache needs a context of two; without one the carry would be empty.
-    for name, least in (("width", 1), ("depth", 1), ("heads", 1), ("context", 2), ("mlp_ratio", 1)):
-        value = getattr(net, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UserError(f"{where}.{name}={value!r}: needs an integer of at least {least}")
-    if net.width % (2 * net.heads):
-        raise UserError(
-            f"{where}.width={net.width}: must be a multiple of {2 * net.heads}, "
-            f"for {where}.heads={net.heads} of even size"
-        )
-    if isinstance(net.dropout, bool) or not isinstance(net.dropout, int | float) or not 0 <= net.dropout < 1:
-        raise UserError(f"{where}.dropout={net.dropout!r}: must lie in [0, 1)")
-    if not isinstance(net.tied, bool):
-        raise UserError(f"{where}.tied={net.tied!r}: must be True or False")
-    return net

@@ -7,7 +7,6 @@ the computation is).
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +15,10 @@ from flax import linen as nn
 from flax.typing import VariableDict
 from jax.typing import DTypeLike
 
-from hw.cli import UserError
 from hw.ops import gru as ops
 
 Array = jax.Array
 
-RECURRENCES = ("fused", "scan")
 NORMS: dict[str, Callable[..., Callable[[Array], Array]]] = {
     "none": lambda **_: lambda x: x,
     "rms": nn.RMSNorm,
@@ -114,9 +111,9 @@ class GRULM(nn.Module):
       norm_layers: and of what each layer reads.
       update_bias: see `GRUCell`.
       recurrence: "fused" or "scan".
-      flat: see `hw.ops.gru.gru`.
+      sharded: whether the batch is spread over several devices: time and batch are then not joined to one
+        axis (`flat` of `hw.ops.gru.gru`), for each device would gather the whole batch.
       dtype: of the embedding. The recurrence and the logits are float32 (float64 if this is).
-      axis_name: the mapped axis of the batch (pmap); nothing here is averaged over it.
     """
 
     vocab_size: int
@@ -129,9 +126,8 @@ class GRULM(nn.Module):
     norm_layers: bool = False
     update_bias: float = 0.0
     recurrence: str = "fused"
-    flat: bool = True
+    sharded: bool = False
     dtype: DTypeLike = jnp.float32
-    axis_name: str | None = None
 
     def initial_carry(self, batch_size: int) -> Array:
         """Hidden states before any symbol: zeros, [batch, depth, width]."""
@@ -212,7 +208,7 @@ class GRULM(nn.Module):
             if layer or self.embedding:  # of a unit vector nothing is normalised or dropped
                 read = drop(norm(read) if self.norm_layers else read)
             shape = {"features": self.width, "inputs": x.shape[-1], "update_bias": self.update_bias}
-            shape["flat"] = self.flat
+            shape["flat"] = not self.sharded
             if self.recurrence == "scan":
                 over_time = nn.scan(
                     GRUCell,
@@ -233,18 +229,3 @@ class GRULM(nn.Module):
         x = drop(norm(x))
         logits = nn.Dense(self.vocab_size, dtype=whole, name="head")(x)
         return logits, jnp.stack(hidden, axis=1)
-
-
-def gru_lm(*, num_classes: int, chunked: bool = True, **arguments: Any) -> nn.Module:
-    """`GRULM` with its values checked; what may not be `chunked` is shared out, and not to be made `flat`."""
-    net = GRULM(vocab_size=num_classes, flat=chunked, **arguments)
-    where = "config.model.gru_lm"
-    for name, least in (("embedding", 0), ("width", 1), ("depth", 1)):
-        if getattr(net, name) < least:
-            raise UserError(f"{where}.{name}={getattr(net, name)}: must be at least {least}")
-    if not 0 <= net.dropout < 1:
-        raise UserError(f"{where}.dropout={net.dropout}: must lie in [0, 1)")
-    for name, choices in (("norm", tuple(NORMS)), ("recurrence", RECURRENCES)):
-        if (value := getattr(net, name)) not in choices:
-            raise UserError(f"{where}.{name}={value!r}: choose from {', '.join(choices)}")
-    return net

@@ -1,19 +1,13 @@
 """One recurrent layer that reads a sequence and answers once, at its end: what can it still remember?"""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
 
-from hw.cli import UserError
 from hw.models.gru_lm import GRUCell
 from hw.ops import rnn
 
 Array = jax.Array
-
-CELLS = ("rnn", "gru")
 
 
 class TanhRNN(nn.Module):
@@ -50,8 +44,6 @@ class RecallNet(nn.Module):
     cell: str
     width: int
     update_bias: float = 0.0
-    dtype: DTypeLike = jnp.float32
-    axis_name: str | None = None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every array of the variables by its flat name, as `init` makes them; nothing is traced."""
@@ -75,14 +67,3 @@ class RecallNet(nn.Module):
         else:
             last = TanhRNN(**shape, name="rnn")(x_bti)
         return nn.Dense(self.num_classes, name="head")(last)
-
-
-def recall_net(*, num_classes: int, chunked: bool = True, **arguments: Any) -> nn.Module:
-    """`RecallNet` with its values checked; `chunked` concerns convolutions only."""
-    del chunked
-    net = RecallNet(num_classes=num_classes, **arguments)
-    if net.cell not in CELLS:
-        raise UserError(f"config.model.recall_net.cell={net.cell!r}: choose rnn or gru")
-    if net.width < 1:
-        raise UserError(f"config.model.recall_net.width={net.width}: must be at least 1")
-    return net

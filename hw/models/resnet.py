@@ -6,7 +6,6 @@ in `dtype`, keeps its parameters in float32 and returns float32 logits.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,6 @@ from flax import linen as nn
 from flax.typing import VariableDict
 from jax.typing import DTypeLike
 
-from hw.cli import UserError
 from hw.ops.convolution import conv2d, conv2d_max_pool2, max_pool2
 
 Array = jax.Array
@@ -127,7 +125,7 @@ class ResNet(nn.Module):
     num_classes: int
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
-    chunked: bool = True
+    sharded: bool = False
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every array of the variables by its flat name, as `init` makes them; nothing is traced."""
@@ -153,7 +151,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        conv = partial(Conv, dtype=self.dtype, chunked=self.chunked)
+        conv = partial(Conv, dtype=self.dtype, chunked=not self.sharded)
         norm = partial(
             BatchNorm,
             use_running_average=not train,
@@ -239,7 +237,8 @@ class HWNet(nn.Module):
       num_classes: K.
       dtype: of the computation.
       axis_name: the mapped axis over which batch statistics are averaged.
-      chunked: see `conv2d`.
+      sharded: whether the batch is spread over several devices: `conv2d` then walks over no slices of it,
+        for each device would gather the whole batch.
       stem: "whitened", or "learned" from random filters of the same shape.
       identity: whether filters start as copies of their channels, or at random.
       residual: whether the second convolution of a stage has a skip connection around it.
@@ -257,7 +256,7 @@ class HWNet(nn.Module):
     num_classes: int
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
-    chunked: bool = True
+    sharded: bool = False
     stem: str = "whitened"
     identity: bool = True
     residual: bool = True
@@ -283,7 +282,7 @@ class HWNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         start = _dirac if self.identity else nn.initializers.lecun_normal()
-        conv = partial(Conv, dtype=self.dtype, chunked=self.chunked, kernel_init=start)
+        conv = partial(Conv, dtype=self.dtype, chunked=not self.sharded, kernel_init=start)
         norm = partial(
             BatchNorm,
             use_running_average=not train,
@@ -300,7 +299,7 @@ class HWNet(nn.Module):
         else:
             kernel = self.param("stem", nn.initializers.lecun_normal(), shape)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        x = conv2d(x, kernel, padding="VALID", chunked=self.chunked)
+        x = conv2d(x, kernel, padding="VALID", chunked=not self.sharded)
         # Both signs of every response, for a rectifier keeps only one: gelu(-x) = gelu(x) - x.
         positive = nn.gelu(x)
         x = jnp.concatenate([positive, positive - x], axis=-1)
@@ -331,27 +330,7 @@ class HWNet(nn.Module):
         return {**variables, "constants": {"stem": whitening_kernel(images)}}
 
 
-def resnet20(**arguments: Any) -> nn.Module:
-    """ResNet-20 as in He et al. 2015, section 4.2: 269,722 parameters."""
-    return ResNet(stage_sizes=(3, 3, 3), widths=(16, 32, 64), shortcut="pad", **arguments)
-
-
-def resnet18(**arguments: Any) -> nn.Module:
-    """ResNet-18 for 32×32 pictures (3×3 stem, no pooling after it): 11,173,962 parameters."""
-    return ResNet(stage_sizes=(2, 2, 2, 2), widths=(64, 128, 256, 512), shortcut="projection", **arguments)
-
-
-def hwnet(**arguments: Any) -> nn.Module:
-    """Our own net, see `HWNet`, with its values checked."""
-    net = HWNet(**arguments)
-    where = "config.model.hwnet"
-    if not net.widths or not all(isinstance(w, int) and w >= 1 for w in net.widths):
-        raise UserError(f"{where}.widths={net.widths}: needs positive widths")
-    if net.depth < 0:
-        raise UserError(f"{where}.depth={net.depth}: must be at least 0")
-    if not 0 <= net.norm_momentum < 1:
-        raise UserError(f"{where}.norm_momentum={net.norm_momentum}: must lie in [0, 1)")
-    for name, choices in (("stem", ("whitened", "learned")), ("pool", ("first", "last"))):
-        if (value := getattr(net, name)) not in choices:
-            raise UserError(f"{where}.{name}={value!r}: choose {' or '.join(choices)}")
-    return net
+# ResNet-20 as in He et al. 2015, section 4.2: 269,722 parameters.
+resnet20 = partial(ResNet, stage_sizes=(3, 3, 3), widths=(16, 32, 64), shortcut="pad")
+# ResNet-18 for 32×32 pictures (3×3 stem, no pooling after it): 11,173,962 parameters.
+resnet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), widths=(64, 128, 256, 512), shortcut="projection")

@@ -4,28 +4,13 @@ Letters, along one axis: n input pixels; k kernel, s stride, d dilation; lo and 
 and after; r receptive field and j jump (the distance of neighbouring outputs), in pixels of the
 network's input. A pair is (height, width); a picture is (h, w, c); a vector is (n,).
 
-The layer language: words separated by blanks, each a kind, its number, and options in any order.
-
-    conv16k5    convolution with 16 filters of 5 x 5; kN must be there, for no size goes without
-                saying; further options sN pN dN gN same valid nobias
-    pool2       max-pooling with window 2, and stride 2 unless sN says otherwise;
-    avgpool2    average-pooling likewise; options of both sN pN same valid ceil
-    flatten     every element in one vector; no options
-    dense100    100 units that see the whole vector; option nobias
-
-Windows, strides, padding and dilation are one number for both axes or height x width, as in
-conv16k5x3s2x1. `valid` is no padding, the default; `same` is flax's, with output ⌈n/s⌉; pN is N on
-each side.
-
 Sources: Dumoulin & Visin 2016, "A guide to convolution arithmetic for deep learning" (relationships
 cited by number); Araujo, Norris & Sim 2019, "Computing receptive fields of convolutional neural
 networks" (Distill); for `ceil`, PyTorch's MaxPool2d.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from math import prod
 from typing import Literal
 
@@ -35,16 +20,11 @@ Pair = tuple[int, int]
 Shape = tuple[int, ...]
 Padding = Literal["same", "valid"] | Pair
 
-
 # Pixels between neighbouring outputs: more than any image has. Strides multiply without an end.
 _MAX_JUMP = 10**12
 
 
 # One axis.
-
-
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
 
 
 def span(kernel: int, dilation: int = 1) -> int:
@@ -72,7 +52,7 @@ def resolve_padding(
         case "valid":
             return 0, 0
         case "same":
-            last_start = (_ceil_div(n, stride) - 1) * stride
+            last_start = (-(-n // stride) - 1) * stride
             total = max(last_start + span(kernel, dilation) - n, 0)
             return total // 2, total - total // 2
         case p:
@@ -103,7 +83,7 @@ def output_size(
     room = lo + n + hi - span(kernel, dilation)
     out = room // stride + 1
     if ceil:
-        out = min(_ceil_div(room, stride) + 1, _ceil_div(lo + n, stride))
+        out = min(-(-room // stride) + 1, -(-(lo + n) // stride))
     if out < 1:
         raise UserError(
             f"a window spanning {span(kernel, dilation)} pixels does not fit "
@@ -214,11 +194,8 @@ def source(shape: Shape) -> LayerReport:
     return LayerReport("input", shape, receptive_field=own, jump=own)
 
 
-def _times(numbers: Iterable[int]) -> str:
-    return "x".join(map(str, numbers))
-
-
-def _check_positive(**fields: int | Pair) -> None:
+def check_positive(**fields: int | Pair) -> None:
+    """Raises UserError with the name of a number below 1."""
     for name, value in fields.items():
         numbers = value if isinstance(value, tuple) else (value,)
         if min(numbers) < 1:
@@ -283,7 +260,7 @@ class Conv:
     bias: bool = True
 
     def __post_init__(self) -> None:
-        _check_positive(
+        check_positive(
             channels=self.channels,
             kernel=self.kernel,
             stride=self.stride,
@@ -322,7 +299,7 @@ class Pool:
     ceil: bool = False
 
     def __post_init__(self) -> None:
-        _check_positive(window=self.kernel, stride=self.stride or 1)
+        check_positive(window=self.kernel, stride=self.stride or 1)
         if not isinstance(self.padding, str):
             for p, k in zip(self.padding, self.kernel, strict=True):
                 if p > k // 2:
@@ -354,7 +331,7 @@ class Dense:
     bias: bool = True
 
     def __post_init__(self) -> None:
-        _check_positive(units=self.units)
+        check_positive(units=self.units)
 
     def report(self, x: LayerReport, name: str) -> LayerReport:
         """(n,) → (units,) with n units weights, each used once, and units biases."""
@@ -365,9 +342,6 @@ class Dense:
 
 
 Layer = Conv | Pool | Flatten | Dense
-
-
-# A network.
 
 
 @dataclass(frozen=True)
@@ -395,14 +369,15 @@ class LayerError(UserError):
         self.word = word
 
 
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
     """Quotes what a user wrote, harmless to a terminal and at most 40 characters of it."""
     shown = repr(text)[1:-1]
     return f'"{shown if len(shown) <= 40 else shown[:37] + "..."}"'
 
 
-def _place(index: int, word: str) -> str:
-    return f"layer {index + 1} {_quote(word)}"
+def place(index: int, word: str) -> str:
+    """Says where in a network a word stands."""
+    return f"layer {index + 1} {quote(word)}"
 
 
 def trace(input_shape: Shape, layers: Iterable[tuple[str, Layer]]) -> Trace:
@@ -419,133 +394,7 @@ def trace(input_shape: Shape, layers: Iterable[tuple[str, Layer]]) -> Trace:
         try:
             x = layer.report(x, word)
         except UserError as error:
-            message = f"{_place(index, word)} on {_times(x.output)}: {error}"
+            message = f"{place(index, word)} on {'x'.join(map(str, x.output))}: {error}"
             raise LayerError(message, tuple(reports), index, word) from error
         reports.append(x)
     return Trace(tuple(reports))
-
-
-# The layer language. Here is how a layer is spelt; what makes sense, the layers above know.
-
-_KINDS = {  # kind: (how to build it, the field that its number fills, its options)
-    "conv": (Conv, "channels", ("kN", "sN", "pN", "dN", "gN", "same", "valid", "nobias")),
-    "pool": (partial(Pool, "max"), "kernel", ("sN", "pN", "same", "valid", "ceil")),
-    "avgpool": (partial(Pool, "average"), "kernel", ("sN", "pN", "same", "valid", "ceil")),
-    "flatten": (Flatten, None, ()),
-    "dense": (Dense, "units", ("nobias",)),
-}
-_OPTIONS = {  # option: (field, value), the value None if it is the number N
-    "kN": ("kernel", None),
-    "sN": ("stride", None),
-    "pN": ("padding", None),
-    "dN": ("dilation", None),
-    "gN": ("groups", None),
-    "same": ("padding", "same"),
-    "valid": ("padding", "valid"),
-    "ceil": ("ceil", True),
-    "nobias": ("bias", False),
-}
-_NUMBER = re.compile(r"[0-9]+(?:x[0-9]+)?")
-_OPTION = re.compile(rf"same|valid|ceil|nobias|[kspdg]{_NUMBER.pattern}")
-_SINGLE = ("channels", "units", "groups")
-_MAX_LAYERS = 1000
-_MAX_DIGITS = 6  # No layer has a million of anything; a slip of the finger is found here.
-
-
-# Layers that people write and that have no word here, with what to do instead.
-_OTHER_LAYERS = {
-    "activation": "changes no shape and has no parameters: leave it out",
-    "norm": "changes no shape: leave it out, and count its parameters apart",
-    "transposed": "is a transposed convolution, which is not worked here",
-    "whole": "is a pooling over the whole image: write its size, as in avgpool7 on 7x7",
-}
-_OTHER = re.compile(
-    r"(?P<activation>relu|leakyrelu|gelu|elu|silu|swish|tanh|sigmoid|softmax|dropout)"
-    r"|(?P<norm>bn$|batchnorm|layernorm|groupnorm|norm)"
-    r"|(?P<transposed>conv_?t(?:rans\w*)?(?=[\d_]|$)|deconv|transposed?conv|upsample)"
-    r"|(?P<whole>(?:avg|max)?globalpool|global_?(?:avg|max|average)|gap$|adaptive)",
-    re.IGNORECASE,
-)
-
-
-def _integers(text: str) -> Shape:
-    digits = text.split("x")
-    if max(map(len, digits)) > _MAX_DIGITS:
-        raise UserError(f"{_quote(text)} is too large; a number has at most {_MAX_DIGITS} digits")
-    return tuple(map(int, digits))
-
-
-def _value(field: str, text: str) -> int | Pair:
-    numbers = _integers(text)
-    if field not in _SINGLE:
-        return numbers[0], numbers[-1]  # one number stands for both axes
-    if len(numbers) == 2:
-        raise UserError(f"{field} is one number, not {_quote(text)}")
-    return numbers[0]
-
-
-def _parse_layer(word: str) -> Layer:
-    kind = next(filter(word.startswith, _KINDS), None)
-    other = named.lastgroup if (named := _OTHER.match(word)) else None
-    if kind is None or other:
-        advice = f"; it {_OTHER_LAYERS[other]}" if other else ""
-        raise UserError(f"cannot read {_quote(word)}; layers are {', '.join(_KINDS)}{advice}")
-    build, number_field, options = _KINDS[kind]
-    rest = word.removeprefix(kind)
-    fields, spelt = {}, {}
-    if number_field:
-        number = _NUMBER.match(rest)
-        if not number:
-            raise UserError(f'"{kind}" needs a number right after it, as in "{kind}2"')
-        fields[number_field] = _value(number_field, number[0])
-        rest = rest[number.end() :]
-    while rest:
-        match = _OPTION.match(rest)
-        part = match[0] if match else rest
-        option = _NUMBER.sub("N", part)
-        if not match or option not in options:
-            known = f"options are {', '.join(options)}" if options else f"{kind} has no options"
-            raise UserError(f"cannot read {_quote(part)}; {known}")
-        field, value = _OPTIONS[option]
-        if field in spelt:
-            raise UserError(f"{field} is given twice, as {_quote(spelt[field])} and {_quote(part)}")
-        spelt[field] = part
-        fields[field] = _value(field, part[1:]) if value is None else value
-        rest = rest[len(part) :]
-    if kind == "conv" and "kernel" not in fields:
-        raise UserError(f'a convolution needs the size of its kernel, as in "{word}k3"')
-    return build(**fields)
-
-
-def parse_layers(spec: str) -> list[tuple[str, Layer]]:
-    """Reads a network in the layer language (see the top of this file).
-
-    Returns: pairs of a word and its layer.
-    Raises: UserError naming the word, its place (from 1) and what is wrong with it.
-    """
-    layers = []
-    words = spec.split()
-    if len(words) > _MAX_LAYERS:
-        raise UserError(f"{len(words):,} layers are too many: at most {_MAX_LAYERS:,}")
-    for index, word in enumerate(words):
-        try:
-            layers.append((word, _parse_layer(word)))
-        except UserError as error:
-            raise UserError(f"{_place(index, word)}: {error}") from error
-    if not layers:
-        raise UserError('no layers; write them as in "conv16k5same pool2 flatten dense100"')
-    return layers
-
-
-def parse_input(text: str) -> tuple[int, int, int]:
-    """Reads an image's height x width x channels, as in 128x128x3 or 128 × 128 × 3.
-
-    Raises: UserError if it is anything else.
-    """
-    # × is how sizes are printed.
-    sizes = "x".join(part.strip(" ") for part in re.split("[x×X]", text))
-    if not re.fullmatch(r"[0-9]+x[0-9]+x[0-9]+", sizes):
-        raise UserError(f"input {_quote(text)} is not height x width x channels, as in 128x128x3")
-    height, width, channels = _integers(sizes)
-    _check_positive(height=height, width=width, channels=channels)
-    return height, width, channels

@@ -11,7 +11,7 @@ import jax
 from jax.stages import Compiled
 from ml_collections import ConfigDict
 
-from hw import cli, files, hardware
+from hw import cli, files
 from hw.cli import Stopped, UserError
 from hw.data.cache import cache_dir
 from hw.training import checkpoint, processes, setup
@@ -91,7 +91,9 @@ class _Loop:
         """The whole run; returns its summary."""
         try:
             with self.signals:
-                self._announce()
+                first, *others = self.run.in_words()
+                for line in (f"{self.folder.path}: {first}", *others):
+                    self.log.say(line)
                 state = self._start()
                 state = self._steps(state)
                 report = self._evaluate(state, self.task.total_steps)
@@ -99,20 +101,6 @@ class _Loop:
                 return processes.on_first(lambda: self._write(whole, report, name, variant))
         finally:
             self.log.close()
-
-    def _announce(self) -> None:
-        p, d = self.parallel, self.run.provenance
-        self.log.say(
-            f"{self.folder.path}: {self.task.total_steps} steps of {self.run.per_step} {self.task.unit} on "
-            f"{p.num_devices} × {p.device_kind} ({p.platform}, {p.mode}) in "
-            f"{self.run.dtype}; processor: {hardware.processor()}"
-        )
-        if self.run.note:
-            self.log.say(self.run.note)
-        self.log.say(
-            f"data: {d['name']} ({d['source']}), {d['num_train']} to train, {d['num_eval']} to "
-            f"evaluate; {d['note']}"
-        )
 
     def _start(self) -> TrainState:
         """The newest sound checkpoint, or step 0, which is saved at once."""

@@ -5,21 +5,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import traverse_util
 from flax.typing import PathParts
 from ml_collections import ConfigDict
 
-from hw.cli import UserError
+from hw import fields
 
 Array = jax.Array
 
 # Quintic Newton–Schulz iteration p(s) = a s + b s³ + c s⁵ on singular values: its steep start at 0
 # brings all of them near 1 in a few steps. Source: Jordan et al. 2024, "Muon", section "Design".
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-# A step is computed in float32, where a larger number is infinite.
-LARGEST = float(np.finfo(np.float32).max)
 
 
 def orthogonalize(matrix: Array, steps: int) -> Array:
@@ -110,8 +107,6 @@ def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
         "cosine": optax.cosine_decay_schedule(1.0, rest, alpha=config.final),
         "constant": optax.constant_schedule(1.0),
     }
-    if config.schedule not in decays:
-        raise UserError(f"config.optim.schedule={config.schedule!r}: choose from {sorted(decays)}")
     if not warmup:
         return decays[config.schedule]
     # Step 0 already moves: (1 + step) / warmup.
@@ -119,43 +114,26 @@ def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, decays[config.schedule]], [warmup])
 
 
-def _check(config: ConfigDict) -> None:
-    """Refuses numbers that no run should start with; nan fails every comparison."""
-    rules = [("must lie in [0, 3.4e38]", lambda v: 0 <= v <= LARGEST, ("weight_decay", "clip_norm"))]
-    rules += [("must lie in [0, 1]", lambda v: 0 <= v <= 1, ("warmup", "final"))]
-    rules += [("must lie in [0, 1)", lambda v: 0 <= v < 1, ("momentum", "b2", "filters.momentum"))]
-    rules += [("must be at least 1", lambda v: v >= 1, ("filters.newton_schulz_steps",))]
-    positive = ("learning_rate", "head_learning_rate", "filters.learning_rate")
-    rules += [("must lie in (0, 3.4e38]", lambda v: 0 < v <= LARGEST, positive)]
-    for demand, holds, fields in rules:
-        for field in fields:
-            value: Any = config
-            for part in field.split("."):
-                value = value[part]
-            if not holds(value):
-                raise UserError(f"config.optim.{field}={value} {demand}")
-
-
 def build(config: ConfigDict, total_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Builds the optimiser that `config.optim` describes, and its learning rate as a function of step.
 
     "sgd" and "adamw" treat all parameters alike. "muon" has three groups with a learning rate each: the
-    filter banks (4 axes), whose update it orthogonalises by `filters`, and, by SGD with Nesterov momentum,
-    the head with all other matrices, and the rest (biases and norms). "muon_adamw" orthogonalises the
-    update of the matrices in a model's blocks, by `filters` too, and moves embedding, head and norms by
-    AdamW.
+    filter banks (4 axes), whose update it orthogonalises by the numbers of `config.optim.muon`, and, by SGD
+    with Nesterov momentum, the head with all other matrices, and the rest (biases and norms). "muon_adamw"
+    orthogonalises the update of the matrices in a model's blocks, by the same numbers, and moves embedding,
+    head and norms by AdamW.
 
     Args:
-      config: `config.optim`; every field is read.
+      config: `config.optim`; which fields an optimiser reads, `hw.fields` says.
       total_steps: of the whole run, for the schedule.
 
     Returns:
       (tx, learning rate at a step: of the filters for "muon", else of everything).
 
     Raises:
-      UserError: a name that does not exist, or a number out of its range.
+      UserError: a field that is missing or out of its range.
     """
-    _check(config)
+    fields.check_part("optim", config)
     factor = schedule(config, total_steps)
 
     def scaled(learning_rate: float) -> optax.Schedule:
@@ -182,7 +160,7 @@ def build(config: ConfigDict, total_steps: int) -> tuple[optax.GradientTransform
     adamw = of_standard_promotion(
         optax.adamw(
             scaled(config.learning_rate),
-            config.momentum,
+            config.b1,
             config.b2,
             weight_decay=config.weight_decay,
             mask=decayed,
@@ -193,9 +171,9 @@ def build(config: ConfigDict, total_steps: int) -> tuple[optax.GradientTransform
     elif config.name == "adamw":
         tx, rate = adamw, config.learning_rate
     elif config.name == "muon":
-        rate = config.filters.learning_rate
+        rate = config.muon.learning_rate
         filters = optax.chain(
-            scale_by_orthogonal_momentum(config.filters.momentum, config.filters.newton_schulz_steps),
+            scale_by_orthogonal_momentum(config.muon.momentum, config.muon.newton_schulz_steps),
             optax.scale_by_learning_rate(scaled(rate)),
             unit_filters(),
         )
@@ -207,10 +185,10 @@ def build(config: ConfigDict, total_steps: int) -> tuple[optax.GradientTransform
             },
             groups,
         )
-    elif config.name == "muon_adamw":
-        rate = config.filters.learning_rate
+    else:
+        rate = config.muon.learning_rate
         matrices = optax.chain(
-            scale_by_orthogonal_momentum(config.filters.momentum, config.filters.newton_schulz_steps),
+            scale_by_orthogonal_momentum(config.muon.momentum, config.muon.newton_schulz_steps),
             scale_by_shape(),
             optax.add_decayed_weights(config.weight_decay),
             optax.scale_by_learning_rate(scaled(rate)),
@@ -223,8 +201,6 @@ def build(config: ConfigDict, total_steps: int) -> tuple[optax.GradientTransform
             return traverse_util.path_aware_map(group, params)
 
         tx = optax.multi_transform({"matrices": matrices, "rest": adamw}, blocks)
-    else:
-        raise UserError(f"config.optim.name={config.name!r}: choose sgd, adamw, muon or muon_adamw")
     if config.clip_norm:
         tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
     return tx, scaled(rate)

@@ -63,8 +63,6 @@ class Parallel:
     """
 
     def __init__(self, mode: str = "jit", devices: Sequence[jax.Device] | None = None) -> None:
-        if mode not in ("jit", "pmap"):
-            raise UserError(f"config.parallel={mode!r}: choose jit or pmap")
         if mode == "pmap" and processes.several():
             raise UserError("config.parallel=pmap is for one process: use jit with several")
         devices = jax.devices() if devices is None else devices

@@ -6,7 +6,6 @@ A file that breaks a rule ends in one line that names the field or the array. No
 """
 
 import contextlib
-import dataclasses
 import functools
 import io
 import math
@@ -23,105 +22,18 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 from numpy.lib import format as npy
 
-from hw import cli, data, files, models, schema
+from hw import cli, fields, files, models, schema
 from hw.cli import UserError
-from hw.schema import FLAG, distinct, each, number, one_of, text, whole
+from hw.schema import distinct, each, one_of, text
 from hw.training import checkpoint
-from hw.training.tasks import TASKS
-from hw.training.tasks.images import TTA_VIEWS
 
 # Bytes. A released config.json has 2 kB; the summary of a text with 50,000 symbols has 200 kB.
 MAX_JSON = 10**6
 
-# --- What config.json may say ---
-
-# The sizes of a layer; the largest recipe of ours has 512 units.
-_MAX_SIZE, _MAX_DEPTH, _MAX_STAGES = 65_536, 1_000, 64
 # Of a whole model. ResNet-18, the largest of ours, has 11 million.
 MAX_PARAMETERS = 10**9
 # Numbers that a language model carries along a text; the released attention model carries 685,000.
 MAX_CARRY = 2**25
-_PATH = schema.Rule("a path", lambda v: type(v) is str and len(v) <= 4096 and "\0" not in v)
-_WORD = text(100)
-_BATCH = whole(1, 10**6)
-_SCHEDULE = {"epochs": number(0, 1e9), "batch_size": _BATCH}
-
-_COMMON: schema.Table = {
-    "task": one_of(*TASKS),
-    "seed": whole(0, 2**32 - 1),
-    "parallel": _WORD,
-    "embedded": _SCHEDULE,
-}
-_DATA: schema.Table = {"name": _WORD, "source": _WORD, "dir": _PATH, "holdout": whole(0, 10**9)}
-# For each task the fields that are used when a finished run of it is read. The builders and the tasks check
-# which values make sense, as they do for a new run; here stand types, and bounds on time and memory.
-_CONFIG: dict[str, schema.Table] = {
-    "images": {
-        **_COMMON,
-        "data": {
-            **_DATA,
-            "embedded_train": whole(0, 100_000),
-            "embedded_eval": whole(0, 100_000),
-            "mean": each(number(-1e6, 1e6), 3, 3),
-            "std": each(number(1e-6, 1e6), 3, 3),
-        },
-        "augment": {
-            "flip": _WORD,
-            "shift": whole(0, 32),
-            "cutout": whole(0, 32),
-            "small_size": whole(0, 32),
-            "small_until": number(0, 1),
-        },
-        "train": {**_SCHEDULE, "label_smoothing": number(0, 1)},
-        "eval": {"batch_size": _BATCH, "tta": one_of(*TTA_VIEWS), "temperature": number(0, 1e6)},
-    },
-    "text": {
-        **_COMMON,
-        "data": {**_DATA, "path": _PATH, "split": _WORD, "fractions": each(number(0, 1), 2, 2)},
-        "train": {
-            **_SCHEDULE,
-            "length": whole(1, 10**6),
-            "order": _WORD,
-            "forget": number(0, 1),
-            "label_smoothing": number(0, 1),
-        },
-        "eval": {"batch_size": _BATCH, "window": whole(1, 10**6)},
-    },
-    "recall": {
-        **_COMMON,
-        "data": {
-            "name": _WORD,
-            "holdout": whole(0, 10**9),
-            "delay": whole(0, 10_000),
-            "num_symbols": whole(2, 1_000),
-        },
-        "train": {**_SCHEDULE, "epoch_size": whole(1, 10**9)},
-        "eval": {"batch_size": _BATCH},
-    },
-}
-# Fields that models had once: committed logs have them. A gate of "none" is the model of today.
-_RETIRED: dict[str, schema.Table] = {"hwnet": {"gate": one_of("none", "out"), "gate_scale": schema.FINITE}}
-_OF_TYPE: dict[Any, schema.Rule] = {
-    int: whole(0, _MAX_SIZE),
-    float: number(-1e6, 1e6),
-    bool: FLAG,
-    str: _WORD,
-    Sequence[int]: each(whole(1, _MAX_SIZE), 1, _MAX_STAGES),
-}
-
-
-def _model_table() -> schema.Table:
-    """What `config.model` may hold: of each model the arguments of its class, by their types."""
-    table: dict[str, Any] = {"name": one_of(*models.MODELS), "dtype": _WORD, "batch_norm": _WORD}
-    for name in models.MODELS:
-        rules = {key: _OF_TYPE[field.type] for key, field in models.arguments(name).items()}
-        if "depth" in rules:
-            rules["depth"] = whole(0, _MAX_DEPTH)
-        table[name] = {**rules, **_RETIRED.get(name, {})}
-    return table
-
-
-_MODEL = _model_table()
 
 # --- What summary.json, and progress.json of a checkpoint, say of the data ---
 
@@ -131,7 +43,7 @@ DATASET: schema.Table = {
     "source": one_of(*SOURCES),
     "fingerprint": text(100),
     "note": text(100_000),
-    "classes": distinct(each(text(200), 2, _MAX_SIZE)),
+    "classes": distinct(each(text(200), 2, fields.MAX_SIZE)),
     "vocabulary": distinct(text(0x110000)),
 }
 
@@ -178,20 +90,15 @@ def check_config(recipe: dict[str, Any], where: str) -> dict[str, Any]:
     Raises:
       UserError: names the field that is wrong, or the task, the model or its type, if that is missing.
     """
-    schema.require(schema.check(recipe, {"task": _COMMON["task"]}, where=where), "task", where=where)
-    table = _CONFIG[recipe["task"]]
+    schema.require(schema.check(recipe, {"task": fields.TASK}, where=where), "task", where=where)
+    table = fields.of_finished(recipe["task"])
     config = {key: {} for key, rule in table.items() if not isinstance(rule, schema.Rule)}
     config |= schema.check(recipe, table, where=where)
     # Nothing is left out here: a field that this program does not know would mean another model.
-    model = schema.check(recipe.get("model", {}), _MODEL, where=where, closed=True, name="model")
-    schema.require({"model": model}, "model.name", "model.dtype", where=where)
-    name = model["name"]
-    for field, of_task, value in (
-        ("model", models.OF_TASK, name),
-        ("data", data.OF_TASK, config["data"].get("name")),
-    ):
-        if value is not None and value not in of_task[recipe["task"]]:
-            raise UserError(f"{where}: {field}.name={value} does not go with the task {recipe['task']}")
+    rules = {name: {**rules, **fields.RETIRED.get(name, {})} for name, rules in fields.MODELS.items()}
+    known = {**fields.MODEL, **rules, "name": schema.one_of(*fields.MODELS_OF[recipe["task"]])}
+    model = schema.check(recipe.get("model", {}), known, where=where, closed=True, name="model")
+    schema.require(model, "name", "dtype", where=where, name="model")
     return config | {"model": model}
 
 
@@ -204,14 +111,14 @@ def model_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     model = config["model"]
     name = model["name"]
     arguments = dict(model.get(name, {}))
-    for key in _RETIRED.get(name, {}):
+    for key in fields.RETIRED.get(name, {}):
         if key == "gate" and arguments.get(key, "none") != "none":
             raise UserError(f"{where}: model.{name}.gate={arguments[key]}: there is no such model any longer")
         arguments.pop(key, None)
     for key, field in models.arguments(name).items():
-        if field.default is not dataclasses.MISSING:
+        if field.default is not field.empty:
             arguments.setdefault(key, field.default)
-        schema.require({"model": {name: arguments}}, f"model.{name}.{key}", where=where)
+        schema.require(arguments, key, where=where, name=f"model.{name}")
     return {k: v for k, v in model.items() if k not in models.MODELS} | {name: arguments}
 
 
@@ -252,12 +159,12 @@ def load_run(
         recipe = read_object(folder / "config.json")
     where = str(folder / "config.json")
     # Before the rest: a run of another task is sound, and only the wrong one.
-    if task and isinstance(other := recipe.get("task"), str) and other in TASKS and other != task:
+    if task and isinstance(other := recipe.get("task"), str) and other in fields.TASKS and other != task:
         raise UserError(f"{folder} holds a model of {other}, not of {task}")
     with _mend():
         checked = check_config(recipe, where)
         if needs is None:
-            needs = schema.leaves(_CONFIG[checked["task"]])
+            needs = schema.leaves(fields.of_finished(checked["task"]))
         schema.require(checked, *needs, where=where)
         config = ConfigDict(checked | {"model": model_config(checked, where)})
         if files.is_there(folder / "summary.json"):

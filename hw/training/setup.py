@@ -1,7 +1,6 @@
 """From a config to a run: everything is decided here, once. After it nobody reads the config."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +10,9 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from hw import cli, data, files, hardware, models
+from hw import data, fields, hardware, models
 from hw.cli import UserError
-from hw.training import optim, processes, saved
+from hw.training import optim, processes
 from hw.training.parallel import Parallel
 from hw.training.step import Batch, TrainState, train_step
 from hw.training.tasks import TASKS
@@ -71,6 +70,19 @@ class Run:
         """How many of the task's unit are in a step."""
         return self.batch_size * self.task.per_example
 
+    def in_words(self) -> list[str]:
+        """Lines for the log: what the run does, on which hardware and on which data."""
+        devices, data = self.parallel, self.provenance
+        lines = [
+            f"{self.task.total_steps} steps of {self.per_step} {self.task.unit} on {devices.num_devices} × "
+            f"{devices.device_kind} ({devices.platform}, {devices.mode}) in {self.dtype}; processor: "
+            f"{hardware.processor()}",
+            self.note,
+            f"data: {data['name']} ({data['source']}), {data['num_train']} to train, {data['num_eval']} to "
+            f"evaluate; {data['note']}",
+        ]
+        return [line for line in lines if line]
+
     def first_state(self, rng: Array, start: Array) -> TrainState:
         """Step 0 of the run, from the task's data for a data-dependent start."""
         variables = self.task.init(rng, start)
@@ -96,63 +108,26 @@ class Run:
         return step
 
 
-def _check_numbers(config: ConfigDict) -> None:
-    """Refuses numbers of the loop's own that no run should start with (nan fails every comparison)."""
-    for field, least in (
-        ("data.holdout", 0),
-        ("embedded.batch_size", 1),
-        ("train.epochs", 0),
-        ("embedded.epochs", 0),
-        ("checkpoint.every_seconds", 0),
-        ("log.every_seconds", 0),
-        ("eval.every_epochs", 0),
-        ("checkpoint.keep", 1),
-        ("log.every_steps", 1),
-        ("train.steps_per_dispatch", 0),
-        ("train.average_decay", 0),
-        ("seed", 0),
-    ):
-        value: Any = config
-        for part in field.split("."):
-            value = value[part]
-        if not least <= value < math.inf:
-            raise UserError(f"config.{field}={value} must be at least {least} and finite")
-    if config.seed >= 2**32:
-        raise UserError(f"config.seed={config.seed} must be below 2^32")
-    if config.task not in TASKS:
-        raise UserError(f"config.task={config.task!r}: choose from {sorted(TASKS)}")
-    for field, of_task in (("model", models.OF_TASK), ("data", data.OF_TASK)):
-        if (name := config[field].name) not in of_task[config.task]:
-            raise UserError(
-                f"config.{field}.name={name!r}: for the task {config.task} choose from "
-                f"{', '.join(of_task[config.task])}"
-            )
-    TASKS[config.task].check(config)
-
-
 def check(config: ConfigDict, parallel: Parallel) -> None:
-    """Refuses, before any data is there, what no run should start with; the builders check their own part.
+    """Refuses, before any data is read, fields that do not fit each other or the devices.
 
     Raises:
       UserError: names the field.
     """
-    _check_numbers(config)
     parallel.check_batch(config.train.batch_size, "config.train.batch_size")
     parallel.check_batch(config.eval.batch_size, "config.eval.batch_size")
     if config.model.get("batch_norm") == "per-device" and parallel.mode != "pmap":
         raise UserError("config.model.batch_norm=per-device needs config.parallel=pmap: jit's batch is one")
-    optim.build(config.optim, total_steps=1)
     models.build(config.model, num_outputs=2, platform=parallel.platform)
-    # A run within these bounds can be read when it is finished (`hw.training.saved`).
-    saved.check_config(files.parse_json(cli.to_json(config.to_dict())), "config")
 
 
 def devices(config: ConfigDict) -> Parallel:
     """The devices that a config asks for, once the config is checked.
 
     Raises:
-      UserError: see `check`.
+      UserError: see `fields.check` and `check`.
     """
+    fields.check(config)
     parallel = Parallel(config.parallel)
     check(config, parallel)
     return parallel
@@ -188,7 +163,7 @@ def build_task(config: ConfigDict, parallel: Parallel, dataset: data.Dataset) ->
         num_devices=parallel.num_devices,
         axis_name=parallel.axis_name,
     )
-    return TASKS[config.task](config, dataset, module)
+    return TASKS[config.task](config, dataset, module, parallel.axis_name)
 
 
 def build(config: ConfigDict, parallel: Parallel, dataset: data.Dataset) -> Run:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-from hw import cli, files, models
+from hw import cli, fields, files, models
 from hw.cli import UserError
 from hw.training import checkpoint, saved
 
@@ -296,6 +296,7 @@ class Workdir:
 
     def _compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         """Raises UserError where two recipes differ in what matters, naming each field."""
+        old, new = fields.current(old), fields.current(new)
         differing = [
             f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
             for name in sorted(old.keys() | new.keys())
@@ -361,8 +362,8 @@ def versions() -> dict[str, str]:
 
 def check_progress(progress: Any) -> None:
     """Raises Damaged unless it is of the form that `Workdir.progress` has, now or in an earlier version."""
-    fields = progress if isinstance(progress, dict) else {}
-    seconds, before, recipe = (fields.get(name) for name in ("seconds", "dataset", "recipe"))
+    given = progress if isinstance(progress, dict) else {}
+    seconds, before, recipe = (given.get(name) for name in ("seconds", "dataset", "recipe"))
     sound = (
         isinstance(seconds, dict)
         and seconds.keys() == set(PARTS)
@@ -370,7 +371,7 @@ def check_progress(progress: Any) -> None:
         and isinstance(before, dict)
         and all(isinstance(before.get(name), str) for name in ("name", "source", "fingerprint"))
         and isinstance(recipe, dict | None)
-        and ("dtype" not in fields or fields["dtype"] in models.DTYPES)
+        and ("dtype" not in given or given["dtype"] in models.DTYPES)
     )
     if not sound:
         raise checkpoint.Damaged("its progress.json is not what a run saves")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from hw.answers import attention, attention_gradient, claims, cnn
 from hw.cli import UserError
-from hw.ops.conv_arithmetic import LayerError, parse_layers
+from hw.ops.conv_arithmetic import LayerError
+from hw.ops.layer_language import parse_layers
 from tests.recipes import many
 
 _SMALL = st.integers(1, 4)

@@ -8,10 +8,10 @@ import socket
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from hw import data, files
@@ -50,10 +50,10 @@ def folder(original, tmp_path):
     return tmp_path / "data" / "cifar10" / images.VERSION
 
 
-def config(folder: Path | str = "", **changes) -> SimpleNamespace:
+def config(folder: Path | str = "", **changes) -> ConfigDict:
     data_dir = str(Path(folder).parents[1]) if folder else ""
     fields = {"name": "cifar10", "source": "auto", "dir": data_dir, "holdout": 0}
-    return SimpleNamespace(**fields | {"embedded_train": 60, "embedded_eval": 30} | changes)
+    return ConfigDict(fields | {"embedded_train": 60, "embedded_eval": 30} | changes)
 
 
 def silent(line: str) -> None:
@@ -351,8 +351,8 @@ def test_a_second_start_decodes_nothing(folder, monkeypatch, tmp_path):
 
 def test_a_second_start_does_not_even_import_tfds(folder, tmp_path):
     program = (
-        "import sys; from types import SimpleNamespace as N; from hw import data;"
-        f"data.load(N(name='cifar10', source='tfds', dir={str(folder.parents[1])!r}, holdout=0));"
+        "import sys; from ml_collections import ConfigDict; from hw import data;"
+        f"data.load(ConfigDict({config(folder, source='tfds').to_dict()}));"
         "print('tensorflow_datasets' in sys.modules, 'tensorflow' in sys.modules, 'jax' in sys.modules)"
     )
     outputs = [processes.run(processes.python("-c", program)).stdout for _ in range(2)]

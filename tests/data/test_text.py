@@ -6,12 +6,12 @@ import shutil
 import socket
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
 from hw import data
 from hw.cli import UserError
@@ -26,9 +26,9 @@ WORDS = "Grüße, Ωmega\r\nand 😀 for 5 €:\n\tend\r" * 7
 pytestmark = pytest.mark.usefixtures("at_home")
 
 
-def config(**changes) -> SimpleNamespace:
+def config(**changes) -> ConfigDict:
     fields = {"name": "tiny_shakespeare", "source": "auto", "dir": "", "path": "", "split": "nanogpt"}
-    return SimpleNamespace(**fields | {"fractions": (0.8, 0.1), "holdout": 0} | changes)
+    return ConfigDict(fields | {"fractions": (0.8, 0.1), "holdout": 0} | changes)
 
 
 def silent(line: str) -> None:
@@ -185,13 +185,16 @@ def test_fractions_that_sum_to_one_use_every_character(tmp_path, share, length):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"holdout": -1}, r"config\.data\.holdout=-1: must lie in \[0, 18\)"),
+        ({"holdout": -1}, r"config\.data\.holdout must be a whole number from 0 .*, not -1"),
         ({"holdout": 18}, r"config\.data\.holdout=18: must lie in \[0, 18\)"),
-        ({"split": "half"}, "config.data.split='half': choose from 'nanogpt', 'tfds', 'fractions'"),
-        ({"name": "moby_dick"}, "'moby_dick' is unknown: choose from cifar10, recall, tiny_shakespeare"),
-        ({"path": "", "source": "web"}, "config.data.source='web': choose from 'auto'"),
+        ({"split": "half"}, 'config.data.split must be one of nanogpt, tfds, fractions, not "half"'),
+        ({"name": "moby_dick"}, 'name must be one of cifar10, recall, tiny_shakespeare, not "moby_dick"'),
+        ({"path": "", "source": "web"}, 'config.data.source must be one of auto, tfds, embedded, not "web"'),
         *[
-            ({"split": "fractions", "fractions": fractions}, "config.data.fractions=.*two positive numbers")
+            (
+                {"split": "fractions", "fractions": fractions},
+                "fractions must be a list of two positive numbers",
+            )
             for fractions in [
                 *[(), (0.5,), (0.5, 0.25, 0.25), (0.0, 0.5), (0.5, 0.0), (-1.0, 0.5), (0.9, 0.2)],
                 *[(float("nan"), 0.5), (0.5, float("nan")), (float("inf"), 0.5), ("a", 0.5)],
@@ -339,8 +342,8 @@ def test_a_text_that_ends_in_zero_bytes_is_written_whole(tmp_path):
 
 def test_a_second_start_does_not_even_import_tfds(folder):
     program = (
-        "import sys; from types import SimpleNamespace as N; from hw import data;"
-        f"data.load(N(**{vars(config(source='tfds', dir=str(folder.parents[1])))}));"
+        "import sys; from ml_collections import ConfigDict; from hw import data;"
+        f"data.load(ConfigDict({config(source='tfds', dir=str(folder.parents[1])).to_dict()}));"
         "print('tensorflow_datasets' in sys.modules, 'tensorflow' in sys.modules, 'jax' in sys.modules)"
     )
     outputs = [processes.run(processes.python("-c", program)).stdout for _ in range(2)]

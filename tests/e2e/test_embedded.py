@@ -24,7 +24,7 @@ STAND_IN = "EMBEDDED STAND-IN, NOT CIFAR-10"
 CHANGES = {
     "optim.learning_rate": 0.1,
     "optim.head_learning_rate": 1.0,
-    "optim.filters.learning_rate": 0.05,
+    "optim.muon.learning_rate": 0.05,
     "train.batch_size": 64,
 }
 

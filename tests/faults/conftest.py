@@ -31,7 +31,7 @@ RECIPE = {
     "train.average_decay": 0.9,
     "optim.learning_rate": 0.1,
     "optim.head_learning_rate": 1.0,
-    "optim.filters.learning_rate": 0.05,
+    "optim.muon.learning_rate": 0.05,
 }
 
 

@@ -13,19 +13,17 @@ from flax import linen as nn
 from jax import lax
 from jax.extend.core import jaxprs_in_params
 
-from hw.cli import UserError
 from hw.models import attention_lm as models
-from hw.models.attention_lm import AttentionLM, attention_lm
+from hw.models.attention_lm import AttentionLM
 from hw.ops.attention import multi_head_params
 from hw.training import losses, optim
-from tests import refused
 
 V = 11
 SMALL = {"width": 12, "depth": 2, "heads": 3, "context": 5}
 
 
 def _net(dtype=jnp.float32, **changes):
-    return attention_lm(num_classes=V, dtype=dtype, **{**SMALL, **changes})
+    return AttentionLM(vocab_size=V, dtype=dtype, **{**SMALL, **changes})
 
 
 def _inputs(b=3, t=7, seed=0):
@@ -91,7 +89,7 @@ def test_parameters_are_counted(width, depth, heads, mlp_ratio, tied):
 def test_the_size_of_nanogpt_is_its_own():
     # karpathy/nanoGPT, config/train_shakespeare_char.py: 6 blocks of width 384, 65 symbols, context 256. Its
     # 10.65 M without positions: 65 · 384 tied, 6 (12 · 384² + 2 · 384), 384 at the end.
-    net = attention_lm(num_classes=65, dtype=jnp.float32, width=384, depth=6, heads=6, context=256, tied=True)
+    net = AttentionLM(vocab_size=65, dtype=jnp.float32, width=384, depth=6, heads=6, context=256, tied=True)
     assert sum(x.size for x in jax.tree.leaves(_shapes(net))) == 24_960 + 6 * 1_770_240 + 384 == 10_646_784
 
 
@@ -297,7 +295,7 @@ def test_types_and_one_program_for_every_step(dtype):
 
 
 def test_starts_without_prejudice_and_with_a_stream_of_size_one():
-    net = attention_lm(num_classes=V, dtype=jnp.float32, width=128, depth=2, heads=4, context=16)
+    net = AttentionLM(vocab_size=V, dtype=jnp.float32, width=128, depth=2, heads=4, context=16)
     inputs = _inputs(4, 16)
     logits, carry = _apply(net, _start(net), inputs)
     np.testing.assert_array_equal(logits, 0.0)
@@ -366,17 +364,3 @@ def test_embedding_and_every_branch_drop_their_share():
         zero = output == 0
         assert abs(zero.mean() - 0.3) < 0.03
         assert np.all(zero.any(axis=(0, 1))) and not np.any(zero.all(axis=1))
-
-
-@pytest.mark.parametrize("row", refused.ATTENTION, ids=str)
-def test_bad_values_are_named_in_one_line(row):
-    field, value, *words = row
-    with pytest.raises(UserError, match=rf"config\.{field}=") as caught:
-        _net(**{field.split(".")[-1]: value})
-    assert all(word in str(caught.value) for word in words)
-    assert "\n" not in str(caught.value)
-
-
-def test_the_builder_passes_everything_on():
-    net = attention_lm(num_classes=V, dtype=jnp.bfloat16, axis_name="batch", chunked=False, **SMALL)
-    assert net == AttentionLM(vocab_size=V, dtype=jnp.bfloat16, axis_name="batch", **SMALL)

@@ -1,6 +1,7 @@
 """What `config.model.dtype` means on each kind of hardware."""
 
 import pytest
+from ml_collections import ConfigDict
 
 from hw import models
 from hw.cli import UserError
@@ -26,6 +27,10 @@ def test_auto_by_platform_and_processor(monkeypatch, processor):
 def test_a_word_is_taken_as_it_is(platform, processor):
     for dtype in models.DTYPES:
         assert models.dtype_of(dtype, platform, processor) == dtype
-    for wrong in ("float16", "", "AUTO", "bfloat16 "):
-        with pytest.raises(UserError, match=r"config\.model\.dtype=.*choose auto, float32 or bfloat16"):
-            models.dtype_of(wrong, platform, processor)
+
+
+@pytest.mark.parametrize("wrong", ["float16", "", "AUTO", "bfloat16 "])
+def test_another_word_is_refused(wrong):
+    config = ConfigDict({"name": "recall_net", "dtype": wrong, "recall_net": {"cell": "rnn", "width": 4}})
+    with pytest.raises(UserError, match=r"config\.model\.dtype must be one of auto, float32, bfloat16"):
+        models.build(config, num_outputs=2, platform="cpu")

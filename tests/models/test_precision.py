@@ -71,8 +71,8 @@ def test_what_is_learned_or_summed_up_stays_float32(name):
 
 V = 4  # symbols: each stands at a thousand places, whose gradients are summed
 NETS = {
-    "hwnet": lambda dtype: resnet.hwnet(
-        widths=(8, 8), depth=1, norm_momentum=0.9, num_classes=10, dtype=dtype, chunked=False
+    "hwnet": lambda dtype: resnet.HWNet(
+        widths=(8, 8), depth=1, norm_momentum=0.9, num_classes=10, dtype=dtype, sharded=True
     ),
     "gru_lm": lambda dtype: gru_lm.GRULM(vocab_size=V, embedding=16, width=16, depth=2, dtype=dtype),
     "attention_lm": lambda dtype: attention_lm.AttentionLM(

@@ -7,7 +7,7 @@ import pytest
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from hw import models
+from hw import fields, models
 
 HWNET = {"widths": (4, 6), "depth": 1, "norm_momentum": 0.6}
 GRU = {"embedding": 5, "width": 8, "depth": 2}
@@ -33,9 +33,9 @@ CASES = [
 def test_shapes_are_those_of_init(name, arguments):
     config = ConfigDict({"name": name, "dtype": "float32", name: arguments})
     module = models.build(config, num_outputs=7, platform="cpu")
-    if name in models.OF_TASK["images"]:
+    if name in fields.MODELS_OF["images"]:
         inputs = (jnp.zeros((1, 32, 32, 3)),)
-    elif name in models.OF_TASK["text"]:
+    elif name in fields.MODELS_OF["text"]:
         inputs = (np.zeros((1, 1), np.int32), None)
     else:
         inputs = (np.zeros((1, 1), np.int32),)

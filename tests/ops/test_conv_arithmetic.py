@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from hw.cli import UserError
 from hw.ops import conv_arithmetic as ca
+from hw.ops import layer_language
 
 QUESTION_1 = "conv16k5same pool2 conv32k3valid pool2 flatten dense100"
 
 
 def solve(shape, spec):
-    return ca.trace(shape, ca.parse_layers(spec))
+    return ca.trace(shape, layer_language.parse_layers(spec))
 
 
 # 1. By hand.
@@ -35,7 +36,7 @@ def test_question_1():
     # Weights  5·5·3·16 = 1200;   3·3·16·32 = 4608;   30752·100 = 3075200
     # Macs     128·128·1200 = 16384·1200 = 19660800;  62·62·4608 = 3844·4608 = 17713152;  3075200
     # Total    1216 + 4640 + 3075300 = 3081156 parameters; 40449152 multiply-accumulates
-    result = solve(ca.parse_input("128x128x3"), QUESTION_1)
+    result = solve(layer_language.parse_input("128x128x3"), QUESTION_1)
     names, outputs, weights, biases, macs, fields, jumps = zip(
         *((r.name, r.output, r.weights, r.biases, r.macs, r.receptive_field, r.jump) for r in result.reports),
         strict=True,
@@ -438,7 +439,7 @@ def test_macs_by_doing_each_one(groups, pads):
 )
 def test_a_word_that_cannot_be_read(spec, message):
     with pytest.raises(UserError) as caught:
-        ca.parse_layers(spec)
+        layer_language.parse_layers(spec)
     text = str(caught.value)
     assert message in text
     assert text.isprintable() and len(text) < 250
@@ -463,7 +464,7 @@ def test_a_word_that_cannot_be_read(spec, message):
 )
 def test_an_input_that_cannot_be_read(text, message):
     with pytest.raises(UserError) as caught:
-        ca.parse_input(text)
+        layer_language.parse_input(text)
     assert message in str(caught.value) and str(caught.value).isprintable()
 
 
@@ -492,7 +493,7 @@ def test_a_layer_that_does_not_fit(spec, index, message):
     assert message in str(error) and str(error).isprintable()
     assert isinstance(error, UserError)
     assert (error.index, error.word) == (index, words[index])
-    layers = ca.parse_layers(spec)[:index]
+    layers = layer_language.parse_layers(spec)[:index]
     assert error.reports == ca.trace((10, 12, 3), layers).reports
 
 
@@ -504,9 +505,9 @@ def test_groups_divide_both_sides():
 
 
 def test_the_largest_number():
-    [(_, layer)] = ca.parse_layers("conv999999k1x999999")
+    [(_, layer)] = layer_language.parse_layers("conv999999k1x999999")
     assert layer == ca.Conv(999999, (1, 999999))
-    assert ca.parse_input("999999x1x1") == (999999, 1, 1)
+    assert layer_language.parse_input("999999x1x1") == (999999, 1, 1)
 
 
 GOOD = ["conv4k3same", "conv6k2x1s2nobias", "pool2", "avgpool3s2ceil", "flatten", "dense5"]

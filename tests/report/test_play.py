@@ -15,7 +15,7 @@ import pytest
 from hw.answers import attention, attention_gradient, cnn, notation, unrolled_rnn
 from hw.answers.claims import row_error, to_float
 from hw.cli import UserError
-from hw.ops import conv_arithmetic, rnn
+from hw.ops import layer_language, rnn
 from hw.report import play
 from tests.report.conftest import SCREENS
 
@@ -253,8 +253,8 @@ def cnn_mistakes(ask, arithmetic: str | None = None) -> list:
     mistakes, kinds = [], []
     for case, found in zip(specs(), ask(_CNN, specs(), arithmetic), strict=True):
         try:
-            picture = conv_arithmetic.parse_input(case["input"])
-            layers = tuple(conv_arithmetic.parse_layers(case["layers"]))
+            picture = layer_language.parse_input(case["input"])
+            layers = tuple(layer_language.parse_layers(case["layers"]))
             true = _reported(cnn.reports(cnn.Problem(picture, layers)))
         except UserError as error:
             true = {"error": str(error), "name": type(error).__name__}
@@ -520,8 +520,8 @@ def test_start_values_are_the_sheets():
     for name in "qkv":
         assert notation.parse_matrix(data["attention"][name], name) == getattr(attention.SHEET, name)
     assert notation.parse_matrix(data["attention"]["dout"], "dout") == attention_gradient.PROBLEM.dout
-    assert conv_arithmetic.parse_input(data["cnn"]["input"]) == cnn.SHEET.picture
-    assert tuple(conv_arithmetic.parse_layers(data["cnn"]["layers"])) == cnn.SHEET.layers
+    assert layer_language.parse_input(data["cnn"]["input"]) == cnn.SHEET.picture
+    assert tuple(layer_language.parse_layers(data["cnn"]["layers"])) == cnn.SHEET.layers
     for network in data["vanishing"]["networks"]:
         assert np.abs(np.linalg.eigvals(network["whh"])).max() == pytest.approx(1, abs=1e-9)
         assert np.shape(network["drive"]) == (unrolled_rnn.MAX_STEPS, len(network["whh"]))

@@ -8,12 +8,10 @@ from ml_collections import ConfigDict
 
 import configs.recall
 from hw import data, models
-from hw.cli import UserError
-from hw.models.recall_net import recall_net
+from hw.models.recall_net import RecallNet
 from hw.training import loop
 from hw.training.parallel import Parallel
 from hw.training.tasks import recall
-from tests import refused
 
 
 def _config(variant=None, **changes):
@@ -65,22 +63,8 @@ def test_both_cells_learn_a_short_delay(variant, weights, tmp_path):
     assert summary["params"] == weights + 16 * 8 + 8  # and the head
 
 
-@pytest.mark.parametrize("row", refused.RECALL, ids=str)
-def test_bad_values_are_named(row):
-    field, value, *words = row
-    room, name = field.split(".")[0], field.split(".")[-1]
-    with pytest.raises(UserError, match="delay" if room == "data" else name) as caught:
-        if room == "data":
-            data.load(_config(**{field: value}).data)
-        elif room == "train":
-            recall.RecallTask.check(_config(**{field: value}))
-        else:
-            recall_net(num_classes=8, **{"cell": "rnn", "width": 4, name: value})
-    assert all(word in str(caught.value) for word in words)
-
-
 def test_the_tanh_cell_is_the_problem_sets():
-    net = recall_net(num_classes=8, cell="rnn", width=5)
+    net = RecallNet(num_classes=8, cell="rnn", width=5)
     inputs = jnp.array([[1, 4, 2]])
     variables = net.init(jax.random.key(0), inputs, train=False)
     p, h = variables["params"], np.zeros(5)

@@ -23,7 +23,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 from PIL import Image
 
-from hw import cli, models, predict, sample
+from hw import cli, fields, models, predict, sample, schema
 from hw.cli import UserError
 from hw.training import checkpoint, saved
 from hw.training.step import TrainState
@@ -651,7 +651,7 @@ def test_every_recipe_is_read():
         recipe = json.loads(cli.to_json(config.to_dict()))
         read = saved.check_config(recipe, path.name)
         # Every field is there that evaluating a run of it needs, and none is unknown.
-        saved.schema.require(read, *saved.schema.leaves(saved._CONFIG[recipe["task"]]), where=path.name)
+        schema.require(read, *schema.leaves(fields.of_finished(recipe["task"])), where=path.name)
         saved.build(ConfigDict(saved.model_config(read, path.name)), 10, path.name)
 
 

@@ -12,11 +12,11 @@ from hw.training.tasks.text import TextTask
 
 
 class Kind(Protocol):
-    """A class of tasks: see `Task`. Which dataset goes with it, `hw.data.OF_TASK` says."""
+    """A class of tasks: see `Task`. Which dataset goes with it, `hw.fields.DATASETS_OF` says."""
 
-    def __call__(self, config: ConfigDict, dataset: Any, module: nn.Module) -> Task: ...
-
-    def check(self, config: ConfigDict) -> None: ...
+    def __call__(
+        self, config: ConfigDict, dataset: Any, module: nn.Module, axis_name: str | None = None
+    ) -> Task: ...
 
 
 TASKS: dict[str, Kind] = {"images": ImageTask, "recall": RecallTask, "text": TextTask}

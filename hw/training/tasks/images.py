@@ -1,6 +1,5 @@
 """Classification of pictures: augmentation, progressive resolution, test-time views, calibration."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -13,7 +12,6 @@ from flax.typing import VariableDict
 from jax.stages import Lowered
 from ml_collections import ConfigDict
 
-from hw.cli import UserError
 from hw.data import augment, batches
 from hw.data.images import Dataset
 from hw.training import losses, metrics
@@ -77,9 +75,10 @@ class ImageTask(Task):
     unit = "images"
     headline: ClassVar = {"loss": "nll", "accuracy": "accuracy"}
 
-    def __init__(self, config: ConfigDict, dataset: Dataset, module: nn.Module) -> None:
-        self.check(config)
-        super().__init__(config, len(dataset.train.label))
+    def __init__(
+        self, config: ConfigDict, dataset: Dataset, module: nn.Module, axis_name: str | None = None
+    ) -> None:
+        super().__init__(config, len(dataset.train.label), axis_name)
         self._module, self._dataset = module, dataset
         self._normalize = partial(augment.normalize, mean=config.data.mean, std=config.data.std)
         self._augment = partial(
@@ -98,36 +97,6 @@ class ImageTask(Task):
         self.resident |= {"image": dataset.train.image, "label": dataset.train.label}
         # Spread over the whole set: fair in whatever order the images stand.
         self.start = dataset.train.image[:: max(1, self.num_examples // _NUM_START_IMAGES)]
-
-    @staticmethod
-    def check(config: ConfigDict) -> None:
-        for field in ("mean", "std"):
-            values = config.data[field]
-            numbers = [v for v in values if type(v) in (int, float) and math.isfinite(v)]
-            if len(values) != 3 or len(numbers) != 3 or (field == "std" and min(numbers) <= 0):
-                positive = "positive " if field == "std" else ""
-                raise UserError(
-                    f"config.data.{field}={tuple(values)}: give three {positive}numbers, for red, green and "
-                    "blue"
-                )
-        if config.augment.flip not in augment.FLIPS:
-            raise UserError(
-                f"config.augment.flip={config.augment.flip!r}: choose from {sorted(augment.FLIPS)}"
-            )
-        if not 0 <= config.augment.shift < 16:
-            raise UserError(f"config.augment.shift={config.augment.shift}: must lie in [0, 16)")
-        if not 0 <= config.augment.cutout < 32:
-            raise UserError(f"config.augment.cutout={config.augment.cutout}: must lie in [0, 32)")
-        if config.augment.small_size and not 16 <= config.augment.small_size < 32:
-            raise UserError(f"config.augment.small_size={config.augment.small_size}: 0, or in [16, 32)")
-        if not 0 <= config.augment.small_until <= 1:
-            raise UserError(f"config.augment.small_until={config.augment.small_until}: must lie in [0, 1]")
-        if config.eval.tta not in TTA_VIEWS:
-            raise UserError(f"config.eval.tta={config.eval.tta!r}: choose from {sorted(TTA_VIEWS)}")
-        if not 0 <= config.train.label_smoothing < 1:
-            raise UserError("config.train.label_smoothing must lie in [0, 1)")
-        if not 0 <= config.eval.temperature < np.inf:
-            raise UserError("config.eval.temperature must be at least 0 (0: not fitted)")
 
     def init(self, rng: Array, start: Array) -> VariableDict:
         images = self._normalize(start)

@@ -12,7 +12,6 @@ from flax.typing import VariableDict
 from jax.stages import Lowered
 from ml_collections import ConfigDict
 
-from hw.cli import UserError
 from hw.data.recall import RecallDataset, draw
 from hw.training import losses, metrics
 from hw.training.parallel import Parallel
@@ -39,18 +38,14 @@ class RecallTask(Task):
     unit = "sequences"
     headline: ClassVar = {"loss": "nll", "accuracy": "accuracy"}
 
-    def __init__(self, config: ConfigDict, dataset: RecallDataset, module: nn.Module) -> None:
-        self.check(config)
-        super().__init__(config, config.train.epoch_size)
+    def __init__(
+        self, config: ConfigDict, dataset: RecallDataset, module: nn.Module, axis_name: str | None = None
+    ) -> None:
+        super().__init__(config, config.train.epoch_size, axis_name)
         self._module, self._dataset = module, dataset
         self._logits_of = classify(module)
         self._delay, self._num_symbols = config.data.delay, config.data.num_symbols
         self._eval_batch_size = config.eval.batch_size
-
-    @staticmethod
-    def check(config: ConfigDict) -> None:
-        if config.train.epoch_size < 1:
-            raise UserError(f"config.train.epoch_size={config.train.epoch_size}: must be at least 1")
 
     def init(self, rng: Array, start: Array) -> VariableDict:
         return self._module.init(rng, start, train=False)

@@ -31,6 +31,7 @@ class Task(abc.ABC):
       headline: the report's values that go to metrics.jsonl's eval lines: {name there: name in report}.
       num_examples: of the training set: the length of an epoch.
       total_steps: of a whole run.
+      axis_name: the mapped axis of the batch under pmap, else None.
       stages: the steps at which the program changes, 0 first: each stage is compiled on its own.
       per_example: how many of the unit an example holds.
       resident: the training data, kept on the devices whole, and the run's `seed`: as data, not as a constant
@@ -43,8 +44,9 @@ class Task(abc.ABC):
     unit: ClassVar[str]
     headline: ClassVar[Mapping[str, str]]
 
-    def __init__(self, config: ConfigDict, num_examples: int) -> None:
+    def __init__(self, config: ConfigDict, num_examples: int, axis_name: str | None) -> None:
         self.seed: int = config.seed
+        self.axis_name = axis_name
         self.num_examples = num_examples
         self.total_steps = total_steps(config, num_examples)
         self.stages: tuple[int, ...] = (0,)
@@ -52,11 +54,6 @@ class Task(abc.ABC):
         self.resident: dict[str, np.ndarray] = {"seed": np.asarray(config.seed, np.uint32)}
         self.start = np.zeros((1, 1), np.int32)
         self.carry: Any = ()
-
-    @staticmethod
-    @abc.abstractmethod
-    def check(config: ConfigDict) -> None:
-        """Raises UserError for what the task has no use for; cheap, before any data is there."""
 
     @abc.abstractmethod
     def init(self, rng: Array, start: Array) -> VariableDict:

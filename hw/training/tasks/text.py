@@ -22,7 +22,6 @@ from hw.training.tasks.task import Report, Task
 
 Array = jax.Array
 
-ORDERS = ("streams", "windows")
 # What a run writes to samples.txt: so many characters at each temperature.
 SAMPLE_TEMPERATURES = (0.5, 0.8, 1.0)
 SAMPLE_LENGTH = 1000
@@ -70,8 +69,9 @@ class TextTask(Task):
     unit = "characters"
     headline: ClassVar = {"loss": "nats_cold256"}
 
-    def __init__(self, config: ConfigDict, dataset: TextDataset, module: nn.Module) -> None:
-        self.check(config)
+    def __init__(
+        self, config: ConfigDict, dataset: TextDataset, module: nn.Module, axis_name: str | None = None
+    ) -> None:
         length, size = config.train.length, len(dataset.train)
         if size < 2 * length or len(dataset.eval) < 2:
             raise UserError(
@@ -79,7 +79,8 @@ class TextTask(Task):
                 f"windows of config.train.length={length}: give more text, or shorter windows"
             )
         self._streams = config.train.order == "streams"
-        super().__init__(config, size // length if self._streams else (size - length) // length)
+        num_examples = size // length if self._streams else (size - length) // length
+        super().__init__(config, num_examples, axis_name)
         self._module, self._dataset = module, dataset
         self._length, self._size, self._batch_size = length, size, config.train.batch_size
         self._forgotten: float = config.train.forget
@@ -90,19 +91,6 @@ class TextTask(Task):
         self.resident["text"] = np.concatenate([dataset.train, dataset.train[: length + 1]])
         if self._streams:
             self.carry = module.initial_carry(self._batch_size)
-
-    @staticmethod
-    def check(config: ConfigDict) -> None:
-        if config.train.order not in ORDERS:
-            raise UserError(f"config.train.order={config.train.order!r}: choose from {', '.join(ORDERS)}")
-        if config.train.length < 1:
-            raise UserError(f"config.train.length={config.train.length}: must be at least 1")
-        if config.eval.window < 1:
-            raise UserError(f"config.eval.window={config.eval.window}: must be at least 1")
-        if not 0 <= config.train.forget <= 1:
-            raise UserError(f"config.train.forget={config.train.forget}: must lie in [0, 1]")
-        if not 0 <= config.train.label_smoothing < 1:
-            raise UserError("config.train.label_smoothing must lie in [0, 1)")
 
     def init(self, rng: Array, start: Array) -> VariableDict:
         return self._module.init(rng, start, None, train=False)
@@ -133,7 +121,7 @@ class TextTask(Task):
     ) -> tuple[Array, VariableDict, Any]:
         if self._streams and self._forgotten:
             carry = self._forget(jax.random.fold_in(rng, _FORGET), carry)
-        axis, share = self._module.axis_name, len(batch["inputs"])
+        axis, share = self.axis_name, len(batch["inputs"])
         if axis is not None:
             # The carry is whole on every device, as all state is: each takes its streams and gives them back.
             rng = jax.random.fold_in(rng, jax.lax.axis_index(axis))
