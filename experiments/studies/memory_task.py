@@ -9,13 +9,12 @@ an update bias of 3, which starts it remembering (as in experiments/studies/vani
 is right once in eight. Resumable; results in `experiments/results/memory_task/`.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import configs.recall
-from experiments.study import RESULTS, RUNS
+from experiments.study import RESULTS, RUNS, Runs
 from hw import cli, files, plotting
 from hw.answers.runs import interval
 from hw.training import loop
@@ -24,6 +23,13 @@ STUDY = RESULTS / "memory_task"
 DELAYS = (5, 10, 20, 30, 40, 80)
 # Variants of the recipe ("" is "rnn").
 CELLS = {"rnn": "tanh RNN", "gru": "GRU, biases 0", "gru_keeps": "GRU, update bias 3"}
+
+
+def arguments(name: str, seed: int) -> list[str]:
+    """Of `hw.train`, for one run; its name is CELL-DELAY."""
+    cell, _, delay = name.rpartition("-")
+    config = "configs/recall.py" + ("" if cell == "rnn" else f":{cell}")
+    return [f"--config={config}", f"--config.data.delay={delay}", f"--config.seed={seed}"]
 
 
 def run(cell: str, delay: int, seed: int) -> dict[str, Any]:
@@ -36,13 +42,14 @@ def run(cell: str, delay: int, seed: int) -> dict[str, Any]:
     return {k: summary[k] for k in ("test_accuracy", "test_loss", "params", "steps", "config_sha256")}
 
 
-def curve(runs: Mapping[str, Mapping[str, Mapping[str, Any]]], cell: str) -> dict[str, list[Any]]:
+def curve(runs: Runs, cell: str) -> dict[str, list[Any]]:
     """Of one cell, by delay: the seeds' accuracies, their mean, range, and the mean's 95 % interval."""
     found: dict[str, list[Any]] = {k: [] for k in ("delay", "accuracies", "mean", "low", "high", "interval")}
-    for delay, by_seed in sorted(runs[cell].items(), key=lambda item: int(item[0])):
-        values = [by_seed[seed]["test_accuracy"] for seed in sorted(by_seed, key=int)]
+    names = [name for name in runs.by_name if name.startswith(f"{cell}-")]
+    for delay in sorted(int(name.rpartition("-")[2]) for name in names):
+        values = [run["test_accuracy"] for run in runs.of(f"{cell}-{delay}")]
         mean, _, lower, upper = interval(values)
-        point = (int(delay), values, mean, min(values), max(values), [lower, upper])
+        point = (delay, values, mean, min(values), max(values), [lower, upper])
         for name, value in zip(found, point, strict=True):
             found[name].append(value)
     return found
@@ -75,19 +82,14 @@ def main(argv: Sequence[str]) -> int:
     if options.seeds < 1 or not all(word.isdigit() for word in words):
         raise cli.UserError("--seeds must be at least 1, --delays numbers of at least 0, by commas")
     STUDY.mkdir(parents=True, exist_ok=True)
-    path = STUDY / "runs.json"
-    recipe = cli.sha256(cli.to_json(configs.recall.get_config().to_dict()))
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"recipe": recipe, "runs": {}}
-    if saved["recipe"] != recipe:
-        raise cli.UserError(f"{path} is of another recipe: remove it, and runs/studies/memory_task with it")
+    recipes = [configs.recall.get_config(None if cell == "rnn" else cell).to_dict() for cell in CELLS]
+    runs = Runs(STUDY / "runs.json", recipes, arguments)
     for seed in range(options.seeds):
-        for delay in words:
+        for delay in map(int, words):
             for cell in CELLS:
-                of_delay = saved["runs"].setdefault(cell, {}).setdefault(str(int(delay)), {})
-                if str(seed) not in of_delay:
-                    of_delay[str(seed)] = run(cell, int(delay), seed)
-                    files.write_atomic(path, cli.to_json(saved, indent=2) + "\n")
-    curves = {cell: curve(saved["runs"], cell) for cell in CELLS}
+                if not runs.done(f"{cell}-{delay}", seed):
+                    runs.save(f"{cell}-{delay}", seed, run(cell, delay, seed))
+    curves = {cell: curve(runs, cell) for cell in CELLS}
     files.write_atomic(STUDY / "data.json", cli.to_json(curves, indent=2) + "\n")
     _draw(curves, 1 / configs.recall.get_config().data.num_symbols)
     print(f"{'delay':>6}" + "".join(f"{title:>22}" for title in CELLS.values()))
