@@ -1,4 +1,4 @@
-"""What studies stand on: where results and runs lie, a training as a process, runs that are resumed."""
+"""What studies stand on: where results and runs lie, data that is drawn anew, runs that are resumed."""
 
 import json
 import signal
@@ -100,3 +100,31 @@ class Runs:
         """The runs of that name, by seed."""
         by_seed = self.by_name[name]
         return [by_seed[seed] for seed in sorted(by_seed, key=int)]
+
+
+def study_parser(name: str, doc: str | None) -> cli.ArgumentParser:
+    """The parser of a study whose figure can be drawn anew from its data."""
+    parser = cli.ArgumentParser(prog=f"experiments.studies.{name}", description=doc)
+    parser.add_argument("--draw", action="store_true", help="measure nothing: draw data.json anew")
+    return parser
+
+
+def measured(folder: Path, measure: Callable[[], Any], *, draw: bool, indent: int | None = None) -> Any:
+    """Measures and writes data.json; returns what it holds.
+
+    Args:
+      folder: of the study's results.
+      measure: returns the data.
+      draw: read the data that is there instead.
+      indent: of the JSON.
+
+    Raises:
+      UserError: there is no data to draw.
+    """
+    path = folder / "data.json"
+    if not draw:
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(path, cli.to_json(measure(), indent=indent) + "\n")
+    elif not path.exists():
+        raise UserError(f"{path} is missing: run the study without --draw")
+    return json.loads(path.read_text(encoding="utf-8"))

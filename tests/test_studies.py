@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import math
+import re
+import shutil
 import sys
 from collections import Counter
 from functools import partial
@@ -50,8 +52,8 @@ def test_there_is_no_other_old_name():
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """The folders of `experiments.seeds`, somewhere else."""
-    monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(study, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(seeds, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(seeds, "RUNS", tmp_path / "runs")
     monkeypatch.setenv("XLA_FLAGS", "")  # the studies' processes have one device
     return tmp_path / "results"
 
@@ -253,6 +255,30 @@ def test_studies_are_committed_whole(name):
     folder = study.RESULTS / name
     assert (folder / "figure.svg").read_text().lstrip().startswith("<?xml")
     assert json.loads((folder / "data.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("module", "measure"),
+    [
+        (vanishing_gradient, "measure"),
+        (attention_scaling, "measure"),
+        (float32_attention_gradient, "errors"),
+        (neurons, "activations"),
+    ],
+)
+def test_figures_are_drawn_anew_from_their_data(module, measure, tmp_path, monkeypatch):
+    def texts(folder):
+        return re.findall(r">([^<>]*\w[^<>]*)<", (folder / "figure.svg").read_text())
+
+    committed = module.STUDY
+    monkeypatch.setattr(module, measure, None)  # nothing is measured
+    monkeypatch.setattr(module, "STUDY", tmp_path)
+    with pytest.raises(UserError, match=r"data\.json is missing"):
+        module.main(["--draw"])
+    shutil.copy(committed / "data.json", tmp_path)
+    assert module.main(["--draw"]) == 0
+    assert texts(tmp_path) == texts(committed)
+    assert (tmp_path / "data.json").read_bytes() == (committed / "data.json").read_bytes()
 
 
 def test_committed_curves_can_be_made_again():

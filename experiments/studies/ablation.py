@@ -104,18 +104,14 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _draw(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """The differences with their intervals."""
-    names = [name for name in rows if name != "the recipe"]
-    figure, (axis,) = plotting.new_figure(7.2, 0.28 * len(names) + 1.2, 1)
-    for height, name in enumerate(reversed(names)):
-        row = rows[name]
-        low, high = row["interval"]
-        axis.plot([100 * low, 100 * high], [height, height], color="0.6")
-        axis.plot(100 * row["difference"], height, "o", color="C0")
-    axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(names)), list(reversed(names)))
-    axis.set(xlabel="difference, percentage points, with 95 % interval")
-    axis.grid(alpha=0.3, axis="x")
-    files.write_atomic(path, plotting.svg(figure))
+    changes = {name: row for name, row in rows.items() if name != "the recipe"}
+    panel = plotting.bars(
+        list(changes),
+        [100 * row["difference"] for row in changes.values()],
+        "difference, percentage points, with 95 % interval",
+        intervals=[(100 * low, 100 * high) for low, high in (row["interval"] for row in changes.values())],
+    )
+    files.write_atomic(path, plotting.svg([panel], (7.2, 0.28 * len(changes) + 1.2)))
 
 
 def _kept(summary: Mapping[str, Any]) -> dict[str, Any]:
