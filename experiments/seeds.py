@@ -17,10 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from experiments import study as places
-from experiments.study import summaries, train
+from experiments.study import RESULTS, RUNS, summaries, train
 from hw import cli, files, plotting
 from hw.answers.runs import interval
 from hw.cli import UserError
@@ -32,19 +29,16 @@ KEPT = ("summary.json", "metrics.jsonl", "config.json", "evaluation.json", "samp
 _VALUES = ("test_accuracy", "test_accuracy_tta", "test_loss", "val_nats_cold256", "val_nats_stateful")
 
 
-def run_seed(
-    arguments: Sequence[str], seed: int, folder: Path, workdir: Path | None = None
-) -> dict[str, Any]:
+def run_seed(arguments: Sequence[str], seed: int, folder: Path, workdir: Path) -> dict[str, Any]:
     """One seed of a study, unless `folder` has it already; returns its summary.
 
     Args:
       arguments: of hw.train.
       seed: which one.
       folder: where what proves the run is kept.
-      workdir: where it runs; None: in RUNS, as `folder` lies in RESULTS.
+      workdir: where it runs.
     """
     if not (folder / "summary.json").exists():
-        workdir = workdir or places.RUNS / folder.relative_to(places.RESULTS)
         train([*arguments, f"--config.seed={seed}"], workdir)
         folder.mkdir(parents=True, exist_ok=True)
         for name in sorted(KEPT, key=lambda name: name == "summary.json"):  # last: it says "done"
@@ -82,16 +76,12 @@ def _draw(study: Path, seeds: Sequence[int]) -> None:
     runs = []
     for seed in seeds:
         lines = log.read_metrics(study / f"seed-{seed}" / "metrics.jsonl")
-        runs.append(np.array([(line["epoch"], line["loss"]) for line in lines if line["split"] == "train"]))
-    epoch = runs[0][:, 0]
-    curves = [plotting.smooth(run[:, 1], max(1, len(run) // 50)) for run in runs]
-    figure, (axis,) = plotting.new_figure(5.4, 3.6, 1)
-    axis.fill_between(epoch, np.min(curves, 0), np.max(curves, 0), alpha=0.3, label="all seeds")
-    axis.plot(epoch, np.mean(curves, 0), label="mean")
-    axis.set(xlabel="epoch", ylabel="training loss, nats", title=f"{study.name}: {len(seeds)} seeds")
-    axis.grid(alpha=0.3)
-    axis.legend()
-    files.write_atomic(study / "seeds.svg", plotting.svg(figure))
+        runs.append([(line["epoch"], line["loss"]) for line in lines if line["split"] == "train"])
+    epoch = [epoch for epoch, _ in runs[0]]
+    curve = plotting.over_seeds(epoch, [[loss for _, loss in run] for run in runs])
+    panel = plotting.lines([curve], ("epoch", "training loss, nats"))
+    title = f"{study.name}: {curve.label}"
+    files.write_atomic(study / "seeds.svg", plotting.svg([panel], (5.4, 3.6), title))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -109,8 +99,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--seeds must be at least 1")
     path, _, variant = options.config.partition(":")
     name = options.study or Path(path).stem + (f"-{variant}" if variant else "")
-    study = (options.results or places.RESULTS).resolve() / name
-    runs = options.results.resolve() / "runs" / name if options.results else places.RUNS / name
+    study = (options.results or RESULTS).resolve() / name
+    runs = options.results.resolve() / "runs" / name if options.results else RUNS / name
     arguments = [f"--config={options.config}", *rest]
     check_recipe(study, arguments)
     report: dict[str, Any] = {}

@@ -8,11 +8,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.study import RESULTS, summaries
 from hw import cli, files, plotting
 from hw.answers.runs import hardware_in_short, interval, software_in_short
+
+if TYPE_CHECKING:  # imported where something is drawn: see `hw.plotting`
+    from matplotlib.axes import Axes
 
 
 def studies(task: str = "images", split: str = "test") -> list[tuple[Path, list[dict[str, Any]]]]:
@@ -119,30 +122,34 @@ def points() -> list[dict[str, Any]]:
 
 def draw(path: Path) -> None:
     """Draws test accuracy against the minutes of a whole run; the drawn numbers go beside it."""
-    figure, (axis,) = plotting.new_figure(5.6, 3.8, 1)
-    devices = {point["device"] for point in points() if point["ours"]}
-    for point in points():
-        x, y = point["minutes"], 100 * point["accuracy"]
-        if point["ours"]:
-            low, high = (100 * v for v in point["interval"])
-            if low == low:  # with one seed there is none
-                axis.plot([x, x], [low, high], color="C0", linewidth=2, alpha=0.5)
-        axis.plot(x, y, "o" if point["ours"] else "s", color="C0" if point["ours"] else "C1")
-        # Minutes of two processors do not compare: each point then says which one is its own.
-        name = f"{point['name']}\n{point['device']}" if len(devices) > 1 and point["ours"] else point["name"]
-        axis.annotate(name, (x, y), xytext=(7, -3), textcoords="offset points", fontsize=8)
-    axis.set(xscale="log", xlim=(2, 120))  # room for the name of the longest run
-    ticks = (2, 5, 10, 20, 40, 60)
-    axis.set_xticks(ticks, [str(minutes) for minutes in ticks])
-    axis.set_xticks([], minor=True)
-    axis.set(
-        xlabel="minutes on two CPU cores (whole run; of others: training alone)",
-        ylabel="test accuracy without test views, %",
-        title="CIFAR-10: accuracy against time",
-    )
-    axis.grid(alpha=0.3, which="both")
-    files.write_atomic(path, plotting.svg(figure))
-    files.write_atomic(path.with_suffix(".json"), cli.to_json(points(), indent=2) + "\n")
+    found = points()
+    devices = {point["device"] for point in found if point["ours"]}
+
+    def panel(axes: "Axes") -> None:
+        for point in found:
+            colour, _, marker = plotting.STYLES[0 if point["ours"] else 1]
+            x, y = point["minutes"], 100 * point["accuracy"]
+            if point["ours"]:
+                low, high = (100 * v for v in point["interval"])
+                if low == low:  # with one seed there is none
+                    axes.plot([x, x], [low, high], color=colour, linewidth=2, alpha=0.5)
+            axes.plot(x, y, marker, color=colour)
+            # Minutes of two processors do not compare: each point then says which one is its own.
+            several = len(devices) > 1 and point["ours"]
+            name = f"{point['name']}\n{point['device']}" if several else point["name"]
+            axes.annotate(name, (x, y), xytext=(7, -3), textcoords="offset points", fontsize=9)
+        axes.set(xscale="log", xlim=(2, 120))  # room for the name of the longest run
+        ticks = (2, 5, 10, 20, 40, 60)
+        axes.set_xticks(ticks, [str(minutes) for minutes in ticks])
+        axes.set_xticks([], minor=True)
+        axes.set(
+            xlabel="minutes on two CPU cores (whole run; of others: training alone)",
+            ylabel="test accuracy without test views, %",
+        )
+
+    title = "CIFAR-10: accuracy against time"
+    files.write_atomic(path, plotting.svg([panel], (6.4, 4.2), title))
+    files.write_atomic(path.with_suffix(".json"), cli.to_json(found, indent=2) + "\n")
 
 
 def main(argv: Sequence[str]) -> int:

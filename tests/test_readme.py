@@ -36,9 +36,9 @@ def test_language_models_are_those_of_the_logs():
 
 
 def test_ablation_is_that_of_the_logs():
-    saved = ablation.load(ablation.STUDY / "runs.json")  # refuses another recipe's, and edited changes
-    assert saved["runs"], "no run is committed"
-    rows = ablation.differences(saved["runs"])
+    runs = ablation.load(ablation.STUDY / "runs.json").by_name  # refuses another recipe's, and edited changes
+    assert runs, "no run is committed"
+    rows = ablation.differences(runs)
     assert _between("ablation") == ablation.table(rows)
     assert json.loads((ablation.STUDY / "ablation.json").read_text()) == json.loads(to_json(rows))
 

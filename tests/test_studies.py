@@ -3,7 +3,10 @@
 import importlib.util
 import json
 import math
+import re
+import shutil
 import sys
+from collections import Counter
 from functools import partial
 
 import jax
@@ -25,8 +28,9 @@ from experiments.studies import (
     precision,
     vanishing_gradient,
 )
-from hw import models
-from hw.cli import Stopped, UserError
+from experiments.study import Runs
+from hw import models, recipe
+from hw.cli import Stopped, UserError, sha256, to_json
 from hw.models.gru_lm import GRULM
 from hw.ops import gru
 from hw.training import optim
@@ -47,9 +51,9 @@ def test_there_is_no_other_old_name():
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """The studies' folders, somewhere else."""
-    monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(study, "RUNS", tmp_path / "runs")
+    """The folders of `experiments.seeds`, somewhere else."""
+    monkeypatch.setattr(seeds, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(seeds, "RUNS", tmp_path / "runs")
     monkeypatch.setenv("XLA_FLAGS", "")  # the studies' processes have one device
     return tmp_path / "results"
 
@@ -116,21 +120,67 @@ def test_ablation_refuses_runs_of_another_change(tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "STUDY", tmp_path)
     monkeypatch.setattr(ablation, "train", None)  # nothing is run
     changes = {"the recipe": {}, "coin flips": {"augment.flip": "random"}}
-    run = {"accuracy": 0.8, "train_seconds": 1.0}
-    runs = {name: {"0": {**run, "arguments": ablation.arguments(v, 0)}} for name, v in changes.items()}
-    saved = {"recipe": ablation.recipe(), "runs": runs}
-    (tmp_path / "runs.json").write_text(json.dumps(saved))
     monkeypatch.setattr(ablation, "CHANGES", changes)
+    runs = ablation.load(tmp_path / "runs.json")
+    for name in changes:
+        runs.save(name, 0, {"accuracy": 0.8, "train_seconds": 1.0})
     assert ablation.main(["--seeds=1"]) == 0
     monkeypatch.setattr(ablation, "CHANGES", {**changes, "coin flips": {"augment.flip": "none"}})
-    with pytest.raises(UserError, match="'coin flips' was another change"):
+    with pytest.raises(UserError, match="'coin flips', seed 0, is of another recipe"):
         ablation.main(["--seeds=1"])
     monkeypatch.setattr(ablation, "CHANGES", {"the recipe": {}})
-    with pytest.raises(UserError, match="'coin flips' was another change"):
+    with pytest.raises(UserError, match="'coin flips', seed 0, is of another recipe"):
         ablation.main(["--seeds=1"])
-    (tmp_path / "runs.json").write_text(json.dumps({**saved, "recipe": "of another"}))
+    monkeypatch.setattr(ablation, "CHANGES", changes)
+    monkeypatch.setattr(ablation, "SHORT", {})
+    with pytest.raises(UserError, match=r"runs\.json are of another recipe"):
+        ablation.main(["--seeds=1"])
+
+
+def test_runs_are_saved_one_by_one_and_read_again(tmp_path):
+    def arguments(name, seed):
+        return {"a": ["--config.a=1", f"--config.seed={seed}"]}[name]
+
+    path = tmp_path / "runs.json"
+    runs = Runs(path, {"width": 3}, arguments)
+    assert not runs.by_name and not runs.done("a", 10)
+    for seed in (10, 9):
+        runs.save("a", seed, {"value": seed})
+        assert Runs(path, {"width": 3}, arguments).by_name == runs.by_name
+    again = Runs(path, {"width": 3}, arguments)
+    assert again.done("a", 9) and not again.done("a", 1) and not again.done("b", 9)
+    assert [run["value"] for run in again.of("a")] == [9, 10]  # by seed, not by its digits
+    assert again.of("a")[0]["arguments"] == ["--config.a=1", "--config.seed=9"]
     with pytest.raises(UserError, match="another recipe"):
-        ablation.main(["--seeds=1"])
+        Runs(path, {"width": 4}, arguments)
+    path.write_text(json.dumps({"a": {}}))  # of an earlier version
+    with pytest.raises(UserError, match="another recipe"):
+        Runs(path, {"width": 3}, arguments)
+
+
+@pytest.mark.parametrize("module", [memory_task, precision])
+def test_committed_runs_are_of_their_arguments(module):
+    runs = json.loads((module.STUDY / "runs.json").read_text())["runs"]
+    for name, by_seed in runs.items():
+        for seed, run in by_seed.items():
+            assert run["arguments"] == module.arguments(name, int(seed))
+            (config, _, _), _ = recipe.parse("hw.train", run["arguments"], help="")
+            assert run["config_sha256"] == sha256(to_json(as_it_was(config), indent=2) + "\n")
+
+
+def as_it_was(config):
+    """The fields of a recipe under the names that they had when the committed runs were made."""
+    tree = config.to_dict()
+    optim = tree["optim"]
+    optim["filters"] = optim.pop("muon")
+    b1 = optim.pop("b1")
+    if "adamw" in optim["name"]:
+        optim["momentum"] = b1
+    if config.task == "recall":
+        tree["data"]["holdout"], tree["embedded"] = 0, {"batch_size": 128, "epochs": 0.0}
+    if config.model.name == "gru_lm":
+        optim["head_learning_rate"] = 3e-3
+    return tree
 
 
 def test_flax_layers_are_the_same_network():
@@ -222,6 +272,30 @@ def test_studies_are_committed_whole(name):
     assert json.loads((folder / "data.json").read_text())
 
 
+@pytest.mark.parametrize(
+    ("module", "measure"),
+    [
+        (vanishing_gradient, "measure"),
+        (attention_scaling, "measure"),
+        (float32_attention_gradient, "errors"),
+        (neurons, "activations"),
+    ],
+)
+def test_figures_are_drawn_anew_from_their_data(module, measure, tmp_path, monkeypatch):
+    def texts(folder):
+        return re.findall(r">([^<>]*\w[^<>]*)<", (folder / "figure.svg").read_text())
+
+    committed = module.STUDY
+    monkeypatch.setattr(module, measure, None)  # nothing is measured
+    monkeypatch.setattr(module, "STUDY", tmp_path)
+    with pytest.raises(UserError, match=r"data\.json is missing"):
+        module.main(["--draw"])
+    shutil.copy(committed / "data.json", tmp_path)
+    assert module.main(["--draw"]) == 0
+    assert texts(tmp_path) == texts(committed)
+    assert (tmp_path / "data.json").read_bytes() == (committed / "data.json").read_bytes()
+
+
 def test_committed_curves_can_be_made_again():
     data = json.loads((study.RESULTS / "vanishing_gradient" / "data.json").read_text())["radii"]
     found = vanishing_gradient.measure(0.9, 0)
@@ -254,14 +328,23 @@ def test_float32_errors_by_the_closed_form():
     assert found["twice"] < 1e-6 < 1e-3 < found["textbook"]
 
 
+def test_a_run_of_the_memory_task_is_that_of_its_arguments(monkeypatch):
+    seen = []
+    monkeypatch.setattr(memory_task.loop, "train", lambda config, *_, **__: seen.append(config) or Counter())
+    for cell in memory_task.CELLS:
+        memory_task.run(cell, 7, 2)
+        (config, _, _), _ = recipe.parse("hw.train", memory_task.arguments(f"{cell}-7", 2), help="")
+        assert config.to_dict() == seen.pop().to_dict()
+
+
 @pytest.mark.slow
 def test_memory_task_runs_once_and_sums_up(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(memory_task, "STUDY", tmp_path / "study")
     monkeypatch.setattr(memory_task, "RUNS", tmp_path / "runs")
-    recipe = configs.recall.get_config
+    whole = configs.recall.get_config
 
     def short(variant):
-        config = recipe(variant)
+        config = whole(variant)
         config.train.epoch_size, config.train.epochs, config.train.batch_size = 64, 1.0, 64
         config.eval.batch_size = 200
         return config
@@ -273,11 +356,11 @@ def test_memory_task_runs_once_and_sums_up(tmp_path, monkeypatch, capsys):
     runs = json.loads((tmp_path / "study" / "runs.json").read_text())["runs"]
     for cell in ("rnn", "gru", "gru_keeps"):
         assert data[cell]["delay"] == [1, 3]
-        by_hand = [[runs[cell][d][s]["test_accuracy"] for s in "01"] for d in "13"]
+        by_hand = [[runs[f"{cell}-{d}"][s]["test_accuracy"] for s in "01"] for d in "13"]
         assert data[cell]["accuracies"] == by_hand
         assert data[cell]["mean"] == pytest.approx([sum(v) / 2 for v in by_hand])
     # The same start, data and size but for the cell: a GRU has three times the weights, and c.
-    assert runs["gru"]["1"]["0"]["params"] > 2.5 * runs["rnn"]["1"]["0"]["params"]
+    assert runs["gru-1"]["0"]["params"] > 2.5 * runs["rnn-1"]["0"]["params"]
     monkeypatch.setattr(memory_task, "run", None)  # nothing is run again
     assert memory_task.main(argv) == 0
     assert (tmp_path / "study" / "figure.svg").exists() and "2 seeds" in capsys.readouterr().out
@@ -316,8 +399,8 @@ def tiny_precision(tmp_path, monkeypatch):
         "train.epochs": 0.1,
         "eval.batch_size": 4,
     }
-    recipe = precision.RECIPES["attention"]._replace(changes=changes)
-    monkeypatch.setattr(precision, "RECIPES", {"attention": recipe})
+    tiny = precision.RECIPES["attention"]._replace(changes=changes)
+    monkeypatch.setattr(precision, "RECIPES", {"attention": tiny})
     return tmp_path / "study"
 
 
@@ -326,7 +409,9 @@ def test_precision_runs_once_and_compares(tiny_precision, monkeypatch, capsys):
     argv = ["--seeds=2", "--bfloat16-seeds=1"]
     code = precision.main(argv)
     shown = capsys.readouterr().out
-    runs = json.loads((tiny_precision / "runs.json").read_text())["attention"]
+    saved = json.loads((tiny_precision / "runs.json").read_text())["runs"]
+    runs = {dtype: saved[f"attention-{dtype}"] for dtype in precision.DTYPES}
+    assert len(saved) == 2
     data = json.loads((tiny_precision / "data.json").read_text())["attention"]
     assert {dtype: list(of) for dtype, of in runs.items()} == {"float32": ["0", "1"], "bfloat16": ["0"]}
     assert all(run["dtype"] == dtype for dtype, of in runs.items() for run in of.values())
@@ -341,12 +426,15 @@ def test_precision_runs_once_and_compares(tiny_precision, monkeypatch, capsys):
     assert precision.main(argv) == code
     # Runs of another recipe, or in another precision than they say, are refused.
     path = tiny_precision / "runs.json"
-    for field, wrong in (("arguments", []), ("dtype", "float16")):
+    for field, wrong, said in (
+        ("arguments", [], "is of another recipe"),
+        ("dtype", "float16", "ran in float16"),
+    ):
         edited = json.loads(path.read_text())
-        edited["attention"]["bfloat16"]["0"][field] = wrong
+        edited["runs"]["attention-bfloat16"]["0"][field] = wrong
         before = path.read_text()
         path.write_text(json.dumps(edited))
-        with pytest.raises(UserError, match="attention, bfloat16, seed 0 is of another recipe"):
+        with pytest.raises(UserError, match=f"'attention-bfloat16', seed 0, {said}"):
             precision.main(argv)
         path.write_text(before)
 

@@ -8,14 +8,13 @@ set. What a short schedule shows need not hold for a long one. Resumable; result
 `experiments/results/ablation/`: one JSON of all runs, and a plot.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import configs.resnet
-from experiments.study import RESULTS, RUNS, train
+from experiments.study import RESULTS, RUNS, Runs, train
 from hw import cli, files, plotting
 from hw.answers.runs import interval
 
@@ -51,31 +50,19 @@ CHANGES: dict[str, Mapping[str, object]] = {
 }
 
 
-def arguments(change: Mapping[str, object], seed: int) -> list[str]:
-    """What `hw.train` is called with."""
-    fields = {**SHORT, **change, "seed": seed}
+def arguments(name: str, seed: int) -> list[str]:
+    """What `hw.train` is called with, for a change of CHANGES."""
+    fields = {**SHORT, **CHANGES[name], "seed": seed}
     return ["--config=configs/resnet.py", *(f"--config.{name}={value}" for name, value in fields.items())]
 
 
-def recipe() -> str:
-    """The hash of what is changed: of the default recipe on the short schedule."""
-    return cli.sha256(cli.to_json([SHORT, configs.resnet.get_config().to_dict()]))
+def load(path: Path) -> Runs:
+    """The runs saved at `path`, by change.
 
-
-def load(path: Path) -> dict[str, Any]:
-    """The runs saved at `path`, or none yet: {"recipe": hash, "runs": {change: {seed: run}}}.
-
-    Raises UserError where they are of another recipe, or of changes that were edited since.
+    Raises:
+      UserError: they are of another recipe, or of changes that were edited since.
     """
-    if not path.exists():
-        return {"recipe": recipe(), "runs": {}}
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    if saved["recipe"] != recipe():
-        raise cli.UserError(f"{path} is of another recipe: remove it, and runs/studies/ablation with it")
-    for name, by_seed in saved["runs"].items():
-        if any(run["arguments"] != arguments(CHANGES.get(name, {}), int(k)) for k, run in by_seed.items()):
-            raise cli.UserError(f"{path}: {name!r} was another change when it was run: remove its runs there")
-    return saved
+    return Runs(path, [SHORT, configs.resnet.get_config().to_dict()], arguments)
 
 
 def differences(runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -117,18 +104,26 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _draw(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """The differences with their intervals."""
-    names = [name for name in rows if name != "the recipe"]
-    figure, (axis,) = plotting.new_figure(7.2, 0.28 * len(names) + 1.2, 1)
-    for height, name in enumerate(reversed(names)):
-        row = rows[name]
-        low, high = row["interval"]
-        axis.plot([100 * low, 100 * high], [height, height], color="0.6")
-        axis.plot(100 * row["difference"], height, "o", color="C0")
-    axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(names)), list(reversed(names)))
-    axis.set(xlabel="difference, percentage points, with 95 % interval")
-    axis.grid(alpha=0.3, axis="x")
-    files.write_atomic(path, plotting.svg(figure))
+    changes = {name: row for name, row in rows.items() if name != "the recipe"}
+    panel = plotting.bars(
+        list(changes),
+        [100 * row["difference"] for row in changes.values()],
+        "difference, percentage points, with 95 % interval",
+        intervals=[(100 * low, 100 * high) for low, high in (row["interval"] for row in changes.values())],
+    )
+    files.write_atomic(path, plotting.svg([panel], (7.2, 0.28 * len(changes) + 1.2)))
+
+
+def _kept(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a run."""
+    return {
+        "config_sha256": summary["config_sha256"],
+        "accuracy": summary["test_accuracy"],
+        "loss": summary["test_loss"],
+        "params": summary["params"],
+        "train_seconds": summary["seconds"]["train"],
+        "fingerprint": summary["dataset"]["fingerprint"],
+    }
 
 
 def main(argv: Sequence[str]) -> int:
@@ -140,28 +135,14 @@ def main(argv: Sequence[str]) -> int:
     if options.seeds < 1:
         raise cli.UserError("--seeds must be at least 1")
     STUDY.mkdir(parents=True, exist_ok=True)
-    path = STUDY / "runs.json"
-    saved = load(path)
-    runs = saved["runs"]
+    runs = load(STUDY / "runs.json")
     chosen = ["the recipe", *options.only] if options.only else list(CHANGES)
     for seed in range(options.seeds):
         for name in chosen:
-            if str(seed) in runs.setdefault(name, {}):
-                continue
-            workdir = RUNS / "ablation" / f"{list(CHANGES).index(name):02}-seed-{seed}"
-            train(arguments(CHANGES[name], seed), workdir)
-            summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
-            runs[name][str(seed)] = {
-                "arguments": arguments(CHANGES[name], seed),
-                "config_sha256": summary["config_sha256"],
-                "accuracy": summary["test_accuracy"],
-                "loss": summary["test_loss"],
-                "params": summary["params"],
-                "train_seconds": summary["seconds"]["train"],
-                "fingerprint": summary["dataset"]["fingerprint"],
-            }
-            files.write_atomic(path, cli.to_json(saved, indent=2) + "\n")
-    rows = differences(runs)
+            if not runs.done(name, seed):
+                workdir = RUNS / "ablation" / f"{list(CHANGES).index(name):02}-seed-{seed}"
+                runs.save(name, seed, _kept(train(arguments(name, seed), workdir)))
+    rows = differences(runs.by_name)
     files.write_atomic(STUDY / "ablation.json", cli.to_json(rows, indent=2) + "\n")
     if options.seeds > 1:
         _draw(rows, STUDY / "ablation.svg")

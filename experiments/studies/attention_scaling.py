@@ -1,6 +1,6 @@
 """What 1/√d_k does: scores, weights and the softmax's Jacobian against d_k, scaled and unscaled.
 
-    python -m experiments.studies.attention_scaling
+    python -m experiments.studies.attention_scaling [--draw]
 
 Question 8(c), measured. Queries and keys of independent standard normal components, 64 keys, 256 queries a
 seed, ten seeds: the variance of q·k, the entropy of a query's weights (of log 64 nats), its largest weight,
@@ -10,22 +10,19 @@ fail: components of mean 1, components that are copies of each other. Results in
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from experiments.study import RESULTS
+from experiments.study import RESULTS, measured, study_parser
 from hw import cli, files, plotting
+from hw.plotting import Curve
+from hw.report.figures import MEASURES
 
 STUDY = RESULTS / "attention_scaling"
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 QUERIES, KEYS, SEEDS = 256, 64, 10
-MEASURES = {
-    "variance": "variance of the scores",
-    "entropy": "entropy of the weights, nats",
-    "largest": "largest weight",
-    "jacobian": "norm of the softmax's Jacobian",
-}
 CASES = ("scaled", "unscaled", "mean 1, unscaled", "copies, unscaled")
 
 
@@ -53,36 +50,40 @@ def measure(d_k: int, case: str, seed: int) -> dict[str, float]:
     }
 
 
+def all_cases() -> dict[str, Any]:
+    """What data.json holds: a list of every seed's values, for each d_k, measure and case."""
+    cases = {}
+    for case in CASES:
+        runs = [[measure(d_k, case, seed) for seed in range(SEEDS)] for d_k in SIZES]
+        cases[case] = {name: [[run[name] for run in of_size] for of_size in runs] for name in MEASURES}
+    return {"sizes": {"d_k": SIZES, "queries": QUERIES, "keys": KEYS, "seeds": SEEDS}, "cases": cases}
+
+
+def panel(cases: Mapping[str, Mapping[str, Any]], name: str) -> plotting.Draw:
+    """Draws a measure against d_k: the mean of each case in the range of its seeds.
+
+    Args:
+      cases: of data.json.
+      name: of MEASURES.
+    """
+    curves = []
+    for case in CASES if name == "variance" else CASES[:2]:
+        values = np.array(cases[case][name])
+        curves.append(Curve(case, SIZES, values.mean(1), (values.min(1), values.max(1)), markers=True))
+    logarithmic = name == "variance"
+    bottom = None if logarithmic else 0.0
+    return plotting.lines(curves, ("d_k", MEASURES[name]), log_x=True, log_y=logarithmic, bottom=bottom)
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the study; returns its exit code."""
-    cli.ArgumentParser(prog="experiments.studies.attention_scaling", description=__doc__).parse_args(argv)
-    STUDY.mkdir(parents=True, exist_ok=True)
-    results = {
-        case: {
-            name: [[run[name] for run in runs] for runs in by_size]
-            for by_size in [[[measure(d, case, s) for s in range(SEEDS)] for d in SIZES]]
-            for name in MEASURES
-        }
-        for case in CASES
-    }
-    sizes = {"d_k": SIZES, "queries": QUERIES, "keys": KEYS, "seeds": SEEDS}
-    files.write_atomic(STUDY / "data.json", cli.to_json({"sizes": sizes, "cases": results}) + "\n")
-    figure, axes = plotting.new_figure(13, 3.4, len(MEASURES))
-    for axis, (name, title) in zip(axes, MEASURES.items(), strict=True):
-        shown = CASES if name == "variance" else CASES[:2]
-        for style, case in zip(("-", "--", "-.", ":"), shown, strict=False):
-            values = np.array(results[case][name])
-            (line,) = axis.plot(SIZES, values.mean(1), linestyle=style, marker=".", label=case)
-            axis.fill_between(SIZES, values.min(1), values.max(1), color=line.get_color(), alpha=0.2)
-        axis.set(xscale="log", xlabel="d_k", title=title)
-        if name == "variance":
-            axis.set_yscale("log")
-            axis.legend(fontsize=8)
-        axis.grid(alpha=0.3)
-    files.write_atomic(STUDY / "figure.svg", plotting.svg(figure))
+    options = study_parser("attention_scaling", __doc__).parse_args(argv)
+    cases = measured(STUDY, all_cases, draw=options.draw)["cases"]
+    panels = [panel(cases, name) for name in MEASURES]
+    files.write_atomic(STUDY / "figure.svg", plotting.svg(panels, (14, 3.6)))
     print(f"{'d_k':>4}  " + "  ".join(f"{name + ', ' + case:>20}" for name in MEASURES for case in CASES[:2]))
     for i, d_k in enumerate(SIZES):
-        cells = (np.mean(results[case][name][i]) for name in MEASURES for case in CASES[:2])
+        cells = (np.mean(cases[case][name][i]) for name in MEASURES for case in CASES[:2])
         print(f"{d_k:>4}  " + "  ".join(f"{cell:>20.4g}" for cell in cells))
     return 0
 

@@ -9,26 +9,36 @@ an update bias of 3, which starts it remembering (as in experiments/studies/vani
 is right once in eight. Resumable; results in `experiments/results/memory_task/`.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import configs.recall
-from experiments.study import RESULTS, RUNS
+from experiments.study import RESULTS, RUNS, Runs
 from hw import cli, files, plotting
 from hw.answers.runs import interval
+from hw.report.figures import KINDS, memory_task
 from hw.training import loop
+
+if TYPE_CHECKING:  # imported where something is drawn: see `hw.plotting`
+    from matplotlib.axes import Axes
 
 STUDY = RESULTS / "memory_task"
 DELAYS = (5, 10, 20, 30, 40, 80)
-# Variants of the recipe ("" is "rnn").
-CELLS = {"rnn": "tanh RNN", "gru": "GRU, biases 0", "gru_keeps": "GRU, update bias 3"}
+# The variant of the recipe that each cell is.
+CELLS = {"rnn": "", "gru": "gru", "gru_keeps": "gru_keeps"}
+
+
+def arguments(name: str, seed: int) -> list[str]:
+    """Of `hw.train`, for one run; its name is CELL-DELAY."""
+    cell, _, delay = name.rpartition("-")
+    config = "configs/recall.py" + (f":{CELLS[cell]}" if CELLS[cell] else "")
+    return [f"--config={config}", f"--config.data.delay={delay}", f"--config.seed={seed}"]
 
 
 def run(cell: str, delay: int, seed: int) -> dict[str, Any]:
-    """One training, in runs/studies/memory_task; returns what is kept of it."""
-    variant = "" if cell == "rnn" else cell
+    """One training, in this process and in runs/studies/memory_task; returns what is kept of it."""
+    variant = CELLS[cell]
     config = configs.recall.get_config(variant or None)
     config.data.delay, config.seed = delay, seed
     workdir = RUNS / "memory_task" / f"{cell}-{delay}-seed-{seed}"
@@ -36,33 +46,28 @@ def run(cell: str, delay: int, seed: int) -> dict[str, Any]:
     return {k: summary[k] for k in ("test_accuracy", "test_loss", "params", "steps", "config_sha256")}
 
 
-def curve(runs: Mapping[str, Mapping[str, Mapping[str, Any]]], cell: str) -> dict[str, list[Any]]:
+def curve(runs: Runs, cell: str) -> dict[str, list[Any]]:
     """Of one cell, by delay: the seeds' accuracies, their mean, range, and the mean's 95 % interval."""
     found: dict[str, list[Any]] = {k: [] for k in ("delay", "accuracies", "mean", "low", "high", "interval")}
-    for delay, by_seed in sorted(runs[cell].items(), key=lambda item: int(item[0])):
-        values = [by_seed[seed]["test_accuracy"] for seed in sorted(by_seed, key=int)]
+    names = [name for name in runs.by_name if name.startswith(f"{cell}-")]
+    for delay in sorted(int(name.rpartition("-")[2]) for name in names):
+        values = [run["test_accuracy"] for run in runs.of(f"{cell}-{delay}")]
         mean, _, lower, upper = interval(values)
-        point = (int(delay), values, mean, min(values), max(values), [lower, upper])
+        point = (delay, values, mean, min(values), max(values), [lower, upper])
         for name, value in zip(found, point, strict=True):
             found[name].append(value)
     return found
 
 
 def _draw(curves: Mapping[str, Mapping[str, Any]], guessing: float) -> None:
-    figure, (axis,) = plotting.new_figure(5.8, 3.8, 1)
-    for (cell, title), style in zip(CELLS.items(), ("o-", "s--", "^-."), strict=True):
-        of = curves[cell]
-        (line,) = axis.plot(of["delay"], of["mean"], style, label=title)
-        axis.fill_between(of["delay"], of["low"], of["high"], color=line.get_color(), alpha=0.2)
-    axis.axhline(guessing, color="0.4", linewidth=0.8, linestyle=":", label="guessing")
-    axis.set(xscale="log", ylim=(0, 1.03), xlabel="delay, symbols", ylabel="accuracy of recalling the first")
-    delays = curves["rnn"]["delay"]
-    axis.set_xticks(delays, [str(d) for d in delays])
-    axis.set_xticks([], minor=True)
-    axis.set_title("Memory task: mean and range over seeds")
-    axis.grid(alpha=0.3)
-    axis.legend()
-    files.write_atomic(STUDY / "figure.svg", plotting.svg(figure))
+    """The report's drawing, with the level of guessing in it."""
+
+    def draw(axes: "Axes") -> None:
+        memory_task(curves)(axes)
+        axes.axhline(guessing, color="black", linewidth=0.8)
+        axes.text(0.01, guessing + 0.01, "guessing", transform=axes.get_yaxis_transform(), fontsize=9)
+
+    files.write_atomic(STUDY / "figure.svg", plotting.svg([draw], (6.4, 3.8)))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,22 +80,17 @@ def main(argv: Sequence[str]) -> int:
     if options.seeds < 1 or not all(word.isdigit() for word in words):
         raise cli.UserError("--seeds must be at least 1, --delays numbers of at least 0, by commas")
     STUDY.mkdir(parents=True, exist_ok=True)
-    path = STUDY / "runs.json"
-    recipe = cli.sha256(cli.to_json(configs.recall.get_config().to_dict()))
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"recipe": recipe, "runs": {}}
-    if saved["recipe"] != recipe:
-        raise cli.UserError(f"{path} is of another recipe: remove it, and runs/studies/memory_task with it")
+    recipes = [configs.recall.get_config(variant or None).to_dict() for variant in CELLS.values()]
+    runs = Runs(STUDY / "runs.json", recipes, arguments)
     for seed in range(options.seeds):
-        for delay in words:
+        for delay in map(int, words):
             for cell in CELLS:
-                of_delay = saved["runs"].setdefault(cell, {}).setdefault(str(int(delay)), {})
-                if str(seed) not in of_delay:
-                    of_delay[str(seed)] = run(cell, int(delay), seed)
-                    files.write_atomic(path, cli.to_json(saved, indent=2) + "\n")
-    curves = {cell: curve(saved["runs"], cell) for cell in CELLS}
+                if not runs.done(f"{cell}-{delay}", seed):
+                    runs.save(f"{cell}-{delay}", seed, run(cell, delay, seed))
+    curves = {cell: curve(runs, cell) for cell in CELLS}
     files.write_atomic(STUDY / "data.json", cli.to_json(curves, indent=2) + "\n")
     _draw(curves, 1 / configs.recall.get_config().data.num_symbols)
-    print(f"{'delay':>6}" + "".join(f"{title:>22}" for title in CELLS.values()))
+    print(f"{'delay':>6}" + "".join(f"{KINDS[cell]:>22}" for cell in CELLS))
     for i, delay in enumerate(curves["rnn"]["delay"]):
         cells = [f"{curves[c]['mean'][i]:.1%} ({len(curves[c]['accuracies'][i])} seeds)" for c in CELLS]
         print(f"{delay:>6}" + "".join(f"{cell:>22}" for cell in cells))

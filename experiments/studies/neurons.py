@@ -1,6 +1,7 @@
 """Looking inside: hidden units of the released GRU that stand for something, found by correlation.
 
     python -m experiments.studies.neurons [--model=gru | --workdir=DIR] [--characters=100000]
+    python -m experiments.studies.neurons --draw
 
 The model reads the validation text with its state carried; each unit's activation h_t, after reading
 character t, is correlated with features of the text at t. Units are chosen on the first half of the text; the
@@ -8,6 +9,7 @@ correlation that is reported is that on the second, which had no say. The figure
 half coloured by the unit found for each feature. Results in `experiments/results/neurons/`.
 """
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ import numpy as np
 from flax import linen as nn
 from flax.typing import VariableDict
 
-from experiments.study import RESULTS
+from experiments.study import RESULTS, measured, study_parser
 from hw import cli, files
 from hw.data.text import load_text
 from hw.models.gru_lm import GRUCell
@@ -129,18 +131,11 @@ def passages(
     return shown
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the study; returns its exit code."""
-    parser = cli.ArgumentParser(prog="experiments.studies.neurons", description=__doc__)
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--model", choices=["gru"], default="gru", help="a released model")
-    source.add_argument("--workdir", type=Path, help="a run of one's own")
-    parser.add_argument("--characters", type=int, default=100_000, help="of the validation text")
-    options = parser.parse_args(argv)
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """What data.json holds, of the model and the characters that are asked for."""
     folder = options.workdir or saved.released(options.model)
     run = saved.load_run(folder, cli.say, task="text", needs=None)
     config, module, provenance = run.config, run.module, run.provenance
-    recipe = cli.sha256(cli.to_json(run.recipe))
     if config.model.name != "gru_lm":
         raise cli.UserError(f"{folder} holds a {config.model.name}, not a gru_lm")
     dataset = load_text(config.data, cli.say)
@@ -150,9 +145,9 @@ def main(argv: Sequence[str]) -> int:
     units = activations(module, run.variables, ids)
     text = "".join(dataset.classes[i] for i in ids[: len(units)])
     found = find(text, units)
-    STUDY.mkdir(parents=True, exist_ok=True)
     width, half = module.width, len(text) // 2
-    report = {
+    recipe = cli.sha256(cli.to_json(run.recipe))
+    return {
         "model": {"config_sha256": recipe, "depth": module.depth, "width": width},
         "data": {k: provenance[k] for k in ("name", "source", "fingerprint")},
         "characters": len(text),
@@ -162,7 +157,17 @@ def main(argv: Sequence[str]) -> int:
         },
         "passages": passages(text[half:], units[half:], found, width),
     }
-    files.write_atomic(STUDY / "data.json", cli.to_json(report, indent=2) + "\n")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the study; returns its exit code."""
+    parser = study_parser("neurons", __doc__)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--model", choices=["gru"], default="gru", help="a released model")
+    source.add_argument("--workdir", type=Path, help="a run of one's own")
+    parser.add_argument("--characters", type=int, default=100_000, help="of the validation text")
+    options = parser.parse_args(argv)
+    report = measured(STUDY, lambda: measure(options), draw=options.draw, indent=2)
     drawn = drawings.unit_on_text("units", report["passages"])
     files.write_atomic(STUDY / "figure.svg", page.standalone(drawn))
     print(f"{'feature':<26}{'layer':>6}{'unit':>6}{'r, chosen on':>14}{'r, held out':>13}")

@@ -18,12 +18,13 @@ import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from scipy.stats import t as student_t
 
-from experiments.study import RESULTS, RUNS, train
-from hw import cli, files
+from experiments.study import REPOSITORY, RESULTS, RUNS, Runs, train
+from hw import cli, files, recipe
 from hw.answers.runs import hardware_in_short, software_in_short
 
 STUDY = RESULTS / "precision"
@@ -53,9 +54,10 @@ RECIPES = {
 _KEPT = ("config_sha256", "device", "dtype", "eval_split", "params", "steps", "versions")
 
 
-def arguments(name: str, dtype: str, seed: int) -> list[str]:
-    """Of hw.train, for one run."""
-    config, changes, _ = RECIPES[name]
+def arguments(name: str, seed: int) -> list[str]:
+    """Of hw.train, for one run; its name is RECIPE-DTYPE."""
+    of, _, dtype = name.rpartition("-")
+    config, changes, _ = RECIPES[of]
     fields = {**changes, "model.dtype": dtype, "seed": seed}
     return [f"--config={config}", *(f"--config.{field}={value}" for field, value in fields.items())]
 
@@ -88,28 +90,31 @@ def compared(exact: Sequence[float], half: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _load(path: Any) -> dict[str, Any]:
-    """The runs that are there; refuses those of another recipe or in another precision than they say."""
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for name, by_dtype in saved.items():
-        for dtype, by_seed in by_dtype.items():
-            for seed, run in by_seed.items():
-                if run["arguments"] != arguments(name, dtype, int(seed)) or run["dtype"] != dtype:
-                    raise cli.UserError(
-                        f"{path}: {name}, {dtype}, seed {seed} is of another recipe: remove the file, and "
-                        f"{RUNS / 'precision'} with it"
-                    )
-    return saved
+def _recipe(config: str) -> dict[str, Any]:
+    """The recipe FILE.py:VARIANT, before the study changes it."""
+    parsed = recipe.parse("hw.train", [f"--config={REPOSITORY / config}"], help="")
+    assert parsed is not None  # no --help among the arguments
+    return parsed[0].config.to_dict()
 
 
-def _run(name: str, dtype: str, seed: int) -> dict[str, Any]:
-    """One training, in runs/studies/precision; returns what is kept of it."""
-    workdir = RUNS / "precision" / f"{name}-{dtype}-seed-{seed}"
-    train(arguments(name, dtype, seed), workdir)
-    summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+def load(path: Path) -> Runs:
+    """The runs saved at `path`, by recipe and precision.
+
+    Raises:
+      UserError: they are of other recipes, or in another precision than they say.
+    """
+    runs = Runs(path, {name: _recipe(of.config) for name, of in RECIPES.items()}, arguments)
+    for name, by_seed in runs.by_name.items():
+        for seed, run in by_seed.items():
+            if not name.endswith(f"-{run['dtype']}"):
+                raise cli.UserError(f"{path}: {name!r}, seed {seed}, ran in {run['dtype']}: remove it there")
+    return runs
+
+
+def _kept(summary: Mapping[str, Any], value: str) -> dict[str, Any]:
+    """What is kept of a run; `value` is the field that is compared."""
     return {field: summary[field] for field in _KEPT} | {
-        "arguments": arguments(name, dtype, seed),
-        "value": summary[RECIPES[name].value],
+        "value": summary[value],
         "dataset": {k: summary["dataset"][k] for k in ("name", "source", "fingerprint")},
         "seconds": summary["seconds"],
     }
@@ -136,26 +141,27 @@ def main(argv: Sequence[str]) -> int:
     if options.seeds < 2 or options.bfloat16_seeds < 1:
         raise cli.UserError("--seeds must be at least 2, for their spread, and --bfloat16-seeds at least 1")
     STUDY.mkdir(parents=True, exist_ok=True)
-    path = STUDY / "runs.json"
-    saved = _load(path)
+    runs = load(STUDY / "runs.json")
     counts = dict(zip(DTYPES, (options.seeds, options.bfloat16_seeds), strict=True))
     found = {}
     for name in dict.fromkeys(options.only or RECIPES):
         # Seed by seed, the two types one after the other: a slow hour then meets both.
         for seed in range(max(counts.values())):
             for dtype in DTYPES:
-                by_seed = saved.setdefault(name, {}).setdefault(dtype, {})
-                if seed < counts[dtype] and str(seed) not in by_seed:
-                    by_seed[str(seed)] = _run(name, dtype, seed)
-                    files.write_atomic(path, cli.to_json(saved, indent=2) + "\n")
-        runs = {d: [saved[name][d][s] for s in sorted(saved[name][d], key=int)] for d in DTYPES}
-        everything = [run for d in DTYPES for run in runs[d]]
+                run = f"{name}-{dtype}"
+                if seed < counts[dtype] and not runs.done(run, seed):
+                    summary = train(arguments(run, seed), RUNS / "precision" / f"{run}-seed-{seed}")
+                    runs.save(run, seed, _kept(summary, RECIPES[name].value))
+        by_dtype = {dtype: runs.of(f"{name}-{dtype}") for dtype in DTYPES}
+        everything = [run for d in DTYPES for run in by_dtype[d]]
         found[name] = {
             "value": RECIPES[name].value,
             "hardware": hardware_in_short(everything),
-            "software": {d: software_in_short(runs[d], "jax") for d in DTYPES},
-            "train_seconds": {d: statistics.fmean(r["seconds"]["train"] for r in runs[d]) for d in DTYPES},
-            **compared(*([run["value"] for run in runs[d]] for d in DTYPES)),
+            "software": {d: software_in_short(by_dtype[d], "jax") for d in DTYPES},
+            "train_seconds": {
+                d: statistics.fmean(run["seconds"]["train"] for run in by_dtype[d]) for d in DTYPES
+            },
+            **compared(*([run["value"] for run in by_dtype[d]] for d in DTYPES)),
         }
     before = STUDY / "data.json"
     kept = json.loads(before.read_text(encoding="utf-8")) if before.exists() else {}

@@ -1,6 +1,6 @@
 """How far a gradient reaches back: ‖∂L/∂h_t‖ over 100 steps, plain RNN and GRU, by spectral radius.
 
-    python -m experiments.studies.vanishing_gradient
+    python -m experiments.studies.vanishing_gradient [--draw]
 
 Question 4(b), measured. L = c·h_T with a random c: what reaches h_t has come through T − t Jacobians. For
 five spectral radii of the recurrent weights and ten seeds: the tanh RNN by its backward pass by hand, the
@@ -12,27 +12,25 @@ it must be told, or learn, to. Results in `experiments/results/vanishing_gradien
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from experiments.study import RESULTS
+from experiments.study import RESULTS, measured, study_parser
 from hw import cli, files, plotting
 from hw.ops import rnn
+from hw.plotting import Curve
+from hw.report.figures import KINDS
+
+if TYPE_CHECKING:  # imported where something is drawn: see `hw.plotting`
+    from matplotlib.axes import Axes
 
 STUDY = RESULTS / "vanishing_gradient"
 STEPS, HIDDEN, INPUTS, SEEDS = 100, 64, 16, 10
 RADII = (0.5, 0.9, 1.0, 1.1, 1.5)
-KINDS = {
-    "rnn": "tanh RNN",
-    "linear": "without tanh",
-    "bound": "σ_max bound",
-    "gru": "GRU, biases 0",
-    "gru_keeps": "GRU, update bias 3",
-}
 _KEEPING_BIAS = 3.0
 
 
@@ -122,36 +120,47 @@ def summary(values: np.ndarray) -> dict[str, list[float]]:
     }
 
 
-def draw(results: Mapping[str, Mapping[str, Mapping[str, list[float]]]], path: Path) -> None:
-    """A panel a kind: norm against time on a logarithmic scale, a line a radius with the seeds' band."""
-    figure, axes = plotting.new_figure(15, 3.4, len(KINDS))
+def panel(radii: Mapping[str, Mapping[str, Any]], kind: str) -> plotting.Draw:
+    """Draws the norms of a kind against the time: a curve a radius, in the band of its seeds.
+
+    Args:
+      radii: of data.json.
+      kind: of KINDS.
+    """
     back = np.arange(STEPS - 1, -1, -1)
-    for axis, (kind, title) in zip(axes, KINDS.items(), strict=True):
-        for style, radius in zip(("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))), RADII, strict=True):
-            curve = results[str(radius)][kind]
-            (line,) = axis.plot(back, curve["mean"], linestyle=style, label=f"radius {radius}")
-            axis.fill_between(back, curve["low"], curve["high"], color=line.get_color(), alpha=0.15)
-        axis.set(yscale="log", ylim=(1e-20, 1e20), xlabel="steps back, T − t", title=title)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("‖∂L/∂h_t‖")
-    axes[0].legend(fontsize=8)
-    files.write_atomic(path, plotting.svg(figure))
+    curves = [
+        Curve(f"radius {radius}", back, found["mean"], (found["low"], found["high"]))
+        for radius, found in ((radius, kinds[kind]) for radius, kinds in radii.items())
+    ]
+
+    def draw(axes: "Axes") -> None:
+        first = kind == next(iter(KINDS))  # of the row of panels: its legend and label are those of all
+        labels = ("steps back, T − t", "‖∂L/∂h_t‖" if first else "")
+        plotting.lines(curves, labels, title=KINDS[kind], log_y=True, legend=first)(axes)
+        axes.set_ylim(1e-20, 1e20)
+
+    return draw
+
+
+def all_radii() -> dict[str, Any]:
+    """What data.json holds."""
+    radii = {}
+    for radius in RADII:
+        runs = [measure(radius, seed) for seed in range(SEEDS)]
+        radii[str(radius)] = {k: summary(np.array([run[k] for run in runs])) for k in KINDS}
+    sizes = {"steps": STEPS, "hidden": HIDDEN, "inputs": INPUTS, "seeds": SEEDS}
+    return {"sizes": sizes, "radii": radii}
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the study; returns its exit code."""
-    cli.ArgumentParser(prog="experiments.studies.vanishing_gradient", description=__doc__).parse_args(argv)
-    STUDY.mkdir(parents=True, exist_ok=True)
-    results = {}
-    for radius in RADII:
-        runs = [measure(radius, seed) for seed in range(SEEDS)]
-        results[str(radius)] = {k: summary(np.array([run[k] for run in runs])) for k in KINDS}
-    sizes = {"steps": STEPS, "hidden": HIDDEN, "inputs": INPUTS, "seeds": SEEDS}
-    files.write_atomic(STUDY / "data.json", cli.to_json({"sizes": sizes, "radii": results}) + "\n")
-    draw(results, STUDY / "figure.svg")
+    options = study_parser("vanishing_gradient", __doc__).parse_args(argv)
+    radii = measured(STUDY, all_radii, draw=options.draw)["radii"]
+    panels = [panel(radii, kind) for kind in KINDS]
+    files.write_atomic(STUDY / "figure.svg", plotting.svg(panels, (16, 3.6)))
     print(f"{'radius':>6}  " + "  ".join(f"{title:>18}" for title in KINDS.values()) + "   ‖∂L/∂h_1‖")
-    for radius in RADII:
-        print(f"{radius:>6}  " + "  ".join(f"{results[str(radius)][k]['mean'][0]:>18.2e}" for k in KINDS))
+    for radius, kinds in radii.items():
+        print(f"{radius:>6}  " + "  ".join(f"{kinds[k]['mean'][0]:>18.2e}" for k in KINDS))
     return 0
 
 

@@ -2,19 +2,36 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from hw import plotting
 from hw.answers import notation
 from hw.answers.claims import Answer, Table
-from hw.plotting import smooth
+from hw.plotting import Curve
 from hw.report import drawings, logs, plots
 
-if TYPE_CHECKING:  # imported where something is drawn: see `hw.plotting`
-    from matplotlib.axes import Axes
+# The names under which the curves of a study appear, in the report and in the study's own figure and table:
+# of the recurrent nets of vanishing_gradient and memory_task,
+KINDS = {
+    "rnn": "tanh RNN",
+    "linear": "without tanh",
+    "bound": "σ_max bound",
+    "gru": "GRU, biases 0",
+    "gru_keeps": "GRU, update bias 3",
+}
+# of what attention_scaling measures,
+MEASURES = {
+    "variance": "variance of the scores",
+    "entropy": "entropy of the weights, nats",
+    "largest": "largest weight",
+    "jacobian": "norm of the softmax's Jacobian",
+}
+# and of the two forms of float32_attention_gradient.
+FORMS = {"textbook": "textbook form", "twice": "row sum taken away twice"}
 
 
 @dataclass(frozen=True)
@@ -39,11 +56,17 @@ class Missing:
     command: str
 
 
+def _missing(title: str, study: str, options: str = "") -> Missing:
+    """The figure of a study that has not been run, with the command that runs it."""
+    command = f"python -m experiments.studies.{study}{options}"
+    return Missing(title, f"experiments/results/{study}", command)
+
+
 def _plotted(
     name: str,
     title: str,
     description: str,
-    draw: plots.Draw,
+    draw: plotting.Draw,
     table: Table,
     size: tuple[float, float] = (6.4, 3.8),
     study: logs.Study | None = None,
@@ -69,17 +92,13 @@ def _last_table(answer: Answer) -> Table:
 
 def _band(name: str, title: str, curves: dict[str, Any], label: str) -> Figure:
     """A metric of every seed against the epoch: the mean within the band of all, smoothed."""
-    window = max(1, len(curves["epoch"]) // 50)
-    seeds = np.array([smooth(np.array(values, float), window) for values in curves["seeds"]])
-    epoch = plots.thin(curves["epoch"])
-    low, mean, high = (plots.thin(f(seeds, axis=0).tolist()) for f in (np.min, np.mean, np.max))
-    several = len(seeds) > 1
-    named = f"mean of {len(seeds)} seeds, all within the band" if several else "one seed"
-    draw = plots.lines([(named, epoch, mean)], ("epoch", label), bands=[(low, high)] if several else ())
-    picked = sorted({round(i) for i in np.linspace(0, len(epoch) - 1, 12)})
-    rows = tuple((f"{epoch[i]:.2f}", low[i], mean[i], high[i]) for i in picked)
+    curve = plotting.over_seeds(curves["epoch"], curves["seeds"])
+    low, high = curve.band or (curve.y, curve.y)
+    draw = plotting.lines([curve], ("epoch", label))
+    picked = sorted({round(i) for i in np.linspace(0, len(curve.x) - 1, 12)})
+    rows = tuple((f"{curve.x[i]:.2f}", low[i], curve.y[i], high[i]) for i in picked)
     table = Table(title, ("epoch", "lowest seed", "mean", "highest seed"), rows)
-    description = f"{label} against the epoch, {named}, each a running mean."
+    description = f"{label} against the epoch, {curve.label}, each a running mean."
     return _plotted(name, title, description, draw, table)
 
 
@@ -95,15 +114,13 @@ def _residual_net(answer: Answer) -> list[Figure]:
         drawn,
         Table(title, ("layer", "output"), rows),
     )
-    classes, counts = found["confusion"]["classes"], np.array(found["confusion"]["counts"])
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    classes, counts = found["confusion"]["classes"], found["confusion"]["counts"]
     title = "Confusion matrix, all seeds together"
-    shown = [[str(n) for n in row] for row in counts]
     confusion = _plotted(
         "confusion",
         title,
         "A row a true class, a column a predicted one; the darker, the larger the share of the row.",
-        plots.heat_map(share, shown, classes, classes, ("predicted", "true")),
+        plotting.confusion(counts, classes),
         Table(
             title,
             ("true \\ predicted", *classes),
@@ -133,32 +150,20 @@ def _unrolled(answer: Answer) -> list[Figure]:
     ]
 
 
-_KINDS = {
-    "rnn": "tanh RNN",
-    "linear": "without tanh",
-    "bound": "σ_max bound",
-    "gru": "GRU, biases 0",
-    "gru_keeps": "GRU, update bias 3",
-}
-
-
 def _bptt(answer: Answer) -> list[Figure | Missing]:
     del answer
     figures: list[Figure | Missing] = []
     study = logs.study("vanishing_gradient")
     if study is None:
-        source = "experiments/results/vanishing_gradient"
-        figures.append(
-            Missing(
-                "How far a gradient reaches back", source, "python -m experiments.studies.vanishing_gradient"
-            )
-        )
+        figures.append(_missing("How far a gradient reaches back", "vanishing_gradient"))
     else:
         steps = study.data["sizes"]["steps"]
         for radius, kinds in study.data["radii"].items():
-            kinds = {k: kinds[k] for k in _KINDS}
-            series = [(_KINDS[k], list(range(1, steps + 1)), v["mean"]) for k, v in kinds.items()]
-            bands = [(v["low"], v["high"]) for v in kinds.values()]
+            kinds = {k: kinds[k] for k in KINDS}
+            curves = [
+                Curve(KINDS[k], range(1, steps + 1), v["mean"], (v["low"], v["high"]))
+                for k, v in kinds.items()
+            ]
             at = [t for t in (1, 10, 25, 50, 75, 90, 100) if t <= steps]
             rows = tuple((f"t = {t}", *(v["mean"][t - 1] for v in kinds.values())) for t in at)
             title = f"‖∂L/∂h_t‖ against t, spectral radius {radius}"
@@ -169,24 +174,16 @@ def _bptt(answer: Answer) -> list[Figure | Missing]:
                     f"The norm of the gradient that reaches h_t from h_{steps}, on a logarithmic scale: "
                     f"mean and range of {study.data['sizes']['seeds']} seeds, "
                     f"{study.data['sizes']['hidden']} units.",
-                    plots.lines(series, ("t", "‖∂L/∂h_t‖"), log_y=True, bands=bands),
-                    Table(title, ("", *(_KINDS[k] for k in kinds)), rows),
+                    plotting.lines(curves, ("t", "‖∂L/∂h_t‖"), log_y=True),
+                    Table(title, ("", *KINDS.values()), rows),
                     study=study,
                 )
             )
     study = logs.study("memory_task")
     if study is None:
-        figures.append(
-            Missing(
-                "The first symbol after a delay",
-                "experiments/results/memory_task",
-                "python -m experiments.studies.memory_task --seeds=3",
-            )
-        )
+        figures.append(_missing("The first symbol after a delay", "memory_task", " --seeds=3"))
     else:
-        kinds = {k: study.data[k] for k in _KINDS if k in study.data}
-        series = [(_KINDS[k], v["delay"], v["mean"]) for k, v in kinds.items()]
-        bands = [(v["low"], v["high"]) for v in kinds.values()]
+        kinds = {k: study.data[k] for k in KINDS if k in study.data}
         delays = next(iter(kinds.values()))["delay"]
         rows = tuple(
             (f"{delay} steps", *(f"{v['mean'][i]:.1%}" for v in kinds.values()))
@@ -199,19 +196,22 @@ def _bptt(answer: Answer) -> list[Figure | Missing]:
                 title,
                 "The share of sequences whose first symbol was named after so many steps: mean and range of "
                 "the seeds. The level to which the curves fall is guessing.",
-                plots.lines(
-                    series,
-                    ("delay, steps", "accuracy"),
-                    bands=bands,
-                    markers=True,
-                    bottom=0.0,
-                    styles=[list(_KINDS).index(k) for k in kinds],
-                ),
-                Table(title, ("delay", *(_KINDS[k] for k in kinds)), rows),
+                memory_task(kinds),
+                Table(title, ("delay", *(KINDS[k] for k in kinds)), rows),
                 study=study,
             )
         )
     return figures
+
+
+def memory_task(kinds: Mapping[str, Mapping[str, Any]]) -> plotting.Draw:
+    """Draws the accuracy against the delay, a curve a kind: `data.json` of the memory task."""
+    places = list(KINDS)  # a kind looks as it does in the figures of the vanishing gradient
+    curves = [
+        Curve(KINDS[k], v["delay"], v["mean"], (v["low"], v["high"]), style=places.index(k), markers=True)
+        for k, v in kinds.items()
+    ]
+    return plotting.lines(curves, ("delay, steps", "accuracy"), bottom=0.0)
 
 
 def _language_model(answer: Answer) -> list[Figure | Missing]:
@@ -220,27 +220,19 @@ def _language_model(answer: Answer) -> list[Figure | Missing]:
     ]
     study = logs.study("neurons")
     if study is None:
-        return [
-            *figures,
-            Missing(
-                "Hidden units that stand for something",
-                "experiments/results/neurons",
-                "python -m experiments.studies.neurons",
-            ),
-        ]
+        return [*figures, _missing("Hidden units that stand for something", "neurons")]
     title = "Hidden units that stand for something"
     found = study.data["features"]
     rows = tuple(
         (name, f"layer {of['layer']}, unit {of['unit']}", of["correlation_held_out"])
         for name, of in found.items()
     )
-    names = list(found)
-
-    def draw(axes: "Axes") -> None:
-        axes.barh(names, [abs(found[n]["correlation_held_out"]) for n in names], color=plots.STYLES[0][0])
-        axes.set(xlabel="|correlation| on text that had no say in the choice", xlim=(0, 1))
-        axes.invert_yaxis()
-
+    draw = plotting.bars(
+        list(found),
+        [abs(of["correlation_held_out"]) for of in found.values()],
+        "|correlation| on text that had no say in the choice",
+        limits=(0, 1),
+    )
     passages = study.data["passages"]
     read = tuple((of["title"], " ".join(of["text"].split())) for of in passages)
     drawn = Figure(
@@ -282,7 +274,7 @@ def _attention(answer: Answer) -> list[Figure]:
     description = "A row a query, a column a key; every row sums to 1; the darker, the larger the weight."
     return [
         _plotted(
-            "weights", title, description, plots.heat_map(weights, shown, rows, columns), table, size=size
+            "weights", title, description, plotting.heat_map(weights, shown, rows, columns), table, size=size
         )
     ]
 
@@ -297,29 +289,20 @@ def _multi_head(answer: Answer) -> list[Figure]:
     return [Figure("heads", title, description, drawn, Table(title, ("matrix", "size"), rows))]
 
 
-_MEASURES = {
-    "variance": "variance of the scores",
-    "entropy": "entropy of the weights, nats",
-    "largest": "largest weight",
-    "jacobian": "norm of the softmax's Jacobian",
-}
-
-
 def _attention_gradient(answer: Answer) -> list[Figure | Missing]:
     del answer
     figures: list[Figure | Missing] = []
     study = logs.study("attention_scaling")
     if study is None:
-        source = "experiments/results/attention_scaling"
-        figures.append(Missing("What 1/√d_k does", source, "python -m experiments.studies.attention_scaling"))
+        figures.append(_missing("What 1/√d_k does", "attention_scaling"))
     else:
         sizes = study.data["sizes"]["d_k"]
-        for measure, label in _MEASURES.items():
+        for measure, label in MEASURES.items():
             # cases[case][measure][i] holds every seed's value at the i-th d_k.
             means = {
                 case: [float(np.mean(v)) for v in of[measure]] for case, of in study.data["cases"].items()
             }
-            series = [(case, sizes, values) for case, values in means.items()]
+            curves = [Curve(case, sizes, values, markers=True) for case, values in means.items()]
             rows = tuple((f"d_k = {d}", *(v[i] for v in means.values())) for i, d in enumerate(sizes))
             title = f"{label[0].upper()}{label[1:]} against d_k"
             figures.append(
@@ -328,12 +311,11 @@ def _attention_gradient(answer: Answer) -> list[Figure | Missing]:
                     title,
                     f"Means over {study.data['sizes']['seeds']} seeds of {study.data['sizes']['queries']} "
                     'queries; "mean 1" and "copies" break a condition each.',
-                    plots.lines(
-                        series,
+                    plotting.lines(
+                        curves,
                         ("d_k", label),
                         log_x=True,
                         log_y=measure == "variance",
-                        markers=True,
                         bottom=None if measure == "variance" else 0.0,
                     ),
                     Table(title, ("", *means), rows),
@@ -342,19 +324,9 @@ def _attention_gradient(answer: Answer) -> list[Figure | Missing]:
             )
     study = logs.study("float32_attention_gradient")
     if study is None:
-        return [
-            *figures,
-            Missing(
-                "The textbook form in float32",
-                "experiments/results/float32_attention_gradient",
-                "python -m experiments.studies.float32_attention_gradient",
-            ),
-        ]
+        return [*figures, _missing("The textbook form in float32", "float32_attention_gradient")]
     gaps, errors = study.data["gaps"], study.data["errors"]
-    means = {
-        "textbook form": [float(np.mean(v)) for v in errors["textbook"]],
-        "row sum taken away twice": [float(np.mean(v)) for v in errors["twice"]],
-    }
+    means = {title: [float(np.mean(v)) for v in errors[form]] for form, title in FORMS.items()}
     title = "Error of dZ in float32 against the gap between two scores"
     picked = range(0, len(gaps), max(1, len(gaps) // 10))
     figures.append(
@@ -362,8 +334,8 @@ def _attention_gradient(answer: Answer) -> list[Figure | Missing]:
             "float32",
             title,
             "The further one score is ahead of the other, the more digits the textbook form loses.",
-            plots.lines(
-                [(name, gaps, values) for name, values in means.items()],
+            plotting.lines(
+                [Curve(name, gaps, values) for name, values in means.items()],
                 ("gap between the two scores", "error relative to the row"),
                 log_y=True,
             ),

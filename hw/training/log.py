@@ -277,7 +277,8 @@ def write_report(workdir: Path, report: dict[str, Any], say: Callable[[str], Non
     if "confusion" in report:
         drawing = workdir / "confusion.svg"
         with _only_shown(drawing, say):
-            files.write_atomic(drawing, plotting.confusion(report["confusion"], report["classes"]))
+            panel = plotting.confusion(report["confusion"], report["classes"])
+            files.write_atomic(drawing, plotting.svg([panel], (7.2, 6.0), "Confusion matrix, images"))
 
 
 def draw_curves(workdir: Path, title: str, say: Callable[[str], None] = cli.say) -> None:
@@ -290,8 +291,9 @@ def draw_curves(workdir: Path, title: str, say: Callable[[str], None] = cli.say)
     """
     drawing = workdir / "curves.svg"
     with _only_shown(drawing, say):
-        svg, data = plotting.curves(read_metrics(workdir / "metrics.jsonl"), cli.printable(title))
-        files.write_atomic(drawing, svg)
+        panels, data = plotting.curves(read_metrics(workdir / "metrics.jsonl"))
+        size = (4.8 * len(panels), 3.6)
+        files.write_atomic(drawing, plotting.svg(panels, size, cli.printable(title)))
         files.write_atomic(workdir / "curves.json", cli.to_json(data) + "\n")
 
 

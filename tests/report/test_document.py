@@ -410,9 +410,10 @@ def test_a_unit_is_drawn_up_and_down_on_each_character():
 
 
 def test_a_heat_map_has_its_numbers_in_its_cells():
+    from hw import plotting
     from hw.report import plots
 
-    draw = plots.heat_map([[0.9999998246, 0.0]], [["0.9999998246", "one"]], ["r"], ["a", "b"])
+    draw = plotting.heat_map([[0.9999998246, 0.0]], [["0.9999998246", "one"]], ["r"], ["a", "b"])
     drawn = plots.plot("heat", "t", "d", draw)
     assert ">0.9999998246<" in drawn and ">one<" in drawn
     # Each in an ink of its own: a cell is as light on dark paper as on light.

@@ -57,6 +57,32 @@ def test_smooth_equals_a_loop():
     np.testing.assert_allclose(plotting.smooth(values, 7), expected)
 
 
+def test_seeds_by_hand():
+    # Three values: a fiftieth of them is a window of one.
+    curve = plotting.over_seeds([0.0, 1.0, 2.0], [[1.0, 5.0, 3.0], [3.0, 1.0, 3.0]])
+    assert curve.label.startswith("mean of 2 seeds") and list(curve.x) == [0, 1, 2]
+    assert (list(curve.y), curve.band) == ([2, 3, 3], ([1, 1, 3], [3, 5, 3]))
+    assert plotting.over_seeds([0.0], [[1.0]]).band is None
+
+
+def test_few_points_are_kept_the_last_among_them():
+    kept = plotting.thin(range(1001), 200)
+    assert len(kept) == 201 and kept[0] == 0 and kept[-1] == 1000
+    assert plotting.thin([1.0, 2.0]) == [1.0, 2.0]
+
+
+def test_bars_have_their_intervals():
+    def draw(axes):
+        plotting.bars(["a$_$", "b"], [1.0, -2.0], "label", intervals=[(0.5, 1.5), (-3.0, 1.0)])(axes)
+        assert [bar.get_width() for bar in axes.patches] == [1.0, -2.0]
+        assert [[*zip(*line.get_data(), strict=True)] for line in axes.lines] == [
+            [(0.5, 0), (1.5, 0)],
+            [(-3.0, 1), (1.0, 1)],
+        ]
+
+    assert ">a$_$<" in plotting.svg([draw], (4, 2))
+
+
 def test_figures_are_the_same_bytes_and_have_their_data(workdir):
     log.draw_curves(workdir, "title <&>")
     first = (workdir / "curves.svg").read_bytes()
@@ -93,7 +119,8 @@ def test_drawings_have_our_style_and_are_silent(workdir, users_style, recwarn, c
 
 
 def test_pages_are_drawn_in_our_style_too(users_style):
-    draw = plots.lines([("cost$_$", [1, 2], [1, 100]), ("红", [1, 2], [1, 100])], ("x", "y"), log_y=True)
+    curves = [plotting.Curve(label, [1, 2], [1, 100]) for label in ("cost$_$", "红")]
+    draw = plotting.lines(curves, ("x", "y"), log_y=True)
     drawn = plots.plot("name", "title", "description", draw)
     assert "cost$_$" in drawn and "Nothing" not in drawn and "mathdefault" not in drawn
 
