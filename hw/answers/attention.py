@@ -196,6 +196,27 @@ def result(case: Case) -> dict[str, np.ndarray]:
 
 # The working.
 
+# Its titles and texts, with placeholders. The page says the same of a reader's own matrices.
+SENTENCES = {
+    "scores_title": "Raw scores S = Q Kᵀ",
+    "scores_text": "Entry (i, j) is the dot product of query i and key j: row i of Q with row j of K, for K "
+    "is transposed.",
+    "scaled_title": "Scaled scores Z = S/√d_k, d_k = {d_k}",
+    "scaled_text": "√{d_k} = {root}. d_k is the number of columns of Q and K, not of V.",
+    "weights_title": "Weights A = softmax({scores}), row by row",
+    "weights_text": "Each row is exponentiated and divided by its sum, so that it sums to 1. Taking the "
+    "row's largest score away first changes nothing, for it cancels, and keeps the exponentials from "
+    "overflowing.",
+    "masked_text": "Keys that the mask forbids get weight 0.",
+    "output_title": "Output O = A V",
+    "output_text": "Row i of the output is the mean of the rows of V, weighted by row i of A.",
+    "shape_title": "The output is {n_q} × {d_v}: n_q × d_v",
+    "shape_text": "One row a query: (n_q × d_k)(d_k × n_k) = n_q × n_k = {n_q} × {n_k} scores, and weights "
+    "of the same shape, meet n_k × d_v = {n_k} × {d_v} values: ({n_q} × {n_k})({n_k} × {d_v}) = "
+    "{n_q} × {d_v}. Each output row is a mean of value rows, so that it has their d_v columns. d_k is summed "
+    "away.",
+}
+
 
 def _visible(case: Case) -> np.ndarray:
     """[n_q, n_k]: where a query may look."""
@@ -219,9 +240,8 @@ def _scores_step(case: Case, scores: np.ndarray) -> Step:
                 )
 
     return Step(
-        "Raw scores S = Q Kᵀ",
-        "Entry (i, j) is the dot product of query i and key j: row i of Q with row j of K, for K is "
-        "transposed.",
+        SENTENCES["scores_title"],
+        SENTENCES["scores_text"],
         notation.first_lines(lines(), scores.size),
         Table.of_matrix("S", scores, "query", "key"),
         ops.scores,
@@ -241,8 +261,8 @@ def _scale_step(case: Case, scores: np.ndarray, scaled: np.ndarray) -> Step:
             )
 
     return Step(
-        f"Scaled scores Z = S/√d_k, d_k = {d_k}",
-        f"√{d_k} = {notation.text(float(np.sqrt(d_k)))}. d_k is the number of columns of Q and K, not of V.",
+        SENTENCES["scaled_title"].format(d_k=d_k),
+        SENTENCES["scaled_text"].format(d_k=d_k, root=notation.text(float(np.sqrt(d_k)))),
         notation.first_lines(lines(), scores.size),
         Table.of_matrix("Z", scaled, "query", "key"),
         ops.scores,
@@ -295,11 +315,10 @@ def _softmax_lines(case: Case, scaled: np.ndarray, weights: np.ndarray) -> Itera
 
 
 def _softmax_step(case: Case, scaled: np.ndarray, weights: np.ndarray) -> Step:
+    masked = " " + SENTENCES["masked_text"] if case.mask == "causal" else ""
     return Step(
-        "Weights A = softmax(Z), row by row",
-        "Each row is exponentiated and divided by its sum, so that it sums to 1. Taking the row's "
-        "largest score away first changes nothing, for it cancels, and keeps the exponentials from "
-        "overflowing." + (" Keys that the mask forbids get weight 0." if case.mask == "causal" else ""),
+        SENTENCES["weights_title"].format(scores="Z"),
+        SENTENCES["weights_text"] + masked,
         notation.first_lines(_softmax_lines(case, scaled, weights), len(scaled) + int(_visible(case).sum())),
         Table.of_matrix("A", weights, "query", "key"),
         ops.masked_softmax,
@@ -315,8 +334,8 @@ def _output_step(case: Case, weights: np.ndarray, output: np.ndarray) -> Step:
         for e, column in enumerate(zip(*case.v, strict=True))
     )
     return Step(
-        "Output O = A V",
-        "Row i of the output is the mean of the rows of V, weighted by row i of A.",
+        SENTENCES["output_title"],
+        SENTENCES["output_text"],
         notation.first_lines(lines, output.size),
         Table.of_matrix("O", output, "query", "column"),
         ops.attention,
@@ -359,11 +378,8 @@ def answer(case: Case = SHEET) -> Answer:
         _softmax_step(case, scaled, weights),
         _output_step(case, weights, output),
         Step(
-            f"The output is {n_q} × {d_v}: n_q × d_v",
-            f"One row a query: (n_q × d_k)(d_k × n_k) = n_q × n_k = {n_q} × {n_k} scores, and weights of "
-            f"the same shape, meet n_k × d_v = {n_k} × {d_v} values: ({n_q} × {n_k})({n_k} × {d_v}) = "
-            f"{n_q} × {d_v}. Each output row is a mean of value rows, so that it has their d_v columns. "
-            "d_k is summed away.",
+            SENTENCES["shape_title"].format(n_q=n_q, d_v=d_v),
+            SENTENCES["shape_text"].format(n_q=n_q, n_k=n_k, d_v=d_v),
         ),
         Step(
             "Scaled against unscaled",

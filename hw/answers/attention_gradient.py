@@ -201,8 +201,9 @@ def result(problem: Problem) -> dict[str, np.ndarray]:
     return {what: found[what] for what in ("dq", "dk", "dv")}
 
 
-# The derivation. Each line: what, plain text, LaTeX, why.
-_LINES = (
+# The derivation. Each line: what, plain text, LaTeX, why. The page says the same of a reader's own matrices:
+# `divided` is "/√d_k" here, and empty there if the reader does not scale the scores.
+LINES = (
     (
         "dV",
         "dV = Aᵀ dO",
@@ -225,13 +226,14 @@ _LINES = (
     ),
     (
         "dQ",
-        "dQ = dZ K/√d_k",
+        "dQ = dZ K{divided}",
         r"\frac{\partial L}{\partial Q} = \frac{1}{\sqrt{d_k}} \frac{\partial L}{\partial Z} K",
-        "Z = Q Kᵀ/√d_k, that is z_ij = Σ_d q_id k_jd/√d_k: q_id reaches every z_ij with weight k_jd/√d_k.",
+        "Z = Q Kᵀ{divided}, that is z_ij = Σ_d q_id k_jd{divided}: q_id reaches every z_ij with weight "
+        "k_jd{divided}.",
     ),
     (
         "dK",
-        "dK = dZᵀ Q/√d_k",
+        "dK = dZᵀ Q{divided}",
         r"\frac{\partial L}{\partial K} = \frac{1}{\sqrt{d_k}} "
         r"\left(\frac{\partial L}{\partial Z}\right)^\top Q",
         "The same sum from its other factor.",
@@ -240,17 +242,12 @@ _LINES = (
 
 
 def _derivation(found: Mapping[str, np.ndarray]) -> list[Step]:
-    codes = {"dZ": ops.softmax_backward}
-    return [
-        Step(
-            plain,
-            why,
-            [(plain, tex)],
-            Table.of_matrix(name, found[name.lower()], "row", "column"),
-            codes.get(name, ops.attention_backward),
-        )
-        for name, plain, tex, why in _LINES
-    ]
+    codes, steps = {"dZ": ops.softmax_backward}, []
+    for name, plain, tex, why in LINES:
+        title, text = (sentence.format(divided="/√d_k") for sentence in (plain, why))
+        table = Table.of_matrix(name, found[name.lower()], "row", "column")
+        steps.append(Step(title, text, [(title, tex)], table, codes.get(name, ops.attention_backward)))
+    return steps
 
 
 def _jacobian_step(found: Mapping[str, np.ndarray]) -> Step:

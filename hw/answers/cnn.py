@@ -278,6 +278,25 @@ def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
 
 # The working.
 
+# Its titles and texts, with placeholders, and its table. The page says the same of a reader's own network.
+SENTENCES = {
+    "layer_title": "Layer {number}, {word}: {shape}",
+    "together_title": "Everything together",
+    "together_text": "Pooling and flatten have no parameters. A receptive field is what one output can see "
+    "of the picture; the stride is how far apart neighbouring outputs look.",
+    "layers_title": "The network, layer by layer",
+    "network": "{shapes}; {params} parameters",
+}
+HEADER = (
+    "layer",
+    "output",
+    "parameters",
+    "multiply-accumulates",
+    "receptive field",
+    "stride",
+    "bytes, float32",
+)
+
 
 def _size_line(n: int, out: int, layer: Conv | Pool, axis: int, padding: Pair, unseen: int) -> notation.Line:
     """⌊(lo + n + hi − span)/s⌋ + 1 = out, the numbers put in; for `ceil` the bound that holds."""
@@ -345,8 +364,8 @@ def _step(number: int, word: str, layer: Layer, before: Shape, report: LayerRepo
         lines.append(
             (f"elements: {plain} = {report.output[0]}", rf"\text{{elements: }} {tex} = {report.output[0]}")
         )
-    shape = " × ".join(map(str, report.output))
-    return Step(f"Layer {number}, {word}: {shape}", lines=lines, code=type(layer).report)
+    title = SENTENCES["layer_title"].format(number=number, word=word, shape=notation.times(report.output))
+    return Step(title, lines=lines, code=type(layer).report)
 
 
 def reports(problem: Problem) -> tuple[LayerReport, ...]:
@@ -386,16 +405,7 @@ def layer_table(problem: Problem, reports: Sequence[LayerReport]) -> Table:
                 4 * report.elements,
             )
         )
-    header = (
-        "layer",
-        "output",
-        "parameters",
-        "multiply-accumulates",
-        "receptive field",
-        "stride",
-        "bytes, float32",
-    )
-    return Table("The network, layer by layer", header, tuple(rows))
+    return Table(SENTENCES["layers_title"], HEADER, tuple(rows))
 
 
 def answer(problem: Problem = SHEET) -> Answer:
@@ -412,9 +422,8 @@ def answer(problem: Problem = SHEET) -> Answer:
     ]
     steps.append(
         Step(
-            "Everything together",
-            "Pooling and flatten have no parameters. A receptive field is what one output can see of "
-            "the picture; the stride is how far apart neighbouring outputs look.",
+            SENTENCES["together_title"],
+            SENTENCES["together_text"],
             table=layer_table(problem, reports),
         )
     )
@@ -433,13 +442,13 @@ def answer(problem: Problem = SHEET) -> Answer:
             )
         )
     total = sum(report.params for report in reports)
-    shapes = " → ".join(notation.times(report.output) for report in reports)
+    shapes = " → ".join(map(notation.times, before))
     return Answer(
         number=1,
         title="Shapes and parameters of a CNN",
         question="Give the dimensions after every layer, the number of elements after the flatten layer, "
         "and the parameters of the first convolution.",
-        answer=f"{notation.times(problem.picture)} → {shapes}; {total} parameters"
+        answer=SENTENCES["network"].format(shapes=shapes, params=total)
         + (f", {reports[0].params} in the first layer" if reports[0].params else ""),
         steps=tuple(steps),
         why="A window moves along each axis by its stride; a filter sees all channels and gives one; pooling "

@@ -290,6 +290,18 @@ def nested(steps: int) -> notation.Line:
     return f"h{subscript(steps)} = {plain}", f"h_{{{steps}}} = {tex}"
 
 
+# Titles and texts of what can be said without numbers, with placeholders. The page says the same of a
+# reader's own number of steps.
+SENTENCES = {
+    "unrolled_title": "The network unrolled for {time_steps}",
+    "unrolled_text": "At every time the same three matrices and two biases: W_xh from input to hidden state, "
+    "W_hh from one hidden state to the next, W_hy from hidden state to output.",
+    "nested_title": "{last} as one expression",
+    "nested_text": "Each hidden state put into the next: every input up to now is inside, and one that came "
+    "long ago is under as many tanh and W_hh as steps have passed since.",
+}
+
+
 def symbolic(steps: int) -> tuple[Step, ...]:
     """What can be said without numbers."""
     lines = []
@@ -305,16 +317,14 @@ def symbolic(steps: int) -> tuple[Step, ...]:
         ]
     return (
         Step(
-            f"The network unrolled for {steps} step{'s' * (steps > 1)}",
-            "At every time the same three matrices and two biases: W_xh from input to hidden state, "
-            "W_hh from one hidden state to the next, W_hy from hidden state to output.",
+            SENTENCES["unrolled_title"].format(time_steps=f"{steps} step{'s' * (steps > 1)}"),
+            SENTENCES["unrolled_text"],
             lines,
             code=ops.forward,
         ),
         Step(
-            f"h{subscript(steps)} as one expression",
-            "Each hidden state put into the next: every input up to now is inside, and one that came "
-            "long ago is under as many tanh and W_hh as steps have passed since.",
+            SENTENCES["nested_title"].format(last=f"h{subscript(steps)}"),
+            SENTENCES["nested_text"],
             [nested(steps)],
         ),
     )

@@ -31,7 +31,7 @@ _COMMANDS = {
     2: "python -m hw.train --config=configs/resnet.py",
     5: "python -m hw.train --config=configs/gru.py",
 }
-# What of each question can be changed on the page itself (assets/play.js).
+# What of each question can be changed on the page itself: widgets, each with a script in assets/.
 _PLAYS = {1: ("cnn",), 3: ("unrolled",), 4: ("vanishing",), 6: ("attention",), 8: ("saturation",)}
 _WANTED = {2: "CIFAR-10", 5: "INPUT.TXT"}
 _TOPICS = {2: "A residual net on CIFAR-10", 5: "A GRU language model"}

@@ -1,7 +1,7 @@
-"""What the interactive part of the report starts from: the sheet's own numbers, and draws from a fixed seed.
+"""What the interactive part of the report is sent: the sheet's numbers, draws from a fixed seed, sentences.
 
-The script (`assets/play.js`, on top of `assets/arithmetic.js`) holds no number of an exercise: it reads them
-from the page, where `play_json` has put them. The schema stands at the top of `assets/play.js`.
+The scripts in `assets/` hold no number of an exercise, and no sentence: they read both from the page, where
+`play_json` has put them. The schema stands at the top of `assets/data.js` and of every widget's script.
 """
 
 import json
@@ -12,13 +12,25 @@ from typing import Any, SupportsFloat
 import numpy as np
 
 from hw.answers import attention, attention_gradient, bptt, cnn, notation, unrolled_rnn
+from hw.report.sentences import SENTENCES
 
 _SEED = 0
 _HIDDEN = 8  # units of the drawn RNN: enough for a spectrum, few enough to be sent along
 _QUERIES, _KEYS, _MOST_D_K = 12, 16, 64
 _PER = 100  # draws have two decimals and are sent as whole hundredths: half the bytes
-# In this order into <script> elements: the second uses the first.
-SCRIPTS = ("arithmetic.js", "play.js")
+# In this order into <script> elements: each uses those before it. The last are the widgets, one script each.
+SCRIPTS = (
+    "data.js",
+    "arithmetic.js",
+    "conv_arithmetic.js",
+    "working.js",
+    "controls.js",
+    "attention.js",
+    "cnn.js",
+    "unrolled.js",
+    "vanishing.js",
+    "saturation.js",
+)
 STYLE = "play.css"
 
 
@@ -70,11 +82,12 @@ def _networks(r: np.random.Generator) -> list[dict[str, Any]]:
 
 
 def play_data() -> dict[str, Any]:
-    """The start values of every widget, and what its sliders may do; see the top of `assets/play.js`."""
+    """Every sentence, the start values of every widget, and what its sliders may do: see `assets/data.js`."""
     r = np.random.default_rng(_SEED)
     case, problem = attention.SHEET, attention_gradient.PROBLEM
     steps = unrolled_rnn.MAX_STEPS
     return {
+        "sentences": SENTENCES,
         "per": _PER,
         "attention": {
             "q": _written(case.q),

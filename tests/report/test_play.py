@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 
@@ -16,7 +16,7 @@ from hw.answers import attention, attention_gradient, cnn, notation, unrolled_rn
 from hw.answers.claims import row_error, to_float
 from hw.cli import UserError
 from hw.ops import layer_language, rnn
-from hw.report import play
+from hw.report import play, sentences
 from tests.report.conftest import SCREENS
 
 CASES = 200
@@ -34,19 +34,19 @@ body { margin: 0 auto; max-width: 60rem; padding: 0 1rem; color: var(--ink); bac
 """
 
 
-def harness(scripts: bool = True, arithmetic: str | None = None) -> str:
-    """A page of nothing but the widgets."""
+def harness(scripts: Sequence[str] = play.SCRIPTS, changed: Mapping[str, str] = {}, data: str = "") -> str:
+    """A page of nothing but the widgets; `changed` has the source of scripts that stand in for ours."""
     places = "\n".join(
         f'<h2>{name}</h2><div class="play" data-play="{name}" data-level="3" hidden></div>'
         for name in WIDGETS
     )
-    sources = [arithmetic or play.asset(play.SCRIPTS[0]), play.asset(play.SCRIPTS[1])] if scripts else []
+    sources = [changed.get(name) or play.asset(name) for name in scripts]
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>play</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>{_COLOURS}{play.asset(play.STYLE)}</style></head>
 <body><main><h1>play</h1>{places}</main>
-<script type="application/json" id="play-data">{play.play_json()}</script>
+<script type="application/json" id="play-data">{data or play.play_json()}</script>
 {"".join(f"<script>{source}</script>" for source in sources)}
 </body></html>"""
 
@@ -67,8 +67,8 @@ return JSON.stringify(JSON.parse(arguments[1]).map((c) => {
 def ask(show):
     """ask(body, cases): the value of the function body for each case c, all in one call."""
 
-    def ask(body: str, cases: list, arithmetic: str | None = None) -> list:
-        browser = show(harness(arithmetic=arithmetic))
+    def ask(body: str, cases: list, changed: Mapping[str, str] = {}) -> list:
+        browser = show(harness(changed=changed))
         return json.loads(browser.execute_script(_ANSWER_ALL, body, json.dumps(cases)))
 
     return ask
@@ -147,10 +147,10 @@ def _exact_gradients(problem: attention_gradient.Problem) -> dict[str, list]:
         }
 
 
-def attention_errors(ask, arithmetic: str | None = None, most: int = CASES) -> dict[str, float]:
+def attention_errors(ask, changed: Mapping[str, str] = {}, most: int = CASES) -> dict[str, float]:
     """The largest error of every result against numbers of 50 digits."""
     errors: dict[str, float] = {}
-    answers = ask(_ATTENTION, [_typed(p) for p in PROBLEMS[:most]], arithmetic)
+    answers = ask(_ATTENTION, [_typed(p) for p in PROBLEMS[:most]], changed)
     for problem, found in zip(PROBLEMS[:most], answers, strict=True):
         assert "error" not in found, found
         true = {
@@ -248,10 +248,10 @@ def _reported(reports) -> list[dict]:
     return found
 
 
-def cnn_mistakes(ask, arithmetic: str | None = None) -> list:
+def cnn_mistakes(ask, changed: Mapping[str, str] = {}) -> list:
     """Cases in which page and Python differ in any number, or in a message."""
     mistakes, kinds = [], []
-    for case, found in zip(specs(), ask(_CNN, specs(), arithmetic), strict=True):
+    for case, found in zip(specs(), ask(_CNN, specs(), changed), strict=True):
         try:
             picture = layer_language.parse_input(case["input"])
             layers = tuple(layer_language.parse_layers(case["layers"]))
@@ -315,11 +315,11 @@ def _by_ops(whh_nk, drive_tn):
     return jnp.stack(jacobians), jnp.stack([rnn.jacobian_bound(whh_nk, h_tn, steps, t) for t in every])
 
 
-def jacobian_error(ask, arithmetic: str | None = None, most: int = CASES) -> float:
+def jacobian_error(ask, changed: Mapping[str, str] = {}, most: int = CASES) -> float:
     """The largest error of any norm or bound, relative to itself."""
     worst = 0.0
     cases = _networks()[:most]
-    for case, found in zip(cases, ask("return hw.jacobianNorms(c);", cases, arithmetic), strict=True):
+    for case, found in zip(cases, ask("return hw.jacobianNorms(c);", cases, changed), strict=True):
         for mine, true in zip((found["norms"], found["bounds"]), _jacobians(case), strict=True):
             worst = max(worst, _error(np.array(mine)[:, None], np.array(true)[:, None]))
     return worst
@@ -367,12 +367,10 @@ def _saturation(case: dict, scaled: bool) -> dict[str, mpmath.mpf]:
         }
 
 
-def saturation_error(ask, arithmetic: str | None = None, most: int = CASES) -> float:
+def saturation_error(ask, changed: Mapping[str, str] = {}, most: int = CASES) -> float:
     worst = 0.0
     cases = _draws()[:most]
-    for case, found in zip(
-        cases, ask("return hw.saturation(c.q, c.k, c.dK);", cases, arithmetic), strict=True
-    ):
+    for case, found in zip(cases, ask("return hw.saturation(c.q, c.k, c.dK);", cases, changed), strict=True):
         for name in ("scaled", "unscaled"):
             for what, true in _saturation(case, name == "scaled").items():
                 worst = max(worst, _error([found[name][what]], [true]))
@@ -393,23 +391,24 @@ _BROKEN = {
 }
 
 
+def broken(right: str, wrong: str, script: str = "arithmetic.js") -> dict[str, str]:
+    """A script with a mistake in it, by its name."""
+    source = play.asset(script)
+    assert right in source
+    return {script: source.replace(right, wrong)}
+
+
 @pytest.mark.parametrize("what", _BROKEN)
 def test_broken_attention_is_found(ask, what):
-    source = play.asset("arithmetic.js")
-    assert _BROKEN[what][0] in source
-    errors = attention_errors(ask, source.replace(*_BROKEN[what]), most=20)
+    errors = attention_errors(ask, broken(*_BROKEN[what]), most=20)
     assert max(errors.values()) > 1e-3
 
 
 def test_what_else_is_broken_is_found(ask):
-    source = play.asset("arithmetic.js")
-
-    def broken(right: str, wrong: str) -> str:
-        assert right in source
-        return source.replace(right, wrong)
-
-    assert cnn_mistakes(ask, broken("biases: layer.bias ? layer.channels : 0n", "biases: layer.channels"))
-    assert cnn_mistakes(ask, broken("a < 0n && a % b !== 0n", "false"))
+    layers = "conv_arithmetic.js"
+    bias = "biases: layer.bias ? layer.channels : 0n"
+    assert cnn_mistakes(ask, broken(bias, "biases: layer.channels", layers))
+    assert cnn_mistakes(ask, broken("a < 0n && a % b !== 0n", "false", layers))
     assert jacobian_error(ask, broken("Math.cosh(x) ** -2", "1"), most=20) > 1e-3
     assert (
         jacobian_error(ask, broken("if (Math.abs(ab) <= 1e-16", "if (Math.abs(ab) <= 1e-3"), most=20) > 1e-9
@@ -525,7 +524,8 @@ def test_start_values_are_the_sheets():
     for network in data["vanishing"]["networks"]:
         assert np.abs(np.linalg.eigvals(network["whh"])).max() == pytest.approx(1, abs=1e-9)
         assert np.shape(network["drive"]) == (unrolled_rnn.MAX_STEPS, len(network["whh"]))
-    assert len(play.play_json()) < 16_000
+    numbers = {name: value for name, value in data.items() if name != "sentences"}
+    assert len(json.dumps(numbers, ensure_ascii=False, separators=(",", ":"))) < 16_000
 
 
 _FORBIDDEN = [
@@ -560,6 +560,98 @@ def test_sources_ask_nobody_and_end_no_element():
         }
         assert set(re.findall(r"https?://[^\"'\s]+", source)) <= namespaces
     assert "<" not in play.play_json()
+
+
+# What the page says: every sentence is Python's.
+
+# A literal of a script; a comment is matched so that it is passed over.
+_LITERAL = re.compile(
+    r"""/\*.*?\*/|//[^\n]*|"((?:\\.|[^"\\\n])*)"|'((?:\\.|[^'\\\n])*)'|`((?:\\.|[^`\\])*)`""", re.DOTALL
+)
+_WORDS = re.compile(r"(?<![\w-])[^\W\d_]{2,}[,;:.]?\s+[^\W\d_]{2,}")
+_SAYS = re.compile(r'\b(?:say|UserError|LayerError)\(\s*"(\w+)"(?:,\s*\{(.*?)\})?', re.DOTALL)
+_SAYS_SOMETHING = re.compile(r'\b(?:say|UserError|LayerError)\((?!\s*")')
+
+
+def without(pattern: str, text: str) -> str:
+    """The text without what matches, which may stand within another match."""
+    while (shorter := re.sub(pattern, "", text)) != text:
+        text = shorter
+    return text
+
+
+def own_sentences(source: str) -> list[str]:
+    """String literals of a script in which two words follow one another."""
+    literals = ("".join(filter(None, groups)) for groups in _LITERAL.findall(source))
+    found = (without(r"\$?\{[^{}]*\}", literal) for literal in literals)
+    return [text for text in found if _WORDS.search(text) and text != "use strict"]
+
+
+def said(source: str) -> Iterator[tuple[str, set[str]]]:
+    """The name of every sentence that a script says, and the placeholders that it fills in."""
+    for name, values in _SAYS.findall(source):
+        pairs = without(r"\([^()]*\)|\[[^][]*\]", values).split(",")
+        yield name, {key for pair in pairs if (key := pair.split(":")[0].strip())}
+
+
+def placeholders(sentence: sentences.Sentence) -> set[str]:
+    return set(re.findall(r"\{(\w+)\}", sentence if isinstance(sentence, str) else " ".join(sentence)))
+
+
+def test_no_script_has_a_sentence_of_its_own():
+    for script in play.SCRIPTS:
+        assert own_sentences(play.asset(script)) == [], script
+    assert own_sentences("const a = `${n} more lines`; // not this one") == [" more lines"]
+    assert own_sentences("f('Rows end'); const b = 'play-field play-slider';") == ["Rows end"]
+
+
+def test_every_sentence_is_said_with_all_its_placeholders():
+    assert list(said('say("a", { n: f(x, [y, z]), m }) + say("b")')) == [("a", {"n", "m"}), ("b", set())]
+    names = set()
+    for script in play.SCRIPTS:
+        source = play.asset(script)
+        assert script == "data.js" or not _SAYS_SOMETHING.search(source), f"{script}: not by its name"
+        for name, filled in said(source):
+            assert filled == placeholders(sentences.SENTENCES[name]), (script, name)
+            names.add(name)
+    assert names == set(sentences.SENTENCES), "a sentence that nobody says"
+
+
+def test_no_sentence_takes_the_name_of_another():
+    assert sum(map(len, sentences.PARTS)) == len(sentences.SENTENCES)
+
+
+def test_no_word_is_a_scripts_own(show):
+    """With every letter of Python's sentences replaced, only mathematics and layers can be read."""
+
+    def hide(value):
+        if isinstance(value, str):
+            return re.sub(r"(\{\w+\})|[^\W\d_]", lambda match: match[1] or "·", value)
+        return list(map(hide, value))
+
+    data = play.play_data()
+    data["sentences"] = {name: hide(value) for name, value in data["sentences"].items()}
+    for network in data["vanishing"]["networks"]:
+        network["name"] = hide(network["name"])
+    browser = show(harness(data=json.dumps(data, ensure_ascii=False)))
+    script = """
+    for (const input of document.querySelectorAll("select, input[type=checkbox]")) {
+      if (!arguments[0]) break;
+      if (input.type === "checkbox") input.checked = !input.checked;
+      else input.selectedIndex = input.options.length - 1;
+      input.dispatchEvent(new Event("input", { bubbles: true }));
+    }
+    return [...document.querySelectorAll(".play *")].flatMap((e) => [
+      e.getAttribute("aria-label") ?? "",
+      ...[...e.childNodes].filter((node) => node.nodeType === Node.TEXT_NODE).map((node) => node.data),
+    ]);
+    """
+    mathematics = {"tanh", "max", "min", "Var", "rowsum"}
+    known = mathematics | set(re.findall("[a-z]{3,}", data["cnn"]["layers"]))
+    for changed in (False, True):
+        shown = browser.execute_script(script, changed)
+        assert len(shown) > 1000
+        assert set(re.findall("[A-Za-z]{3,}", " ".join(shown))) <= known
 
 
 # The widgets.
@@ -621,7 +713,7 @@ def test_every_widget_shows_itself(read):
 
 def test_the_only_global_is_hw(show):
     script = "return Object.getOwnPropertyNames(window);"
-    bare = set(show(harness(scripts=False)).execute_script(script))
+    bare = set(show(harness(scripts=())).execute_script(script))
     assert set(show(harness()).execute_script(script)) - bare == {"hw"}
 
 

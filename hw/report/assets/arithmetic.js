@@ -1,23 +1,14 @@
 /* The page's arithmetic: what hw.answers and hw.ops compute, for numbers that a reader types.
  *
  * Pure functions, no document. A test compares them with Python's (tests/report/test_play.py).
- * Numbers as typed are exact fractions {n, d} of BigInt; matrices of numbers are arrays of rows;
- * the CNN counts in BigInt, since products of sizes outgrow 2^53. Sums of products keep their
- * rounding errors (`dot`): a softmax raises the error of a score to the power of e.
+ * Numbers as typed are exact fractions {n, d} of BigInt; matrices of numbers are arrays of rows.
+ * Sums of products keep their rounding errors (`dot`): a softmax raises the error of a score to the
+ * power of e.
  */
-globalThis.hw = (() => {
+(() => {
   "use strict";
 
-  /** A mistake the reader can mend: one line. */
-  class UserError extends Error {}
-
-  /** A layer does not fit: `reports` holds the layers before it, `index` counts from 0. */
-  class LayerError extends UserError {
-    constructor(message, reports, index, word) {
-      super(message);
-      Object.assign(this, { reports, index, word });
-    }
-  }
+  const { say, UserError } = hw;
 
   // Exact fractions.
 
@@ -30,7 +21,6 @@ globalThis.hw = (() => {
   }
 
   const isFraction = (x) => typeof x === "object" && typeof x.n === "bigint";
-  const isZero = (x) => x.n === 0n;
   const plus = (x, y) => fraction(x.n * y.d + y.n * x.d, x.d * y.d);
   const timesOf = (x, y) => fraction(x.n * y.n, x.d * y.d);
 
@@ -81,16 +71,15 @@ globalThis.hw = (() => {
 
   /** An integer, a decimal or a fraction such as 1/3, exactly. */
   function parseNumber(text, where) {
-    const word = text.trim();
-    const match = NUMBER.exec(word);
-    const shown = `'${shorten(word)}'`;
-    if (!match) throw new UserError(`${where}: ${shown} is no number (3, -0.5, 2e-3, 1/3)`);
+    const match = NUMBER.exec(text.trim());
+    const word = shorten(text.trim());
+    if (!match) throw new UserError("no_number", { where, word });
     const [bottom, exponent = "0"] = [match[3], match[8]];
     if (Math.abs(Number(exponent)) > MOST_EXPONENT) {
-      throw new UserError(`${where}: ${shown} is too large or too small for a float64`);
+      throw new UserError("beyond_float64", { where, word });
     }
     if (bottom !== undefined && BigInt(bottom) === 0n) {
-      throw new UserError(`${where}: ${shown} divides by zero`);
+      throw new UserError("divides_by_zero", { where, word });
     }
     return exactly(match);
   }
@@ -105,25 +94,17 @@ globalThis.hw = (() => {
       .forEach((piece, i) => {
         const parts = piece.split(",").map(wordsOf);
         if (parts.length > 1 && parts.some((part) => part.length > 1)) {
-          throw new UserError(
-            `${name}: '${piece.trim()}' mixes commas and blanks: one of them, please; decimals have a point`,
-          );
+          throw new UserError("mixed_separators", { name, row: piece.trim() });
         }
         const words = parts.flat();
-        if (!words.length) {
-          throw new UserError(`${name}: row ${i + 1} is empty (rows end with ';', as in "1 2; 3 4")`);
-        }
-        rows.push(words.map((w, j) => parseNumber(w, `${name}, row ${i + 1}, entry ${j + 1}`)));
-        if (words.length !== rows[0].length) {
-          throw new UserError(
-            `${name}: row ${i + 1} has ${words.length} entries, row 1 has ${rows[0].length}`,
-          );
-        }
+        const row = i + 1;
+        if (!words.length) throw new UserError("empty_row", { name, row });
+        rows.push(words.map((w, j) => parseNumber(w, say("entry", { name, row, entry: j + 1 }))));
+        const [entries, first] = [words.length, rows[0].length];
+        if (entries !== first) throw new UserError("ragged_rows", { name, row, entries, first });
       });
-    if (rows.length * rows[0].length > MOST_ENTRIES) {
-      const count = rows.length * rows[0].length;
-      throw new UserError(`${name}: ${count} entries are more than ${MOST_ENTRIES}`);
-    }
+    const count = rows.length * rows[0].length;
+    if (count > MOST_ENTRIES) throw new UserError("too_many_entries", { name, count, most: MOST_ENTRIES });
     return rows;
   }
 
@@ -131,7 +112,7 @@ globalThis.hw = (() => {
   function toNumbers(matrix, name) {
     const numbers = matrix.map((row) => row.map(toNumber));
     if (!numbers.flat().every(Number.isFinite)) {
-      throw new UserError(`${name}: a number is too large for a float64`);
+      throw new UserError("number_too_large", { name });
     }
     return numbers;
   }
@@ -272,36 +253,31 @@ globalThis.hw = (() => {
   /** Throws where Q [n_q, d_k], K [n_k, d_k], V [n_k, d_v] do not fit, naming the sizes that differ. */
   function checkAttention(q, k, v, mask = "none", dout = null) {
     if (q[0].length !== k[0].length) {
-      throw new UserError(`Q has ${q[0].length} columns, K has ${k[0].length}: both must be d_k`);
+      throw new UserError("d_k_differs", { q: q[0].length, k: k[0].length });
     }
     if (k.length !== v.length) {
-      throw new UserError(`K has ${k.length} rows, V has ${v.length}: one value belongs to each key`);
+      throw new UserError("n_k_differs", { k: k.length, v: v.length });
     }
     if (mask === "causal" && q.length > k.length) {
-      throw new UserError(
-        `causal mask: query 1 of ${q.length} sees none of ${k.length} keys (aligned at the end)`,
-      );
+      throw new UserError("query_sees_nothing", { queries: q.length, keys: k.length });
     }
     for (const [what, columns] of [
-      ["scores", k.length],
-      ["outputs", v[0].length],
+      [say("scores"), k.length],
+      [say("outputs"), v[0].length],
     ]) {
       if (q.length * columns > MOST_SCORES) {
-        throw new UserError(
-          `${q.length} × ${columns} ${what} are more than 100,000; give smaller matrices`,
-        );
+        const most = MOST_SCORES.toLocaleString("en");
+        throw new UserError("too_many_scores", { rows: q.length, columns, what, most });
       }
     }
     if (dout && (dout.length !== q.length || dout[0].length !== v[0].length)) {
-      throw new UserError(
-        `dout is ${dout.length} × ${dout[0].length}, the output ${q.length} × ${v[0].length}: ` +
-          "they must be alike",
-      );
+      const [rows, columns, n_q, d_v] = [dout.length, dout[0].length, q.length, v[0].length];
+      throw new UserError("dout_differs", { rows, columns, n_q, d_v });
     }
   }
 
   const finite = (what, matrix) => {
-    if (!matrix.flat().every(Number.isFinite)) throw new UserError(`${what} are too large for a float64`);
+    if (!matrix.flat().every(Number.isFinite)) throw new UserError("results_too_large", { what });
     return matrix;
   };
 
@@ -316,7 +292,7 @@ globalThis.hw = (() => {
     const root = scaled ? Math.sqrt(q[0].length) : 1;
     const pairs = q.map((x) => k.map((y) => dot(x, y)));
     const scores = finite(
-      "scores",
+      say("scores"),
       pairs.map((row) => row.map(([high]) => high)),
     );
     const z = scores.map((row) => row.map((s) => s / root));
@@ -329,7 +305,7 @@ globalThis.hw = (() => {
     );
     const totals = exponentials.map((row) => row.reduce((sum, x) => sum + x, 0));
     const weights = exponentials.map((row, i) => row.map((x) => x / totals[i]));
-    const output = finite("outputs", multiply(weights, v));
+    const output = finite(say("outputs"), multiply(weights, v));
     const largest = z.map((row, i) => row[top[i]]);
     return { scores, scaled: z, visible, largest, exponentials, totals, weights, output };
   }
@@ -350,14 +326,14 @@ globalThis.hw = (() => {
     });
     const divided = (m) => m.map((row) => row.map((x) => x / root));
     return {
-      dv: finite("gradients", multiply(transpose(weights), dout)),
+      dv: finite(say("gradients"), multiply(transpose(weights), dout)),
       da: finite(
-        "gradients",
+        say("gradients"),
         pairs.map((row) => row.map(([h]) => h)),
       ),
-      dz: finite("gradients", dz),
-      dq: finite("gradients", divided(multiply(dz, k))),
-      dk: finite("gradients", divided(multiply(transpose(dz), q))),
+      dz: finite(say("gradients"), dz),
+      dq: finite(say("gradients"), divided(multiply(dz, k))),
+      dk: finite(say("gradients"), divided(multiply(transpose(dz), q))),
     };
   }
 
@@ -417,11 +393,12 @@ globalThis.hw = (() => {
 
   /** h_T as one expression of x_1 … x_T. */
   function nested(steps) {
-    let plain = "";
+    let inner = "";
     for (let t = 1; t <= steps; t++) {
-      plain = `tanh(W_xh x${subscript(t)}${plain && ` + W_hh ${plain}`} + b_h)`;
+      inner = `tanh(W_xh x${subscript(t)}${inner} + b_h)`;
+      if (t < steps) inner = ` + W_hh ${inner}`;
     }
-    return `h${subscript(steps)} = ${plain}`;
+    return `h${subscript(steps)} = ${inner}`;
   }
 
   /** ‖∂h_T/∂h_t‖₂ for t = 0 … T of h_t = f(drive_t + W h_{t−1}), h_0 = 0, W = radius · whh.
@@ -453,276 +430,9 @@ globalThis.hw = (() => {
     return { norms, bounds, sigma };
   }
 
-  // A CNN: hw.ops.conv_arithmetic, letter for letter.
-
-  const floorDiv = (a, b) => (a < 0n && a % b !== 0n ? a / b - 1n : a / b);
-  const ceilDiv = (a, b) => -floorDiv(-a, b);
-  const least = (...numbers) => numbers.reduce((a, b) => (b < a ? b : a));
-  const most = (...numbers) => numbers.reduce((a, b) => (b > a ? b : a));
-  const product = (numbers) => numbers.reduce((a, b) => a * b, 1n);
-
-  /** Pixels from the first to the last that a dilated kernel touches. */
-  const span = (kernel, dilation = 1n) => (kernel - 1n) * dilation + 1n;
-
-  function resolvePadding(padding, n, kernel, stride, dilation) {
-    if (padding === "valid") return [0n, 0n];
-    if (padding !== "same") return [padding, padding];
-    const total = most((ceilDiv(n, stride) - 1n) * stride + span(kernel, dilation) - n, 0n);
-    return [total / 2n, total - total / 2n];
-  }
-
-  function outputSize(n, kernel, stride, [lo, hi], dilation, ceil) {
-    const room = lo + n + hi - span(kernel, dilation);
-    const out = ceil
-      ? least(ceilDiv(room, stride) + 1n, ceilDiv(lo + n, stride))
-      : floorDiv(room, stride) + 1n;
-    if (out < 1n) {
-      throw new UserError(
-        `a window spanning ${span(kernel, dilation)} pixels does not fit ` +
-          `in ${lo} + ${n} + ${hi} (padding + input + padding)`,
-      );
-    }
-    return out;
-  }
-
-  const checkPositive = (fields) => {
-    for (const [name, value] of Object.entries(fields)) {
-      const smallest = least(...[value].flat());
-      if (smallest < 1n) throw new UserError(`${name} must be at least 1, not ${smallest}`);
-    }
-  };
-  const checkGroups = (groups, channels, side) => {
-    if (channels % groups)
-      throw new UserError(`${groups} groups do not divide ${channels} ${side} channels`);
-  };
-
-  /** Slides a window over both axes of a picture: r ← r + (k − 1) d j, j ← j s. */
-  function slide(x, layer) {
-    if (x.output.length !== 3) {
-      throw new UserError("a window slides over a picture, not a vector; put it before flatten");
-    }
-    const found = [0, 1].map((axis) => {
-      const [n, k, s, d] = [x.output[axis], layer.kernel[axis], layer.stride[axis], layer.dilation[axis]];
-      const rule = typeof layer.padding === "string" ? layer.padding : layer.padding[axis];
-      const pad = resolvePadding(rule, n, k, s, d);
-      const out = outputSize(n, k, s, pad, d, layer.ceil);
-      const end = (out - 1n) * s + span(k, d) - pad[0];
-      const jump = x.jump[axis];
-      const field = x.receptiveField[axis] + (k - 1n) * d * jump;
-      return { out, pad, field, jump: jump * s, discarded: most(n - most(end, 0n), 0n) };
-    });
-    return {
-      output: [...found.map((axis) => axis.out), x.output[2]],
-      receptiveField: found.map((axis) => axis.field),
-      jump: found.map((axis) => axis.jump),
-      padding: found.map((axis) => axis.pad),
-      discarded: found.map((axis) => axis.discarded),
-    };
-  }
-
-  const report = (name, fields) => {
-    const filled = {
-      name,
-      weights: 0n,
-      biases: 0n,
-      macs: 0n,
-      receptiveField: null,
-      jump: null,
-      padding: null,
-      discarded: null,
-      ...fields,
-    };
-    return { ...filled, params: filled.weights + filled.biases, elements: product(filled.output) };
-  };
-
-  const KINDS = {
-    conv: {
-      number: "channels",
-      options: ["kN", "sN", "pN", "dN", "gN", "same", "valid", "nobias"],
-      check(layer) {
-        const { channels, kernel, stride, dilation, groups } = layer;
-        checkPositive({ channels, kernel, stride, dilation, groups });
-        checkGroups(groups, channels, "output");
-      },
-      report(layer, x, name) {
-        const slid = slide(x, layer);
-        const [height, width, cIn] = slid.output;
-        checkGroups(layer.groups, cIn, "input");
-        const weights = product(layer.kernel) * (cIn / layer.groups) * layer.channels;
-        return report(name, {
-          ...slid,
-          output: [height, width, layer.channels],
-          weights,
-          biases: layer.bias ? layer.channels : 0n,
-          macs: height * width * weights,
-        });
-      },
-    },
-    pool: {
-      number: "kernel",
-      options: ["sN", "pN", "same", "valid", "ceil"],
-      check({ kernel, stride, padding }) {
-        checkPositive({ window: kernel, stride });
-        if (typeof padding === "string") return;
-        padding.forEach((p, axis) => {
-          if (p > kernel[axis] / 2n) {
-            throw new UserError(`padding ${p} is more than half of the window ${kernel[axis]}`);
-          }
-        });
-      },
-      report: (layer, x, name) => report(name, slide(x, layer)),
-    },
-    avgpool: null, // as pool, below
-    flatten: {
-      number: null,
-      options: [],
-      check() {},
-      report: (layer, x, name) => report(name, { output: [product(x.output)] }),
-    },
-    dense: {
-      number: "units",
-      options: ["nobias"],
-      check: ({ units }) => checkPositive({ units }),
-      report(layer, x, name) {
-        if (x.output.length !== 1) throw new UserError("dense takes a vector; put flatten before it");
-        const weights = x.output[0] * layer.units;
-        const biases = layer.bias ? layer.units : 0n;
-        return report(name, { output: [layer.units], weights, biases, macs: weights });
-      },
-    },
-  };
-  KINDS.avgpool = KINDS.pool;
-
-  const OPTIONS = {
-    kN: ["kernel"],
-    sN: ["stride"],
-    pN: ["padding"],
-    dN: ["dilation"],
-    gN: ["groups"],
-    same: ["padding", "same"],
-    valid: ["padding", "valid"],
-    ceil: ["ceil", true],
-    nobias: ["bias", false],
-  };
-  const SINGLE = ["channels", "units", "groups"];
-  const MOST_DIGITS = 6;
-
-  const quote = (word) => `"${shorten(JSON.stringify(word).slice(1, -1).replaceAll('\\"', '"'))}"`;
-  const place = (index, word) => `layer ${index + 1} ${quote(word)}`;
-
-  function integers(word) {
-    const parts = word.split("x");
-    if (parts.some((part) => part.length > MOST_DIGITS)) {
-      throw new UserError(`${quote(word)} is too large; a number has at most ${MOST_DIGITS} digits`);
-    }
-    return parts.map(BigInt);
-  }
-
-  function optionValue(field, word) {
-    const numbers = integers(word);
-    if (!SINGLE.includes(field)) return numbers.length === 2 ? numbers : [numbers[0], numbers[0]];
-    if (numbers.length === 2) throw new UserError(`${field} is one number, not ${quote(word)}`);
-    return numbers[0];
-  }
-
-  function parseLayer(word) {
-    const kind = Object.keys(KINDS).find((name) => word.startsWith(name));
-    if (!kind)
-      throw new UserError(`cannot read ${quote(word)}; layers are ${Object.keys(KINDS).join(", ")}`);
-    const { number, options, check } = KINDS[kind];
-    let rest = word.slice(kind.length);
-    const fields = {};
-    const spelt = {};
-    if (number) {
-      const match = /^[0-9]+(?:x[0-9]+)?/.exec(rest);
-      if (!match) throw new UserError(`"${kind}" needs a number right after it, as in "${kind}2"`);
-      fields[number] = optionValue(number, match[0]);
-      rest = rest.slice(match[0].length);
-    }
-    while (rest) {
-      const match = /^(?:same|valid|ceil|nobias|[kspdg][0-9]+(?:x[0-9]+)?)/.exec(rest);
-      const part = match ? match[0] : rest;
-      const option = part.replace(/[0-9]+(?:x[0-9]+)?/g, "N");
-      if (!match || !options.includes(option)) {
-        const known = options.length ? `options are ${options.join(", ")}` : `${kind} has no options`;
-        throw new UserError(`cannot read ${quote(part)}; ${known}`);
-      }
-      const [field, value] = OPTIONS[option];
-      if (field in spelt) {
-        throw new UserError(`${field} is given twice, as ${quote(spelt[field])} and ${quote(part)}`);
-      }
-      spelt[field] = part;
-      fields[field] = value ?? optionValue(field, part.slice(1));
-      rest = rest.slice(part.length);
-    }
-    if (kind === "conv" && !fields.kernel) {
-      throw new UserError(`a convolution needs the size of its kernel, as in "${word}k3"`);
-    }
-    const stride = kind === "conv" ? [1n, 1n] : fields.kernel; // without a stride, windows of a pool tile
-    const layer = {
-      word,
-      kind,
-      stride,
-      padding: "valid",
-      dilation: [1n, 1n],
-      groups: 1n,
-      bias: true,
-      ceil: false,
-      ...fields,
-    };
-    check(layer);
-    return layer;
-  }
-
-  /** Reads a network in the layer language (see hw.ops.conv_arithmetic). */
-  function parseLayers(spec) {
-    const layers = wordsOf(spec).map((word, index) => {
-      try {
-        return parseLayer(word);
-      } catch (error) {
-        if (!(error instanceof UserError)) throw error;
-        throw new UserError(`${place(index, word)}: ${error.message}`);
-      }
-    });
-    if (!layers.length) {
-      throw new UserError('no layers; write them as in "conv16k5same pool2 flatten dense100"');
-    }
-    return layers;
-  }
-
-  /** Reads a picture's height x width x channels. */
-  function parseInput(word) {
-    if (!/^[0-9]+x[0-9]+x[0-9]+$/.test(word)) {
-      throw new UserError(`input ${quote(word)} is not height x width x channels, as in 128x128x3`);
-    }
-    const [height, width, channels] = integers(word);
-    checkPositive({ height, width, channels });
-    return [height, width, channels];
-  }
-
-  /** A report for each layer: name, output, weights, biases, params, macs, elements, receptiveField, jump,
-   * padding, discarded, as in hw.ops.conv_arithmetic.LayerReport. Throws LayerError at the first that
-   * does not fit. */
-  function traceCnn(picture, layers) {
-    let x = report("input", { output: picture, receptiveField: [1n, 1n], jump: [1n, 1n] });
-    const reports = [];
-    layers.forEach((layer, index) => {
-      try {
-        x = KINDS[layer.kind].report(layer, x, layer.word);
-      } catch (error) {
-        if (!(error instanceof UserError)) throw error;
-        const where = `${place(index, layer.word)} on ${x.output.join("x")}`;
-        throw new LayerError(`${where}: ${error.message}`, reports, index, layer.word);
-      }
-      reports.push(x);
-    });
-    return reports;
-  }
-
-  return Object.freeze({
-    UserError,
-    LayerError,
-    isZero,
+  Object.assign(hw, {
+    shorten,
+    wordsOf,
     plus,
     timesOf,
     toNumber,
@@ -731,7 +441,6 @@ globalThis.hw = (() => {
     parseMatrix,
     text,
     subscript,
-    spectralNorm,
     checkAttention,
     attention,
     attentionBackward,
@@ -739,9 +448,5 @@ globalThis.hw = (() => {
     unrolledGraph,
     nested,
     jacobianNorms,
-    span,
-    parseInput,
-    parseLayers,
-    traceCnn,
   });
 })();

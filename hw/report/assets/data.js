@@ -1,0 +1,37 @@
+/* What the page sends to the scripts after this one: start values, draws, and every sentence that they say.
+ *
+ * It stands in <script type="application/json" id="play-data">, written by hw.report.play:
+ *
+ *   sentences    name: a sentence with {placeholders}, or a list of them (hw.report.sentences)
+ *   per          draws are sent as whole numbers: a draw is number / per
+ *   WIDGET       what the widget of this name starts from: see the top of its script
+ *
+ * The scripts share one global, `hw`. Each adds to it what later scripts use.
+ */
+globalThis.hw = (() => {
+  "use strict";
+
+  const data = JSON.parse(document.getElementById("play-data").textContent);
+
+  /** The sentence of this name, or its list, with every placeholder filled in. */
+  function say(name, values = {}) {
+    const fill = (sentence) =>
+      sentence.replace(/\{(\w+)\}/g, (placeholder, key) => {
+        if (values[key] === undefined) throw new Error(name + placeholder);
+        return values[key];
+      });
+    const found = data.sentences[name];
+    return Array.isArray(found) ? found.map(fill) : fill(found);
+  }
+
+  const drawn = (matrix) => matrix.map((r) => r.map((x) => x / data.per));
+
+  /** A mistake the reader can mend: one line. */
+  class UserError extends Error {
+    constructor(sentence, values) {
+      super(say(sentence, values));
+    }
+  }
+
+  return { data, say, drawn, UserError };
+})();
