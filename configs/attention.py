@@ -2,19 +2,26 @@
 
     python -m hw.train --config=configs/attention.py[:VARIANT]
 
-Score, time and hardware: the README's table, each number with its log.
+Nats per character of the validation text, in windows of 256 characters that each start from an empty context:
+mean ± standard deviation over the seeds. Each row ends with the folder of its
+runs in experiments/results/.
 
-The recipe in words. Six causal blocks of four heads, 224 wide, a query seeing the 256 characters up to it;
-random windows of the text, each read from nothing; dropout. The blocks' matrices move by an orthogonalised
-update, the rest by AdamW, with warm-up and a cosine, the gradient's norm held to 1; what is evaluated is a
-running average of the weights.
+  (none)  1.4486 ± 0.0060 nats  37.7 min a run  3 seeds  attention
+          on 1 × cpu, 2 cores
+  gpu     1.4940 nats           3.0 min a run   1 seeds  gpu-text-attention
+          on 1 × NVIDIA H100 80GB HBM3, 16 cores
+
+The recipe. Six causal blocks of four heads, 224 wide: a query sees the 256 characters up to its own. Training
+takes random windows of the text, each without a context before it, with dropout. The blocks' matrices move by
+an orthogonalised update, all other parameters by AdamW, with warm-up and a cosine schedule. The gradient's
+norm is clipped to 1. The evaluation takes a running average of the weights.
 
 Any text: --config.data.path=FILE.
 
 Variants:
   quick  a small model, to see that it learns.
-  gpu    the same model with larger batches, many steps a dispatch: three minutes on an H100, where 40 epochs
-         proved too many (experiments/results/gpu/README.md).
+  gpu    the same model with larger batches and many steps a dispatch. Its forty epochs proved too many
+         (experiments/results/gpu/README.md).
 """
 
 import ml_collections

@@ -2,18 +2,28 @@
 
     python -m hw.train --config=configs/gru.py[:VARIANT]
 
-Score, time and hardware: the README's table, each number with its log.
+Nats per character of the validation text, in windows of 256 characters that each start from a zero state:
+mean ± standard deviation over the seeds. Each row ends with the folder of its
+runs in experiments/results/.
 
-The recipe in words. Sixty-four readers go through the text side by side, 128 characters a step, and hand
-their hidden state on (truncated backpropagation through time), but for one in five, which begins anew. Two
-layers of 512 units with a residual connection; units are dropped for a whole window at a time. AdamW with
-warm-up and a cosine, the gradient's norm held to 1; what is evaluated is a running average of the weights.
+  gpu     1.4499 nats           1.2 min a run   1 seeds  gpu-text-gru
+          on 1 × NVIDIA H100 80GB HBM3, 16 cores
+  (none)  1.4404 ± 0.0021 nats  27.3 min a run  3 seeds  gru
+          on 1 × cpu, 2 cores
+  quick   1.7038 ± 0.0070 nats  36 s a run      5 seeds  gru-quick
+          on 1 × cpu, 2 cores
+
+The recipe. Sixty-four readers go through the text side by side, 128 characters a step, and pass their hidden
+state on (truncated backpropagation through time). One reader in five begins each step from a zero state. Two
+layers of 512 units have a residual connection; dropout zeroes the same units for a whole window. AdamW has
+warm-up and a cosine schedule, and the gradient's norm is clipped to 1. The evaluation takes a running average
+of the weights.
 
 Any text: --config.data.path=FILE.
 
 Variants:
-  quick  one layer of 256 units, two epochs: within a minute on two cores.
-  gpu    the same model with larger batches, many steps a dispatch: 72 s on an H100.
+  quick  one layer of 256 units, two epochs.
+  gpu    the same model with larger batches and many steps a dispatch.
 """
 
 import ml_collections

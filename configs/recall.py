@@ -1,12 +1,24 @@
-"""The memory task: which symbol stood first, after a stretch of noise? By a tanh RNN, or a GRU.
+"""The memory task: which symbol came first, before a stretch of noise? A tanh RNN or a GRU answers.
 
     python -m hw.train --config=configs/recall.py[:VARIANT] --config.data.delay=20
 
-Variants:
-  gru        a GRU, as it is commonly started: its update gate forgets half of the state at every step.
-  gru_keeps  a GRU whose update gate starts by keeping some 95 %.
+Accuracy with a delay of 20 symbols, where guessing is right once in eight: mean ± standard deviation over the
+seeds. Each row ends with the folder of its runs in experiments/results/.
 
-What the two make of it, delay by delay: experiments/studies/memory_task.py.
+  (none)     42.12 ± 50.13 %  11 s a run  3 seeds  recall
+             on 1 × cpu, 2 cores, 24 GiB, Intel Xeon 2.50GHz (6/85/4, avx512f)
+  gru        100.00 ± 0.00 %  20 s a run  3 seeds  recall-gru
+             on 1 × cpu, 2 cores, 24 GiB, Intel Xeon 2.50GHz (6/85/4, avx512f)
+  gru_keeps  100.00 ± 0.00 %  21 s a run  3 seeds  recall-gru-keeps
+             on 1 × cpu, 2 cores, 24 GiB, Intel Xeon 2.50GHz (6/85/4, avx512f)
+
+The tanh RNN learns the task with some seeds and not with others.
+
+Variants:
+  gru        a GRU as it is commonly started: its update gate forgets half of the state at every step.
+  gru_keeps  a GRU whose update gate starts by keeping some 95 % of the state.
+
+experiments/studies/memory_task.py compares the three at other delays.
 """
 
 import ml_collections

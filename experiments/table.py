@@ -1,7 +1,8 @@
-"""The README's tables and plot of results, made from the committed logs: `python -m experiments.table`.
+"""The tables and the plot of results, made from the committed logs: `python -m experiments.table`.
 
-Each folder of `experiments/results/` that holds `seed-K/summary.json` is a study: one recipe, run once
-a seed. Nothing in the table is typed by hand; a test compares it with the README.
+They stand in the README and in the recipes' docstrings. Each folder of `experiments/results/` that holds
+`seed-K/summary.json` is a study: one recipe, run once a seed. Nothing in a table is typed by hand; tests
+compare.
 """
 
 import json
@@ -99,6 +100,32 @@ def text_table() -> str:
     return "\n".join(rows)
 
 
+def measured(config: str) -> str:
+    """What the committed logs say of a recipe: two lines a study, as they stand in the recipe's docstring.
+
+    Args:
+      config: the recipe's name, such as "gru".
+    """
+    rows, hardware = [], []
+    for task, split in (("images", "test"), ("text", "validation"), ("recall", "test")):
+        for study, runs in studies(task, split):
+            if (first := runs[0])["config"] != config:
+                continue
+            if task == "text":
+                score = _nats([run["val_nats_cold256"] for run in runs]).partition(" [")[0] + " nats"
+            else:
+                score = _percent([run["test_accuracy"] for run in runs]).partition(" [")[0]
+            seeds, time, device, _ = _cost(runs).split(" | ")
+            rows.append((first["variant"] or "(none)", score, f"{time} a run", f"{seeds} seeds", study.name))
+            hardware.append(device)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row, device in zip(rows, hardware, strict=True):
+        lines.append("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
+        lines.append("  " + " " * widths[0] + f"  on {device}")
+    return "\n".join(lines)
+
+
 def points() -> list[dict[str, Any]]:
     """The plot's points, runs on CPUs: name, minutes of a whole run, accuracy without views, ours or not."""
     ours = [
@@ -157,6 +184,8 @@ def main(argv: Sequence[str]) -> int:
     cli.ArgumentParser(prog="experiments.table", description=__doc__).parse_args(argv)
     draw(RESULTS / "accuracy.svg")
     print(f"{table()}\n\n{text_table()}")
+    for config in ("resnet", "gru", "attention", "recall"):
+        print(f"\nconfigs/{config}.py:\n{measured(config)}")
     return 0
 
 

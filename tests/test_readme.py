@@ -70,10 +70,12 @@ def test_committed_logs_are_whole():
             assert math.exp(report["nats_stateful"]) == pytest.approx(report["perplexity_stateful"])
         else:
             assert summary["test_accuracy"] == report["accuracy"] == lines[-1]["accuracy"]
+        if summary["task"] == "images":
             correct = sum(row[k] for k, row in enumerate(report["confusion"]))
             assert correct / summary["dataset"]["num_eval"] == pytest.approx(summary["test_accuracy"])
         train = [v for v in lines if v["split"] == "train"]
-        assert [v["step"] for v in train] == list(range(1, summary["steps"] + 1))
+        every = json.loads((path.parent / "config.json").read_text())["log"]["every_steps"]
+        assert [v["step"] for v in train] == list(range(every, summary["steps"] + 1, every))
         config = (path.parent / "config.json").read_bytes()
         assert hashlib.sha256(config).hexdigest() == summary["config_sha256"]
 
@@ -108,6 +110,20 @@ def test_the_recipes_are_those_of_the_committed_runs(study):
     new = {"model.batch_norm", "model.hwnet.channel_gates", "train.forget"}
     assert now.keys() - then.keys() <= new
     assert {name: now.get(name) for name in then} == then
+
+
+@pytest.mark.parametrize("config", ["resnet", "gru", "attention", "recall"])
+def test_a_recipes_docstring_says_what_its_logs_say(config):
+    doc = importlib.import_module(f"configs.{config}").__doc__
+    measured = table.measured(config)
+    assert measured in doc and len(measured.splitlines()) > 1
+    # Every variant is described, and what it scores stands in the table alone.
+    variants = doc.partition("Variants:")[2]
+    with pytest.raises(ValueError, match="choose from") as unknown:
+        importlib.import_module(f"configs.{config}").get_config("no such variant")
+    for variant in str(unknown.value).partition("choose from ")[2].split(", "):
+        assert re.search(rf"^  .*\b{variant}\b", variants, re.MULTILINE), variant
+    assert not re.search(r"\d (nats|minutes|seconds|s|min)\b", variants)
 
 
 def test_rooms_are_the_tree():

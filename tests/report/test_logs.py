@@ -224,5 +224,6 @@ def test_every_committed_log_is_read():
     found = sorted(logs.RESULTS.rglob("evaluation.json"))
     assert len(found) > 30
     for path in found:
-        if path.parent.name != "four-epochs-gated-first":  # a net that was taken out
+        # A net that was taken out; and the memory task, which no question of the report is about.
+        if path.parent.name != "four-epochs-gated-first" and not path.parts[-3].startswith("recall"):
             assert logs.read_run(path.parent).metrics
