@@ -106,7 +106,8 @@ def measured(config: str) -> str:
     Args:
       config: the recipe's name, such as "gru".
     """
-    rows, hardware = [], []
+    rows: list[tuple[str, ...]] = []
+    hardware: list[str] = []
     for task, split in (("images", "test"), ("text", "validation"), ("recall", "test")):
         for study, runs in studies(task, split):
             if (first := runs[0])["config"] != config:

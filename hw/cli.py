@@ -120,7 +120,7 @@ def _plain(value: Any) -> Any:
         if np.can_cast(value.dtype, np.float64) and np.isfinite(value).all():
             return value.tolist()
         return _plain(value.tolist())
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, np.generic):
         number = value.item()

@@ -254,7 +254,7 @@ def _as_json(value: Any) -> Any:
     """A config's values as JSON would give them back: tuples as lists, NumPy's numbers as Python's."""
     if isinstance(value, Mapping):
         return {key: _as_json(inner) for key, inner in value.items()}
-    if isinstance(value, tuple | list):
+    if isinstance(value, (list, tuple)):
         return [_as_json(inner) for inner in value]
     return value.item() if isinstance(value, np.generic) else value
 

@@ -15,7 +15,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ _PARTIAL = ".partial"
 
 
 @contextlib.contextmanager
-def open_regular(path: Path, limit: int, *, mend: str = "") -> Iterator[io.BufferedReader | io.BytesIO]:
+def open_regular(path: Path, limit: int, *, mend: str = "") -> Generator[io.BufferedReader | io.BytesIO]:
     """Opens a regular file of at most `limit` bytes; links are followed.
 
     Args:
@@ -239,7 +239,7 @@ class Output:
         self.path, self._option, self._force = path, option, force
         named = f"{option}={path}"
         try:
-            self._status = path.stat()
+            self._status: os.stat_result | None = path.stat()
         except FileNotFoundError:
             self._status = None
         except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -64,7 +64,7 @@ class Curve(NamedTuple):
 
 
 @contextlib.contextmanager
-def _style(settings: Mapping[str, Any]) -> Iterator[None]:
+def _style(settings: Mapping[str, Any]) -> Generator[None]:
     """Draws what is drawn inside in our style and `settings` (rcParams), in silence.
 
     The user's matplotlibrc has no effect: LaTeX (`text.usetex`) may be missing on this machine.

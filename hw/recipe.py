@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,7 +102,7 @@ def parse(
 
 
 @contextlib.contextmanager
-def _ours_importable() -> Iterator[None]:
+def _ours_importable() -> Generator[None]:
     """Lets a recipe import `configs.base` from any folder; in a wheel there is none."""
     sys.path.insert(0, str(_RECIPES.parent))
     try:

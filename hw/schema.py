@@ -141,7 +141,7 @@ def require(value: Mapping[str, Any], *fields: str, where: str = "", name: str =
 
 def leaves(table: Table, name: str = "") -> list[str]:
     """The names of all fields of a table, such as "eval.tta"."""
-    found = []
+    found: list[str] = []
     for key, rule in table.items():
         path = f"{name}.{key}" if name else key
         found += [path] if isinstance(rule, Rule) else leaves(rule, path)

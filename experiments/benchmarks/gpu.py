@@ -28,7 +28,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +124,8 @@ def read_airbench(log: str) -> list[dict[str, float]]:
     Its clock runs during training and, at last, during test-time augmentation; never while it evaluates
     without, compiles or loads.
     """
-    runs, last = [], None
+    runs: list[dict[str, Any]] = []
+    last: dict[str, float] | None = None
     for line in log.splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if len(cells) != 6:
@@ -286,7 +287,7 @@ def run_limited(
 
 
 @contextmanager
-def _turn(path: Path, deadline: float) -> Iterator[bool]:
+def _turn(path: Path, deadline: float) -> Generator[bool]:
     """Waits until no other such command works with the same folder; False where that takes too long."""
     with path.open("w", encoding="utf-8") as file:
         while True:

@@ -53,7 +53,8 @@ def step_by_step(module: nn.Module, variables: VariableDict) -> Run:
     program = jax.jit(advance, static_argnums=5)
 
     def run(length: int, temperature: float) -> np.ndarray:
-        rng, carry, found = jax.random.key(0), module.initial_carry(1), []
+        rng, carry = jax.random.key(0), module.initial_carry(1)
+        found: list[int] = []
         ids = jnp.asarray(PROMPT[:1])
         for position in range(len(PROMPT) + length - 1):
             if position < len(PROMPT):
@@ -113,7 +114,8 @@ def torch_runs(module: nn.Module, variables: VariableDict) -> dict[str, Run]:
         def run(length: int, temperature: float) -> np.ndarray:
             torch.manual_seed(0)
             hidden = [torch.zeros(1, 1, module.width, device=device) for _ in range(module.depth)]
-            ids, found = tensor(PROMPT.astype(np.int64))[None], []
+            ids = tensor(PROMPT.astype(np.int64))[None]
+            found: list[int] = []
             for _ in range(length):
                 logits, hidden = net(ids, hidden)
                 if temperature:

@@ -186,7 +186,8 @@ def layers(widths: Sequence[int], side: int = _SIDE) -> list[tuple[str, int, int
     """(name, side, channels in, channels out, multiply-adds an image) of the learned convolutions."""
     body = " ".join(f"conv{w}k3samenobias pool2 conv{w}k3samenobias" for w in widths)
     reports = trace((side - 1, side - 1, 24), parse_layers(body)).reports
-    found, (height, _, channels) = [], (side - 1, side - 1, 24)
+    height, channels = side - 1, 24
+    found: list[tuple[str, int, int, int, int]] = []
     for report in reports:
         if report.macs:
             name = f"{channels}→{report.output[-1]} at {height}²"
@@ -254,7 +255,8 @@ def parts(
     config: ConfigDict, variables: VariableDict, task: Task, size: int
 ) -> dict[str, tuple[Callable[[], Any], int]]:
     """The parts of the step, each compiled alone, and how often a step does them (0: another's way)."""
-    rng, found = jax.random.key(0), {}
+    rng = jax.random.key(0)
+    found: dict[str, Any] = {}
 
     def normal(*shape: int) -> Array:
         return jax.random.normal(rng, shape)
@@ -324,7 +326,8 @@ def shapes(sizes: Sequence[tuple[int, int, int, int]], rounds: int) -> list[dict
       sizes: (batch, side, channels in, channels out).
       rounds: of which the median counts.
     """
-    pads, rows = ((1, 1), (1, 1)), []
+    pads = ((1, 1), (1, 1))
+    rows: list[dict[str, Any]] = []
     for b, side, c, o in sizes:
         rng = jax.random.key(0)
         x, dy = (jax.random.normal(rng, (b, side, side, channels)) for channels in (c, o))

@@ -81,7 +81,8 @@ def activations(module: nn.Module, variables: VariableDict, ids: np.ndarray) -> 
         layers = [kept[f"gru_{i}"]["sequence"][0][1][0] for i in range(module.depth)]
         return jnp.concatenate(layers, axis=-1), carry
 
-    carry, blocks = module.initial_carry(1), []
+    carry = module.initial_carry(1)
+    blocks: list[np.ndarray] = []
     whole = len(ids) // BLOCK * BLOCK
     for start in range(0, whole, BLOCK):
         hidden, carry = read(jnp.asarray(ids[None, start : start + BLOCK], jnp.int32), carry)
@@ -99,7 +100,8 @@ def correlations(units_tn: np.ndarray, feature_t: np.ndarray) -> np.ndarray:
 
 def find(text: str, units_tn: np.ndarray) -> dict[str, dict[str, Any]]:
     """For each feature the unit that follows it best on the first half, and how well on the second."""
-    half, found = len(text) // 2, {}
+    half = len(text) // 2
+    found: dict[str, dict[str, Any]] = {}
     for name, feature in features(text).items():
         chosen = correlations(units_tn[:half], feature[:half])
         unit = int(np.argmax(np.abs(chosen)))

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -41,7 +41,7 @@ def open_verified(
     say: Callable[[str], None],
     path: Path | None = None,
     sha256: str | None = None,
-) -> Iterator[tuple[BinaryIO, str]]:
+) -> Generator[tuple[BinaryIO, str]]:
     """Opens an archive that has the SHA-256 it must have.
 
     Args:
@@ -102,7 +102,7 @@ def _connect(official: Archive) -> http.client.HTTPResponse:
 
 
 @contextlib.contextmanager
-def _download(official: Archive, data_dir: Path, say: Callable[[str], None]) -> Iterator[io.BufferedRandom]:
+def _download(official: Archive, data_dir: Path, say: Callable[[str], None]) -> Generator[io.BufferedRandom]:
     """The official archive as a file without a name: however this ends, nothing of it is left."""
     with _connect(official) as response, contextlib.ExitStack() as stack:
         say(f"downloading {official.url}")

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -174,7 +174,7 @@ def _open(file: BinaryIO) -> tuple[str, Image.Image]:
 
 
 @contextlib.contextmanager
-def _libtiff_silenced() -> Iterator[None]:
+def _libtiff_silenced() -> Generator[None]:
     """Sends standard error nowhere: libtiff writes there what it finds wrong, and Pillow cannot stop it."""
     try:
         kept = os.dup(2)

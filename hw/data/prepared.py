@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,7 @@ def check(folder: Path, splits: Iterable[str]) -> tuple[dict[str, Any], dict[str
 
 
 @contextlib.contextmanager
-def open_source(folder: Path, shards: dict[str, Shards], **options: Any) -> Iterator[dict[str, Any]]:
+def open_source(folder: Path, shards: dict[str, Shards], **options: Any) -> Generator[dict[str, Any]]:
     """Opens a prepared dataset whose every record's checksum is right.
 
     Args:
@@ -258,7 +258,7 @@ def write(
             del dl_manager
             return dict(splits)
 
-        _generate_examples = None  # abstract in TFDS; here the splits bring their examples
+        _generate_examples: Any = None  # abstract in TFDS; here the splits bring their examples
 
     place = Path(os.path.realpath(folder))  # a link stays, and what it points to is replaced
     data_dir = place.parent if folder.is_symlink() else folder.parents[1]

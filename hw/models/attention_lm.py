@@ -288,7 +288,8 @@ class AttentionLM(nn.Module):
         # type that is looked up, and in bfloat16 such a sum stops growing at 256 of its terms.
         x = drop(norm(embed(inputs).astype(self.dtype).astype(wide)).astype(self.dtype))
         mask = window_mask(inputs.shape[1], self.context, None if carry is None else carry["length"])
-        keys, values = [], []
+        keys: list[Array] = []
+        values: list[Array] = []
         for layer in range(self.depth):
             cached = None if carry is None else (carry["k"][:, layer], carry["v"][:, layer])
             block = Block(

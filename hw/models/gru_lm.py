@@ -135,7 +135,8 @@ class GRULM(nn.Module):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every array of the variables by its flat name, as `init` makes them; nothing is traced."""
-        n, made = self.width, {}
+        n = self.width
+        made: dict[str, tuple[int, ...]] = {}
         norms: list[int] = []  # the length that each normalisation reads
         if self.embedding:
             made["params/embed/embedding"] = (self.vocab_size, self.embedding)

@@ -389,7 +389,7 @@ def trace(input_shape: Shape, layers: Iterable[tuple[str, Layer]]) -> Trace:
     Returns: a report for each layer.
     Raises: LayerError at the first layer that does not fit.
     """
-    x, reports = source(input_shape), []
+    x, reports = source(input_shape), list[LayerReport]()
     for index, (word, layer) in enumerate(layers):
         try:
             x = layer.report(x, word)

@@ -18,6 +18,7 @@ How a layer is spelt stands here; which layers make sense, `hw.ops.conv_arithmet
 
 import re
 from functools import partial
+from typing import Any
 
 from hw.cli import UserError
 from hw.ops.conv_arithmetic import (
@@ -98,7 +99,8 @@ def _parse_layer(word: str) -> Layer:
         raise UserError(f"cannot read {quote(word)}; layers are {', '.join(_KINDS)}{advice}")
     build, number_field, options = _KINDS[kind]
     rest = word.removeprefix(kind)
-    fields, spelt = {}, {}
+    fields: dict[str, Any] = {}
+    spelt: dict[str, str] = {}
     if number_field:
         number = _NUMBER.match(rest)
         if not number:

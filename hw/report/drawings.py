@@ -71,7 +71,8 @@ def volumes(name: str, shapes: Sequence[Sequence[int]], words: Sequence[str]) ->
       shapes: of the input and of every layer's output: (height, width, channels) or (units,).
       words: what each is called.
     """
-    parts, x, base = [], 34.0, 190.0
+    parts: list[str] = []
+    x, base = 34.0, 190.0
     largest = max(max(s[0], s[1]) for s in shapes if len(s) == 3) if any(len(s) == 3 for s in shapes) else 1
     for number, (shape, word) in enumerate(zip(shapes, words, strict=True)):
         if len(shape) == 3:
@@ -108,7 +109,7 @@ _DASHES = {"W_xh": "", "W_hh": "7 4", "W_hy": "2 3"}
 
 
 def unrolled(
-    name: str, graph: Mapping[str, Sequence[Mapping]], shapes: Mapping[str, Sequence[int]] | None
+    name: str, graph: Mapping[str, Sequence[Mapping[str, Any]]], shapes: Mapping[str, Sequence[int]] | None
 ) -> str:
     """The unrolled graph: inputs below, hidden states in the middle, outputs above, time to the right.
 
@@ -162,7 +163,8 @@ def residual_net(name: str, layers: Sequence[Mapping[str, Any]]) -> str:
       layers: `name`, `what`, `output` (a shape) and, where a skip connection starts before it, `skip`: over
         how many layers.
     """
-    parts, y, step, width = [], 16.0, 46.0, 430.0
+    parts: list[str] = []
+    y, step, width = 16.0, 46.0, 430.0
     for number, layer in enumerate(layers):
         parts.append(_box(20, y, width, 30, "node"))
         parts.append(_text((30, y + 20), layer["what"], "strong", "start"))
@@ -244,7 +246,8 @@ def unit_on_text(name: str, passages: Sequence[Mapping[str, Any]]) -> str:
       name: of the drawing.
       passages: `title`, `text`, and `values` in [-1, 1], one a character.
     """
-    parts, y = [], 6.0
+    parts: list[str] = []
+    y = 6.0
     for passage in passages:
         y += 22
         parts.append(_text((6, y), passage["title"], "strong", "start"))
@@ -269,7 +272,8 @@ def unit_on_text(name: str, passages: Sequence[Mapping[str, Any]]) -> str:
             line.append("↵" if symbol == "\n" else symbol)
             if symbol == "\n" or column == _COLUMNS - 1:
                 end_line(row, line, y)
-                row, column, line = row + 1, 0, []
+                row, column = row + 1, 0
+                line.clear()
             else:
                 column += 1
         if line:

@@ -133,7 +133,8 @@ def read_run(folder: Path) -> Run:
     Raises:
       UserError: there is none, it is not finished, or a file is damaged.
     """
-    contents, hashes = {}, {}
+    contents: dict[str, bytes] = {}
+    hashes: dict[str, str] = {}
     for name, limit in _NEEDED.items():
         if not files.is_there(folder / name):
             raise UserError(f"{folder} has no {name}: not a finished run of hw.train")

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def clean(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def _alone() -> Generator[None]:
     """Lets orbax believe that there is one process.
 
     Of several the first alone saves and loads, arrays of its own. orbax has an option for that
@@ -120,7 +120,7 @@ def _alone() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reachable(path: Path) -> Iterator[str]:
+def reachable(path: Path) -> Generator[str]:
     """The path in a form that orbax takes: absolute, and without bytes that are not UTF-8.
 
     Where the name of a workdir has such bytes, a link from a temporary folder leads there.
@@ -332,7 +332,7 @@ def _load(path: Path, like: Any) -> Any:
 def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and dtype of each array of a state, by a name that is the same for dicts and for our classes."""
 
-    def name(path: jax.tree_util.KeyPath) -> str:
+    def name(path: tuple[Any, ...]) -> str:
         keys = (getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))) for key in path)
         return "/".join(map(str, keys))
 

@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -108,7 +108,7 @@ class RunLog:
         self._metrics: TextIO | None = None  # until `begin`, as the events
         self._events: RecordWriter | None = None
         self._latest = 0.0  # wall time of the last event, seconds
-        self._bar: tqdm | None = None
+        self._bar: tqdm[Any] | None = None
         self._last_line = time.monotonic()
         self._last_call: float | None = None
         self._rate = 0.0
@@ -130,7 +130,8 @@ class RunLog:
         Returns:
           The lines of metrics that stay.
         """
-        kept, path = [], self._metrics_path
+        path = self._metrics_path
+        kept: list[dict[str, Any]] = []
         if step and not path.exists():
             self.say(f"WARNING: {path} IS MISSING: the run goes on, without the metrics up to step {step}")
         lines = files.read_bytes(path, _MAX_METRICS).split(b"\n")[:-1] if path.exists() else []
@@ -298,7 +299,7 @@ def draw_curves(workdir: Path, title: str, say: Callable[[str], None] = cli.say)
 
 
 @contextlib.contextmanager
-def _only_shown(drawing: Path, say: Callable[[str], None]) -> Iterator[None]:
+def _only_shown(drawing: Path, say: Callable[[str], None]) -> Generator[None]:
     """Says in one line that a drawing is left out, whatever stopped it: the run must finish all the same."""
     try:
         yield

@@ -11,7 +11,7 @@ import platform
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -86,7 +86,7 @@ class Clock:
         return {name: round(spent + now - self._open.get(name, now), 3) for name, spent in self.spent.items()}
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def part(self, name: str) -> Generator[None]:
         """Adds the seconds spent inside to the part `name`."""
         self._open[name] = time.monotonic()
         yield
@@ -370,7 +370,7 @@ def check_progress(progress: Any) -> None:
         and all(type(value) in (int, float) for value in seconds.values())
         and isinstance(before, dict)
         and all(isinstance(before.get(name), str) for name in ("name", "source", "fingerprint"))
-        and isinstance(recipe, dict | None)
+        and (recipe is None or isinstance(recipe, dict))
         and ("dtype" not in given or given["dtype"] in models.DTYPES)
     )
     if not sound:
@@ -379,7 +379,8 @@ def check_progress(progress: Any) -> None:
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat, rest = {}, [("", tree)]
+    flat: dict[str, Any] = {}
+    rest = [("", tree)]
     while rest:
         prefix, node = rest.pop()
         for key, value in node.items():

@@ -25,7 +25,7 @@ from PIL import Image
 
 from hw import cli, fields, models, predict, sample, schema
 from hw.cli import UserError
-from hw.training import checkpoint, saved
+from hw.training import checkpoint, saved, weights
 from hw.training.step import TrainState
 from tests.processes import REPOSITORY
 
@@ -142,34 +142,34 @@ def test_sound_ones_answer(made, capsys, tmp_path):
     ("field", "value", "named"),
     [
         *(
-            ("model.gru_lm.width", value, "model.gru_lm.width must be a whole number from 0 to 65,536, not ")
+            ("model.gru_lm.width", value, "model.gru_lm.width must be a whole number from 1 to 65,536, not ")
             for value in ("512", 8.0, True, None, [8], 10**9, 10**30, -1, {})
         ),
         ("model.gru_lm.width", ..., "model.gru_lm.width is missing"),
-        ("model.gru_lm.width", 0, "width=0: must be at least 1"),
-        ("model.gru_lm.depth", 10**4, "model.gru_lm.depth must be a whole number from 0 to 1,000"),
+        ("model.gru_lm.width", 0, "width must be a whole number from 1 to 65,536, not 0"),
+        ("model.gru_lm.depth", 10**4, "model.gru_lm.depth must be a whole number from 1 to 1,000"),
         ("model.gru_lm.depth", 3, "the array params/gru_2/b [24] of the model is missing"),
         ("model.gru_lm.depth", 1, "the array params/gru_1/b is not part of the model"),
         ("model.gru_lm.depth", 1000, "is missing"),
         ("model.gru_lm.width", 9, "has the shape [6, 24], and the model in config.json needs [6, 27]"),
         ("model.gru_lm.evil", 1, "model.gru_lm.evil is no field"),
         ("model.gru_lm.__class__", 1, "model.gru_lm.__class__ is no field"),
-        ("model.gru_lm.norm", "evil", "norm='evil'"),
-        ("model.gru_lm.norm", ["rms"], "model.gru_lm.norm must be a text"),
-        ("model.gru_lm.dropout", 1.5, "dropout=1.5"),
+        ("model.gru_lm.norm", "evil", 'model.gru_lm.norm must be one of rms, layer, none, not "evil"'),
+        ("model.gru_lm.norm", ["rms"], "model.gru_lm.norm must be one of"),
+        ("model.gru_lm.dropout", 1.5, "dropout must be a number of at least 0 and below 1, not 1.5"),
         ("model.gru_lm.residual", 1, "model.gru_lm.residual must be true or false"),
         ("model.evil", 1, "model.evil is no field"),
         ("model", None, "model must be an object, not null"),
         ("model", ..., "model.name is missing"),
-        ("model", [], "model must be an object, not a list of 0"),
-        ("model.name", "hwnet", "model.name=hwnet does not go with the task text"),
+        ("model", [], "model must be an object, not []"),
+        ("model.name", "hwnet", 'model.name must be one of attention_lm, gru_lm, not "hwnet"'),
         ("model.name", "\x1b[31m", "model.name must be one of"),
-        ("model.dtype", "int8", "config.model.dtype='int8'"),
+        ("model.dtype", "int8", 'model.dtype must be one of auto, float32, bfloat16, not "int8"'),
         ("task", None, "task must be one of images, recall, text"),
         ("task", "images", "holds a model of images, not of text"),
         ("__class__", 1, "__class__ is no field"),
         ("data", 7, "data must be an object, not 7"),
-        ("data.name", "cifar10", "data.name=cifar10 does not go with the task text"),
+        ("data.name", "cifar10", 'data.name must be one of tiny_shakespeare, not "cifar10"'),
         ("data.path", "a\0b", "data.path must be a path"),
         ("eval.batch_size", "4", "eval.batch_size must be a whole number"),
     ],
@@ -191,15 +191,15 @@ def test_a_config_of_a_language_model(hand_in, capsys, field, value, named):
         ("model.hwnet.stem", "learned", "constants/stem is not part of the model"),
         ("model.hwnet.widths", [65_536] * 64, "parameters, more than 1,000,000,000"),
         ("model.hwnet.depth", 1000, "missing"),
-        ("model.batch_norm", "evil", "batch_norm='evil'"),
+        ("model.batch_norm", "evil", 'model.batch_norm must be one of synchronised, per-device, not "evil"'),
         ("eval.tta", None, "eval.tta must be one of none, mirror, six, not null"),
         ("eval.tta", "evil", "eval.tta must be one of"),
         ("eval.tta", ["none"], "eval.tta must be one of"),
         ("eval.tta", ..., "eval.tta is missing"),
         ("eval.temperature", "hot", "eval.temperature must be a number"),
-        ("data.mean", [1.0] * 4, "data.mean must be a list of 3 items"),
-        ("data.mean", 1.0, "data.mean must be a list of 3 items"),
-        ("data.std", [0.0, 1.0, 1.0], "data.std must be a list of 3 items"),
+        ("data.mean", [1.0] * 4, "data.mean must be a list of three numbers"),
+        ("data.mean", 1.0, "data.mean must be a list of three numbers"),
+        ("data.std", [0.0, 1.0, 1.0], "data.std must be a list of three positive numbers"),
         ("data", ..., "data.mean is missing"),
     ],
 )
@@ -514,14 +514,14 @@ def test_params_round_trip(tmp_path):
     checkpoint.save_params(tmp_path / "params.npz", variables)
     with np.load(tmp_path / "params.npz") as file:
         assert set(file.files) == {"params/head/kernel", "stats/m"}
-    read = saved.load_params(tmp_path / "params.npz", {"params/head/kernel": (2, 3), "stats/m": (2,)})
+    read = weights.load_params(tmp_path / "params.npz", {"params/head/kernel": (2, 3), "stats/m": (2,)})
     chex.assert_trees_all_equal(read, jax.tree.map(lambda x: x.astype(np.float32), variables))
 
 
 def test_half_precision_comes_back_as_single(tmp_path):
     # By hand: 1 + 2^-11 lies half-way between two float16, and goes to the even one, 1.
     checkpoint.save_params(tmp_path / "params.npz", {"w": np.array([0.5, 1 + 2**-11], np.float16)})
-    read = saved.load_params(tmp_path / "params.npz", {"w": (2,)})
+    read = weights.load_params(tmp_path / "params.npz", {"w": (2,)})
     assert read["w"].dtype == np.float32
     np.testing.assert_array_equal(read["w"], [0.5, 1.0])
 

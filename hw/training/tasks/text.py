@@ -183,7 +183,8 @@ class TextTask(Task):
           of sequences of COPY_LENGTH characters that occur in it}).
         """
         symbols = self._dataset.classes
-        parts, copied = [], []
+        parts: list[str] = []
+        copied: list[dict[str, Any]] = []
         train = decode(self._dataset.train, symbols)
         for temperature in SAMPLE_TEMPERATURES:
             ids = generation.sample(
