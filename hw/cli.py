@@ -20,8 +20,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-import numpy as np
-
 MAX_ERROR = 300  # characters of an error line
 _CUT = " … "
 
@@ -113,6 +111,8 @@ def path(text: str) -> Path:
 
 def _plain(value: Any) -> Any:
     """Turns numpy values and non-finite numbers into what strict JSON can hold."""
+    import numpy as np  # here, so that --help does not wait for it
+
     if isinstance(value, Mapping):
         return {encodable(str(k)): _plain(v) for k, v in value.items()}
     if isinstance(value, np.ndarray):

@@ -189,3 +189,17 @@ def test_a_file_after_a_bare_json_option_is_explained(capsys):
     with pytest.raises(cli.UserError, match=r"b\.png: --json takes a file only after =") as caught:
         parser.parse_args(["a.png", "--json", "b.png"])
     assert "--json=-" not in str(caught.value)
+
+
+def test_help_waits_for_no_package():
+    # NumPy alone takes most of the 0.3 s that --help may take; JAX takes seconds.
+    program = (
+        "import importlib, sys\n"
+        "for name in ('check', 'sample', 'score', 'solve', 'verify'):\n"
+        "    try:\n"
+        "        importlib.import_module(f'hw.{name}').main(['--help'])\n"
+        "    except SystemExit:\n"
+        "        print('LOADED', sorted({'numpy', 'jax', 'sympy', 'flax'} & sys.modules.keys()))\n"
+    )
+    out = processes.run(processes.python("-c", program)).stdout
+    assert out.count("LOADED []") == 5 == out.count("LOADED"), out
