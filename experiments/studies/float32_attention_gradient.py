@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     STUDY.mkdir(parents=True, exist_ok=True)
     runs = [[errors(float(gap), seed) for seed in range(SEEDS)] for gap in GAPS]
     values = {name: np.array([[run[name] for run in row] for row in runs]) for name in FORMS}
-    scaled = by_jax(SHEET, "scaled")
+    scaled = by_jax(SHEET)["scaled"]
     marked = np.abs(scaled[:, 1] - scaled[:, 0])
     data = {"gaps": GAPS, "errors": values, "question 6": marked, "seeds": SEEDS}
     files.write_atomic(STUDY / "data.json", cli.to_json(data) + "\n")

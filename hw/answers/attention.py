@@ -57,14 +57,14 @@ def check_case(case: Case) -> None:
             raise UserError(f"{n_q} × {columns} {what} are more than {MAX_SCORES:,}; give smaller matrices")
 
 
-# The routes: functions of a case that give "scores", "scaled", "weights" or "output". They share nothing.
+# The routes: functions of a case that return "scores", "scaled", "weights" and "output". They share nothing.
 
 
-def by_jax(case: Case, what: str, dtype: DTypeLike = np.float64) -> np.ndarray:
+def by_jax(case: Case) -> dict[str, np.ndarray]:
     """By `hw.ops.attention`, the code that the language model runs."""
-    with jax.enable_x64(dtype == np.float64):
-        q_td, k_sd, v_se = arrays(case[:3], dtype)
-        return np.asarray(_forward(q_td, k_sd, v_se, *options(case))[what])
+    with jax.enable_x64(True):
+        q_td, k_sd, v_se = arrays(case[:3], np.float64)
+        return jax.device_get(_forward(q_td, k_sd, v_se, *options(case)))
 
 
 def arrays(matrices: Sequence[Matrix], dtype: DTypeLike) -> list[np.ndarray]:
@@ -93,49 +93,54 @@ def _forward(
     }
 
 
-def by_mpmath(case: Case, what: str) -> list[list[mpmath.mpf]]:
+def by_mpmath(case: Case) -> dict[str, list[list[mpmath.mpf]]]:
     """By loops over numbers of 50 digits."""
     with mpmath.workdps(_DIGITS):
         q, k, v = ([[mpmath.mpf(x.numerator) / x.denominator for x in row] for row in m] for m in case[:3])
         scores = [[mpmath.fdot(a, b) for b in k] for a in q]
-        if what == "scores":
-            return scores
         root = mpmath.sqrt(len(q[0])) if case.scaled else mpmath.mpf(1)
         scaled = [[x / root for x in row] for row in scores]
-        if what == "scaled":
-            return scaled
         weights = []
         for i, row in enumerate(scaled):
             seen = range(len(k)) if case.mask == "none" else range(i + len(k) - len(q) + 1)
             total = mpmath.fsum(mpmath.exp(row[j]) for j in seen)
             weights.append([mpmath.exp(x) / total if j in seen else mpmath.mpf(0) for j, x in enumerate(row)])
-        if what == "weights":
-            return weights
-        return [[mpmath.fdot(row, column) for column in zip(*v, strict=True)] for row in weights]
+        output = [[mpmath.fdot(row, column) for column in zip(*v, strict=True)] for row in weights]
+    return {"scores": scores, "scaled": scaled, "weights": weights, "output": output}
 
 
-def by_sympy(case: Case, what: str, digits: int = 30) -> list[list[sympy.Expr]]:
-    """By exact algebra, put into digits at the very end; with digits=0 the exact expressions."""
-    q, k, v = (sympy.Matrix([[sympy.Rational(str(x)) for x in row] for row in m]) for m in case[:3])
-    result = q * k.T
-    if what != "scores" and case.scaled:
-        result = result / sympy.sqrt(q.cols)
-    if what in ("weights", "output"):
-        last = [k.rows - 1 if case.mask == "none" else i + k.rows - q.rows for i in range(q.rows)]
+def by_sympy(case: Case) -> dict[str, list[list[sympy.Expr]]]:
+    """By exact algebra, put into 30 digits at the very end."""
+    exact = _exact(case)
+    exact["output"] = exact["weights"] * _rational(case.v)
+    return {what: [[x.evalf(30) for x in row] for row in m.tolist()] for what, m in exact.items()}
+
+
+def _rational(matrix: Matrix) -> sympy.Matrix:
+    return sympy.Matrix([[sympy.Rational(str(x)) for x in row] for row in matrix])
+
+
+def _exact(case: Case) -> dict[str, sympy.Matrix]:
+    """Scores, scaled scores and weights as exact expressions."""
+    q, k = _rational(case.q), _rational(case.k)
+    scores = q * k.T
+    scaled = scores / sympy.sqrt(q.cols) if case.scaled else scores
+    last = [k.rows - 1 if case.mask == "none" else i + k.rows - q.rows for i in range(q.rows)]
+
+    def weight(i: int, j: int) -> sympy.Expr:
+        if j > last[i]:
+            return sympy.Integer(0)
         # Divided through by the exponential itself: 1 / Σ exp(z_j - z_i), the form one would write.
-        result = sympy.Matrix(
-            q.rows,
-            k.rows,
-            lambda i, j, z=result: (
-                1 / sum(sympy.exp(z[i, m] - z[i, j]) for m in range(last[i] + 1)) if j <= last[i] else 0
-            ),
-        )
-        if what == "output":
-            result = result * v
-    return [[x.evalf(digits) if digits else x for x in row] for row in result.tolist()]
+        return 1 / sum(sympy.exp(scaled[i, m] - scaled[i, j]) for m in range(last[i] + 1))
+
+    return {"scores": scores, "scaled": scaled, "weights": sympy.Matrix(q.rows, k.rows, weight)}
 
 
-ROUTES: dict[str, Callable[[Case, str], Any]] = {"jax": by_jax, "mpmath": by_mpmath, "sympy": by_sympy}
+ROUTES: dict[str, Callable[[Case], Mapping[str, Any]]] = {
+    "jax": by_jax,
+    "mpmath": by_mpmath,
+    "sympy": by_sympy,
+}
 _TITLES = {
     "scores": "raw scores Q Kᵀ",
     "scaled": "scaled scores",
@@ -254,7 +259,7 @@ def _exact_weights(case: Case) -> list[list[sympy.Expr]] | None:
     few = len(case.k) <= _MAX_EXACT and len(case.q) * len(case.k) <= _MAX_EXACT_WEIGHTS
     if not few or not all(notation.is_short(row) for matrix in case[:2] for row in matrix):
         return None
-    exact = by_sympy(case, "weights", digits=0)
+    exact = _exact(case)["weights"].tolist()
     return exact if all(len(str(x)) <= _MAX_EXACT_LENGTH for row in exact for x in row) else None
 
 

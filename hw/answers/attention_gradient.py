@@ -30,6 +30,7 @@ class Problem(NamedTuple):
 
 # The sheet gives no numbers for ∂L/∂Output: these are ours, of both signs and of different sizes.
 PROBLEM = Problem(SHEET, parse_matrix("1 -0.5; 0.25 2; -1.5 0.75", "dout"))
+MpRows = list[list[mpmath.mpf]]  # a matrix of `by_differences`
 _GRADIENTS = {
     "dv": "∂L/∂V",
     "dz": "∂L/∂Z, by the scaled scores",
@@ -47,14 +48,14 @@ def check_problem(problem: Problem) -> None:
         raise UserError(f"dout is {got[0]} × {got[1]}, the output {want[0]} × {want[1]}: they must be alike")
 
 
-# The routes: functions of a problem that give one gradient by its name. They share nothing.
+# The routes: functions of a problem that return every gradient by its name. They share nothing.
 
 
-def by_formula(problem: Problem, what: str, dtype: DTypeLike = np.float64) -> np.ndarray:
+def by_formula(problem: Problem) -> dict[str, np.ndarray]:
     """By `hw.ops.attention.attention_backward`, the code that the language model runs."""
-    with jax.enable_x64(dtype == np.float64):
-        q_td, k_sd, v_se, do_te = arrays(_matrices(problem), dtype)
-        return np.asarray(_backward(q_td, k_sd, v_se, do_te, *options(problem.case))[what])
+    with jax.enable_x64(True):
+        q_td, k_sd, v_se, do_te = arrays(_matrices(problem), np.float64)
+        return jax.device_get(_backward(q_td, k_sd, v_se, do_te, *options(problem.case)))
 
 
 def _matrices(problem: Problem) -> tuple[Matrix, ...]:
@@ -91,7 +92,7 @@ def worked(problem: Problem, dtype: DTypeLike = np.float64) -> dict[str, np.ndar
     return found
 
 
-def by_autodiff(problem: Problem, what: str) -> np.ndarray:
+def by_autodiff(problem: Problem) -> dict[str, np.ndarray]:
     """By `jax.grad` of the definition written anew, in float64."""
     case = problem.case
     with jax.enable_x64(True):
@@ -100,55 +101,65 @@ def by_autodiff(problem: Problem, what: str) -> np.ndarray:
         if case.mask == "causal":
             hidden[np.triu_indices(len(q), len(k) - len(q) + 1, len(k))] = -np.inf
 
+        def scores(q: jax.Array, k: jax.Array) -> jax.Array:
+            return q @ k.T / (np.sqrt(q.shape[1]) if case.scaled else 1.0)
+
         def of_scores(z: jax.Array, v: jax.Array) -> jax.Array:
             return jnp.sum(dout * (jax.nn.softmax(z + hidden, axis=-1) @ v))
 
         def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return of_scores(q @ k.T / (np.sqrt(q.shape[1]) if case.scaled else 1.0), v)
+            return of_scores(scores(q, k), v)
 
-        if what == "dz":
-            return np.asarray(jax.grad(of_scores)(q @ k.T / (np.sqrt(q.shape[1]) if case.scaled else 1.0), v))
-        return np.asarray(jax.grad(loss, argnums="qkv".index(what[1]))(q, k, v))
+        dq, dk, dv = jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+        found = {"dv": dv, "dz": jax.grad(of_scores)(scores(q, k), v), "dq": dq, "dk": dk}
+        return jax.device_get(found)
 
 
-def by_differences(problem: Problem, what: str) -> list[list[mpmath.mpf]]:
+def by_differences(problem: Problem) -> dict[str, list[list[mpmath.mpf]]]:
     """By central differences, element by element, of loops over numbers of 60 digits."""
     case = problem.case
     with mpmath.workdps(_DIGITS):
         number = lambda x: mpmath.mpf(x.numerator) / x.denominator  # noqa: E731
-        parts = {
-            name: [[number(x) for x in row] for row in m] for name, m in zip("qkv", case[:3], strict=True)
-        }
+        q, k, v = ([[number(x) for x in row] for row in m] for m in case[:3])
         root = mpmath.sqrt(len(case.q[0])) if case.scaled else mpmath.mpf(1)
-        parts["z"] = [[mpmath.fdot(a, b) / root for b in parts["k"]] for a in parts["q"]]
 
-        def loss(changed: Mapping[str, list[list[mpmath.mpf]]]) -> mpmath.mpf:
-            z = changed["z"]
-            if what != "dz":
-                z = [[mpmath.fdot(a, b) / root for b in changed["k"]] for a in changed["q"]]
+        def scores(q: MpRows, k: MpRows) -> MpRows:
+            return [[mpmath.fdot(a, b) / root for b in k] for a in q]
+
+        def loss(z: MpRows, v: MpRows) -> mpmath.mpf:
             total = mpmath.mpf(0)
             for i, (row, wanted) in enumerate(zip(z, problem.dout, strict=True)):
                 seen = len(row) if case.mask == "none" else i + len(row) - len(z) + 1
                 powers = [mpmath.exp(x - max(row[:seen])) for x in row[:seen]]
                 for e, weight in enumerate(wanted):
-                    column = [value[e] for value in changed["v"][:seen]]
+                    column = [value[e] for value in v[:seen]]
                     total += number(weight) * mpmath.fdot(powers, column) / mpmath.fsum(powers)
             return total
 
-        step, name = mpmath.mpf(10) ** (-_DIGITS // 3), what[1]
-        grad = [[mpmath.mpf(0)] * len(row) for row in parts[name]]
-        for i, row in enumerate(parts[name]):
-            for j, x in enumerate(row):
-                sides = []
-                for moved in (x + step, x - step):
-                    rows = [list(r) for r in parts[name]]
-                    rows[i][j] = moved
-                    sides.append(loss({**parts, name: rows}))
-                grad[i][j] = (sides[0] - sides[1]) / (2 * step)
-        return grad
+        step = mpmath.mpf(10) ** (-_DIGITS // 3)
+
+        def gradient(of: Callable[[MpRows], mpmath.mpf], at: MpRows) -> MpRows:
+            grad = [[mpmath.mpf(0)] * len(row) for row in at]
+            for i, row in enumerate(at):
+                for j, x in enumerate(row):
+                    sides = []
+                    for moved in (x + step, x - step):
+                        rows = [list(r) for r in at]
+                        rows[i][j] = moved
+                        sides.append(of(rows))
+                    grad[i][j] = (sides[0] - sides[1]) / (2 * step)
+            return grad
+
+        z = scores(q, k)
+        return {
+            "dv": gradient(lambda v: loss(z, v), v),
+            "dz": gradient(lambda z: loss(z, v), z),
+            "dq": gradient(lambda q: loss(scores(q, k), v), q),
+            "dk": gradient(lambda k: loss(scores(q, k), v), k),
+        }
 
 
-def by_algebra(problem: Problem, what: str) -> list[list[sympy.Expr]]:
+def by_algebra(problem: Problem) -> dict[str, list[list[sympy.Expr]]]:
     """By differentiating the exact expression of L, put into 30 digits at the very end."""
     case = problem.case
     symbols, values = {}, {}
@@ -161,24 +172,28 @@ def by_algebra(problem: Problem, what: str) -> list[list[sympy.Expr]]:
     exact = symbols["q"] * symbols["k"].T / (sympy.sqrt(len(case.q[0])) if case.scaled else 1)
     symbols["z"] = sympy.Matrix(n_q, n_k, lambda i, j: sympy.Symbol(f"z_{i}_{j}"))
     scores = dict(zip(symbols["z"], exact, strict=True))
-    loss = sympy.Integer(0)
+    of_scores = sympy.Integer(0)
     for i, wanted in enumerate(problem.dout):
         seen = range(n_k if case.mask == "none" else i + n_k - n_q + 1)
         powers = [sympy.exp(symbols["z"][i, j]) for j in seen]
         for e, weight in enumerate(wanted):
             mean = sum(p * symbols["v"][j, e] for p, j in zip(powers, seen, strict=True)) / sum(powers)
-            loss += sympy.Rational(weight.numerator, weight.denominator) * mean
-    if what in ("dq", "dk"):
-        loss = loss.xreplace(scores)
+            of_scores += sympy.Rational(weight.numerator, weight.denominator) * mean
+    of_inputs = of_scores.xreplace(scores)
 
-    def value(symbol: sympy.Symbol) -> sympy.Expr:
-        derivative = sympy.diff(loss, symbol).xreplace(scores)
-        return derivative.xreplace(values).evalf(30, maxn=400)
+    def gradient(loss: sympy.Expr, name: str) -> list[list[sympy.Expr]]:
+        derivatives = ((sympy.diff(loss, x).xreplace(scores) for x in row) for row in symbols[name].tolist())
+        return [[x.xreplace(values).evalf(30, maxn=400) for x in row] for row in derivatives]
 
-    return [[value(x) for x in row] for row in symbols[what[1]].tolist()]
+    return {
+        "dv": gradient(of_scores, "v"),
+        "dz": gradient(of_scores, "z"),
+        "dq": gradient(of_inputs, "q"),
+        "dk": gradient(of_inputs, "k"),
+    }
 
 
-ROUTES: dict[str, Callable[[Problem, str], Any]] = {
+ROUTES: dict[str, Callable[[Problem], Mapping[str, Any]]] = {
     "formula": by_formula,
     "autodiff": by_autodiff,
     "differences in 60 digits": by_differences,

@@ -1,6 +1,6 @@
 """Question 4: backpropagation through time, and why gradients vanish (and when they do not)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,24 +24,23 @@ _POWERS = 40
 _SHOWN_TIMES = 20  # of the table of norms: each needs a singular value decomposition
 
 
-# The routes: functions of a problem that give one gradient by its name. "chain" is what reaches h_1 from h_T
-# alone; "dh" is the total ∂L/∂h_t, through every output, [T, n]; then the parameters'. They share nothing.
+# The routes: functions of a problem that return every gradient by its name: the parameters'; "chain", what
+# reaches h_1 from h_T alone; "dh", the total ∂L/∂h_t, through every output, [T, n]. They share nothing.
 
 
-def by_formula(problem: Problem, what: str) -> np.ndarray:
+def by_formula(problem: Problem) -> dict[str, np.ndarray]:
     """By hand: `hw.ops.rnn.bptt`, and products of Jacobians for the chain."""
     with jax.enable_x64(True):
         params, x_ti, dy_to = arrays(problem)
         h_tn, _ = ops.forward(params, x_ti)
-        if what == "chain":
-            direct_n = params.why_on.T @ dy_to[-1]  # ∂L/∂h_T
-            return np.asarray(ops.jacobian(params.whh_nk, h_tn, len(x_ti), 1).T @ direct_n)
+        direct_n = params.why_on.T @ dy_to[-1]  # ∂L/∂h_T
+        chain_n = ops.jacobian(params.whh_nk, h_tn, len(x_ti), 1).T @ direct_n
         grads = ops.bptt(params, x_ti, h_tn, dy_to)
-        found = dict(zip(GRADIENTS, grads.params, strict=True)) | {"dh": grads.dh_tn}
-        return np.asarray(found[what])
+        found = dict(zip(GRADIENTS, grads.params, strict=True)) | {"chain": chain_n, "dh": grads.dh_tn}
+        return jax.device_get(found)
 
 
-def by_autodiff(problem: Problem, what: str) -> np.ndarray:
+def by_autodiff(problem: Problem) -> dict[str, np.ndarray]:
     """By `jax.grad` of a loop written anew; a hidden state's gradient is that of a bump added to it."""
     with jax.enable_x64(True):
         *weights, x, dy = (jnp.asarray(np.array(m, float)) for m in problem)
@@ -56,19 +55,19 @@ def by_autodiff(problem: Problem, what: str) -> np.ndarray:
             return total
 
         bumps = jnp.zeros((len(x), len(problem.bh)))
-        by_weights, by_bumps = jax.grad(loss, argnums=(0, 1))(tuple(weights), bumps, what == "chain")
-        if what == "chain":
-            return np.asarray(by_bumps[0])
-        return np.asarray(by_bumps if what == "dh" else by_weights[GRADIENTS.index(what)])
+        by_weights, by_bumps = jax.grad(loss, argnums=(0, 1))(tuple(weights), bumps, False)
+        chain = jax.grad(loss, argnums=1)(tuple(weights), bumps, True)[0]
+        found = dict(zip(GRADIENTS, by_weights, strict=True)) | {"chain": chain, "dh": by_bumps}
+        return jax.device_get(found)
 
 
-def by_differences(problem: Problem, what: str) -> np.ndarray:
+def by_differences(problem: Problem) -> dict[str, np.ndarray]:
     """By central differences of loops over numbers of 50 digits, element by element."""
     with mpmath.workdps(_DIGITS):
         parts = [np.vectorize(mpmath.mpf, otypes=[object])(np.array(m, float)) for m in problem[:5]]
         parts.append(np.full((len(problem.x), len(problem.bh)), mpmath.mpf(0), object))
 
-        def loss(parts: Sequence[np.ndarray]) -> mpmath.mpf:
+        def loss(parts: Sequence[np.ndarray], last_only: bool) -> mpmath.mpf:
             wxh, whh, why, bh, by, bumps = parts
             h, total = [mpmath.mpf(0)] * len(bh), mpmath.mpf(0)
             for t, (now, wanted) in enumerate(zip(problem.x, problem.dy, strict=True)):
@@ -76,25 +75,30 @@ def by_differences(problem: Problem, what: str) -> np.ndarray:
                     mpmath.tanh(mpmath.fdot(w, now) + mpmath.fdot(u, h) + b) + bump
                     for w, u, b, bump in zip(wxh, whh, bh, bumps[t], strict=True)
                 ]
-                if what != "chain" or t == len(problem.x) - 1:
+                if not last_only or t == len(problem.x) - 1:
                     total += mpmath.fsum(
                         v * (mpmath.fdot(row, h) + b) for v, row, b in zip(wanted, why, by, strict=True)
                     )
             return total
 
-        index = 5 if what in ("chain", "dh") else GRADIENTS.index(what)
-        step, grad = mpmath.mpf(10) ** (-_DIGITS // 3), np.empty(parts[index].shape, object)
-        for place in np.ndindex(grad.shape):
-            ends = []
-            for sign in (1, -1):
-                moved = parts[index].copy()
-                moved[place] += sign * step
-                ends.append(loss([*parts[:index], moved, *parts[index + 1 :]]))
-            grad[place] = (ends[0] - ends[1]) / (2 * step)
-        return grad[0] if what == "chain" else grad
+        step = mpmath.mpf(10) ** (-_DIGITS // 3)
+
+        def gradient(index: int, last_only: bool = False) -> np.ndarray:
+            grad = np.empty(parts[index].shape, object)
+            for place in np.ndindex(grad.shape):
+                ends = []
+                for sign in (1, -1):
+                    moved = parts[index].copy()
+                    moved[place] += sign * step
+                    ends.append(loss([*parts[:index], moved, *parts[index + 1 :]], last_only))
+                grad[place] = (ends[0] - ends[1]) / (2 * step)
+            return grad
+
+        found = {what: gradient(index) for index, what in enumerate((*GRADIENTS, "dh"))}
+        return found | {"chain": gradient(5, last_only=True)[0]}
 
 
-ROUTES: dict[str, Callable[[Problem, str], np.ndarray]] = {
+ROUTES: dict[str, Callable[[Problem], Mapping[str, np.ndarray]]] = {
     "by hand": by_formula,
     "autodiff": by_autodiff,
     "differences in 50 digits": by_differences,

@@ -27,8 +27,8 @@ from hw.ops.conv_arithmetic import (
 )
 
 Shape = tuple[int, ...]
-# What a route returns: a number a layer, or a list of numbers a layer.
-Counts = list[int] | list[list[int]]
+# What a route returns by name: a number a layer, or a list of numbers a layer.
+Counts = dict[str, list[int] | list[list[int]]]
 
 
 class Problem(NamedTuple):
@@ -44,27 +44,44 @@ SHEET = Problem(
 )
 
 
-# The routes: functions of a problem that give "shapes", "params", "macs" or "fields", a list with an entry
-# a layer. They share nothing.
+# The routes: functions of a problem that return "shapes" (one after another, each with its number of axes
+# before it, so that they compare as one row), "params" and "macs", a list with an entry a layer. Those of
+# `FIELD_ROUTES` return "fields", which takes flax seconds. They share nothing.
 
 
-def by_formula(problem: Problem, what: str) -> Counts:
+def by_formula(problem: Problem) -> Counts:
     """By the closed forms of `hw.ops.conv_arithmetic`."""
     reports = trace(*problem).reports
-    if what == "shapes":
-        return _ragged([report.output for report in reports])
-    if what == "fields":
-        return [list(r.receptive_field) for r in reports if r.receptive_field]
-    return [getattr(report, what) for report in reports]
+    return {
+        "shapes": [number for r in reports for number in (len(r.output), *r.output)],
+        "params": [r.params for r in reports],
+        "macs": [r.macs for r in reports],
+    }
 
 
-def _ragged(shapes: Sequence[Shape]) -> list[int]:
-    """Shapes one after another, each with its number of axes before it, so that they compare as one row."""
-    return [number for shape in shapes for number in (len(shape), *shape)]
+def fields_by_formula(problem: Problem) -> Counts:
+    """By the closed forms of `hw.ops.conv_arithmetic`."""
+    return {"fields": [list(r.receptive_field) for r in trace(*problem).reports if r.receptive_field]}
 
 
-def by_windows(problem: Problem, what: str) -> Counts:
+def by_windows(problem: Problem) -> Counts:
     """By counting: every window of every axis is laid out and looked at."""
+    shapes, params, macs, _ = _laid_out(problem)
+    numbers = [number for shape in shapes for number in (len(shape), *shape)]
+    return {"shapes": numbers, "params": params, "macs": macs}
+
+
+def fields_by_windows(problem: Problem) -> Counts:
+    """By following one output's windows back through every layer."""
+    *_, chains = _laid_out(problem)
+    return {"fields": [_seen(chains[: depth + 1]) for depth in range(len(chains))]}
+
+
+Windows = list[list[list[int]]]  # of a layer: for either axis, the places that each window looks at
+
+
+def _laid_out(problem: Problem) -> tuple[list[Shape], list[int], list[int], list[Windows]]:
+    """Every layer's shape, parameters and multiply-adds, and the windows of those that have some."""
     (*sizes, channels), flat = problem.picture, 0
     shapes, params, macs, chains = [], [], [], []
     for _, layer in problem.layers:
@@ -113,14 +130,10 @@ def by_windows(problem: Problem, what: str) -> Counts:
             shapes.append((flat,))
         params.append(new_params)
         macs.append(new_macs)
-    if what == "shapes":
-        return [number for shape in shapes for number in (len(shape), *shape)]
-    if what == "fields":
-        return [_seen(chains[: depth + 1]) for depth in range(len(chains))]
-    return {"params": params, "macs": macs}[what]
+    return shapes, params, macs, chains
 
 
-def _seen(chain: Sequence[Sequence[Sequence[Sequence[int]]]]) -> list[int]:
+def _seen(chain: Sequence[Windows]) -> list[int]:
     """How far apart the outermost pixels lie that one output sees, followed back window by window."""
     extents = []
     for axis in (0, 1):
@@ -192,19 +205,13 @@ class _Flax(nn.Module):
         return y[:, :height, :width]
 
 
-def by_flax(problem: Problem, what: str) -> Counts:
-    """By building the network in flax: its traced shapes, its parameters, its program, its gradient."""
+def by_flax(problem: Problem) -> Counts:
+    """By building the network in flax: its traced shapes, its parameters, its program."""
     module = _Flax(tuple(layer for _, layer in problem.layers))
     x = jax.ShapeDtypeStruct((1, *problem.picture), jnp.float32)
     outputs, variables = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x), x)
-    if what == "shapes":
-        return [number for y in outputs for number in (y.ndim - 1, *y.shape[1:])]
-    if what == "fields":
-        return _touched(problem)
-    if what == "macs":
-        program = jax.make_jaxpr(module.apply)(variables, x)
-        found = iter(_products(program.jaxpr))
-        return [next(found) if isinstance(layer, Conv | Dense) else 0 for _, layer in problem.layers]
+    program = jax.make_jaxpr(module.apply)(variables, x)
+    found = iter(_products(program.jaxpr))
     numbers = {"Conv": count(), "Dense": count()}
     params = []
     for _, layer in problem.layers:
@@ -212,7 +219,11 @@ def by_flax(problem: Problem, what: str) -> Counts:
         name = f"{kind}_{next(numbers[kind])}" if kind in numbers else None
         leaves = jax.tree.leaves(variables.get("params", {}).get(name, {}))
         params.append(sum(leaf.size for leaf in leaves))
-    return params
+    return {
+        "shapes": [number for y in outputs for number in (y.ndim - 1, *y.shape[1:])],
+        "params": params,
+        "macs": [next(found) if isinstance(layer, Conv | Dense) else 0 for _, layer in problem.layers],
+    }
 
 
 def _products(jaxpr: Any) -> list[int]:
@@ -228,6 +239,11 @@ def _products(jaxpr: Any) -> list[int]:
         for inner in jaxprs_in_params(equation.params):
             found += _products(inner)
     return found
+
+
+def fields_by_flax(problem: Problem) -> Counts:
+    """By gradients of the network in flax."""
+    return {"fields": _touched(problem)}
 
 
 def _touched(problem: Problem) -> list[list[int]]:
@@ -251,17 +267,22 @@ def _touched(problem: Problem) -> list[list[int]]:
     return fields
 
 
-ROUTES: dict[str, Callable[[Problem, str], Counts]] = {
+ROUTES: dict[str, Callable[[Problem], Counts]] = {
     "closed form": by_formula,
     "windows counted": by_windows,
     "flax": by_flax,
+}
+FIELD_ROUTES: dict[str, Callable[[Problem], Counts]] = {
+    "closed form": fields_by_formula,
+    "windows counted": fields_by_windows,
+    "flax": fields_by_flax,
 }
 _TITLES = {
     "shapes": "output of every layer, each shape after its number of axes",
     "params": "trainable parameters of every layer",
     "macs": "multiply-accumulates of every layer",
-    "fields": "receptive field of every layer, height and width",
 }
+_FIELD_TITLES = {"fields": "receptive field of every layer, height and width"}
 
 
 def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
@@ -273,7 +294,7 @@ def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
     fields = [r.receptive_field for r in reports if r.receptive_field]
     clipped = any(f >= n // 2 for field in fields for f, n in zip(field, problem.picture, strict=False))
     found = claims_of(1, _TITLES, ROUTES, problem)
-    return found if fields and not clipped else tuple(c for c in found if c.id != "1.fields")
+    return (*found, *claims_of(1, _FIELD_TITLES, FIELD_ROUTES, problem)) if fields and not clipped else found
 
 
 # The working.

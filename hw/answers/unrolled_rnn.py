@@ -138,24 +138,24 @@ def arrays(problem: Problem) -> tuple[ops.RNNParams, jax.Array, jax.Array]:
     return ops.RNNParams(*params), x_ti, dy_to
 
 
-# The routes: functions of a problem that give "hidden" [T, n] or "depends" [1, T], ‖∂h_T/∂x_t‖ for every t.
+# The routes: functions of a problem that return "hidden" [T, n] and "depends" [1, T], ‖∂h_T/∂x_t‖ for
+# every t.
 
 
-def by_ops(problem: Problem, what: str) -> np.ndarray:
-    """By `hw.ops.rnn`: the recurrence, and the product of Jacobians."""
+def by_ops(problem: Problem) -> dict[str, np.ndarray]:
+    """By `hw.ops.rnn`: the recurrence, and the product of Jacobians, one factor more a step back."""
     with jax.enable_x64(True):
         params, x_ti, _ = arrays(problem)
         h_tn, _ = ops.forward(params, x_ti)
-        if what == "hidden":
-            return np.asarray(h_tn)
-        last, norms = len(x_ti), []
-        for t in range(1, last + 1):
-            by_input = (1 - h_tn[t - 1] ** 2)[:, None] * params.wxh_ni  # ∂h_t/∂x_t
-            norms.append(jnp.linalg.norm(ops.jacobian(params.whh_nk, h_tn, last, t) @ by_input))
-        return np.array([norms], float)
+        to_end_nk, norms = jnp.eye(len(params.bh_n)), []  # ∂h_T/∂h_t, from t = T
+        for h_n, factor_nk in zip(h_tn[::-1], ops.step_jacobians(params.whh_nk, h_tn)[::-1], strict=True):
+            by_input_ni = (1 - h_n**2)[:, None] * params.wxh_ni  # ∂h_t/∂x_t
+            norms.append(jnp.linalg.norm(to_end_nk @ by_input_ni))
+            to_end_nk = to_end_nk @ factor_nk
+        return {"hidden": np.asarray(h_tn), "depends": np.array([norms[::-1]], float)}
 
 
-def by_autodiff(problem: Problem, what: str) -> np.ndarray:
+def by_autodiff(problem: Problem) -> dict[str, np.ndarray]:
     """By a loop written anew, and its `jax.jacobian`."""
     with jax.enable_x64(True):
         wxh, whh, _, bh, _, x, _ = (jnp.asarray(np.array(m, float)) for m in problem)
@@ -167,13 +167,12 @@ def by_autodiff(problem: Problem, what: str) -> np.ndarray:
                 all_h.append(h)
             return jnp.stack(all_h)
 
-        if what == "hidden":
-            return np.asarray(hidden(x))
         jacobian = jax.jacobian(lambda x: hidden(x)[-1])(x)  # [n, T, i]
-        return np.sqrt((np.asarray(jacobian) ** 2).sum((0, 2)))[None]
+        depends = np.sqrt((np.asarray(jacobian) ** 2).sum((0, 2)))[None]
+        return {"hidden": np.asarray(hidden(x)), "depends": depends}
 
 
-def by_digits(problem: Problem, what: str) -> list[list[mpmath.mpf]]:
+def by_digits(problem: Problem) -> dict[str, list[list[mpmath.mpf]]]:
     """By loops over numbers of 40 digits, and central differences."""
     with mpmath.workdps(_DIGITS):
 
@@ -188,8 +187,6 @@ def by_digits(problem: Problem, what: str) -> list[list[mpmath.mpf]]:
             return all_h
 
         x = [[mpmath.mpf(v) for v in row] for row in problem.x]
-        if what == "hidden":
-            return hidden(x)
         step, norms = mpmath.mpf(10) ** (-_DIGITS // 3), []
         for t, row in enumerate(x):
             squares = mpmath.mpf(0)
@@ -201,10 +198,10 @@ def by_digits(problem: Problem, what: str) -> list[list[mpmath.mpf]]:
                     ends.append(hidden(moved)[-1])
                 squares += mpmath.fsum(((a - b) / (2 * step)) ** 2 for a, b in zip(*ends, strict=True))
             norms.append(mpmath.sqrt(squares))
-        return [norms]
+        return {"hidden": hidden(x), "depends": [norms]}
 
 
-ROUTES: dict[str, Callable[[Problem, str], Any]] = {
+ROUTES: dict[str, Callable[[Problem], Mapping[str, Any]]] = {
     "jacobian product": by_ops,
     "autodiff": by_autodiff,
     "40 digits": by_digits,

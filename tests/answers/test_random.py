@@ -107,16 +107,14 @@ def cases(draw) -> attention_gradient.Problem:
 @given(cases())
 def test_attention_and_its_gradients(problem):
     case = problem.case
+    found, exact = attention.by_jax(case), attention.by_mpmath(case)
     for what in ("scores", "scaled", "weights"):
-        exact = attention.by_mpmath(case, what)
-        assert claims.row_error(attention.by_jax(case, what), exact) < 1e-12
+        assert claims.row_error(found[what], exact[what]) < 1e-12
     # A mean of values may cancel to nothing: judged by the size of what it is a mean of.
     size = float(max(abs(x) for row in case.v for x in row)) or 1.0
-    exact = claims.to_float(attention.by_mpmath(case, "output"))
-    assert np.abs(attention.by_jax(case, "output") - exact).max() < 1e-12 * size
+    assert np.abs(found["output"] - claims.to_float(exact["output"])).max() < 1e-12 * size
+    found, true = attention_gradient.by_formula(problem), attention_gradient.by_autodiff(problem)
     for what in ("dq", "dk", "dv"):
-        mine, true = (
-            route(problem, what) for route in (attention_gradient.by_formula, attention_gradient.by_autodiff)
-        )
-        np.testing.assert_allclose(mine, true, rtol=1e-8, atol=1e-11 * (1 + np.abs(true).max()))
+        atol = 1e-11 * (1 + np.abs(true[what]).max())
+        np.testing.assert_allclose(found[what], true[what], rtol=1e-8, atol=atol)
     assert attention_gradient.answer(problem).steps and attention.answer(case).steps
