@@ -13,12 +13,13 @@ from jax.typing import ArrayLike, DTypeLike
 
 from hw.answers import notation
 from hw.answers.claims import Answer, Claim, Step, Table, claims_of
-from hw.answers.notation import Matrix, parse_matrix, subscript
+from hw.answers.notation import Line, Matrix, latex, latex_factor, latex_index, parse_matrix
 from hw.cli import UserError
 from hw.ops import attention as ops
 
 _DIGITS = 50  # of the mpmath route
 MAX_SCORES = 100_000  # and of the numbers of the output: more take seconds and nobody reads them
+_MAX_EXACT_TERMS = 64  # of a score whose exact sum is shown
 _MAX_EXACT = 3  # keys up to which a weight's exact form is short enough to be read
 _MAX_EXACT_WEIGHTS = 48  # beyond, sympy would take seconds
 _MAX_EXACT_LENGTH = 100  # characters of an exact form
@@ -211,16 +212,17 @@ def _visible(case: Case) -> np.ndarray:
 
 
 def _scores_step(case: Case, scores: np.ndarray) -> Step:
-    def lines() -> Iterator[notation.Line]:
+    is_exact = len(case.q[0]) <= _MAX_EXACT_TERMS
+
+    def lines() -> Iterator[Line]:
         for i, q in enumerate(case.q, 1):
             for j, k in enumerate(case.k, 1):
-                name = f"s{subscript(i, j)} = q{subscript(i)}·k{subscript(j)}"
-                exact = notation.is_short(q) and sum((a * b for a, b in zip(q, k, strict=True)), Fraction(0))
+                exact = sum((a * b for a, b in zip(q, k, strict=True)), Fraction(0)) if is_exact else None
                 yield notation.sum_of_products(
-                    (name, rf"s_{{{i}{j}}} = q_{i} \cdot k_{j}"),
+                    rf"s_{latex_index(i, j)} = q_{latex_index(i)} \cdot k_{latex_index(j)}",
                     q,
                     k,
-                    scores[i - 1, j - 1] if exact is False else exact,
+                    scores[i - 1, j - 1] if exact is None else exact,
                 )
 
     return Step(
@@ -236,14 +238,10 @@ def _scores_step(case: Case, scores: np.ndarray) -> Step:
 def _scale_step(case: Case, scores: np.ndarray, scaled: np.ndarray) -> Step:
     d_k = len(case.q[0])
 
-    def lines() -> Iterator[notation.Line]:
+    def lines() -> Iterator[Line]:
         for (i, j), s in np.ndenumerate(scores):
-            z = scaled[i, j]
-            yield (
-                f"z{subscript(i + 1, j + 1)} = {notation.text(s)}/√{d_k} = {notation.text(z)}",
-                rf"z_{{{i + 1}{j + 1}}} = \frac{{{notation.latex(s)}}}{{\sqrt{{{d_k}}}}} = "
-                + notation.latex(z),
-            )
+            name = rf"z_{latex_index(i + 1, j + 1)}"
+            yield Line(rf"{name} = \frac{{{latex(s)}}}{{\sqrt{{{d_k}}}}} = {latex(scaled[i, j])}")
 
     return Step(
         f"Scaled scores Z = S/√d_k, d_k = {d_k}",
@@ -257,13 +255,13 @@ def _scale_step(case: Case, scores: np.ndarray, scaled: np.ndarray) -> Step:
 def _exact_weights(case: Case) -> list[list[sympy.Expr]] | None:
     """The weights' exact forms where they are few and short enough to be read."""
     few = len(case.k) <= _MAX_EXACT and len(case.q) * len(case.k) <= _MAX_EXACT_WEIGHTS
-    if not few or not all(notation.is_short(row) for matrix in case[:2] for row in matrix):
+    if not few or len(case.q[0]) > _MAX_EXACT_TERMS:
         return None
     exact = _exact(case)["weights"].tolist()
     return exact if all(len(str(x)) <= _MAX_EXACT_LENGTH for row in exact for x in row) else None
 
 
-def _softmax_lines(case: Case, scaled: np.ndarray, weights: np.ndarray) -> Iterator[notation.Line]:
+def _softmax_lines(case: Case, scaled: np.ndarray, weights: np.ndarray) -> Iterator[Line]:
     visible, exact = _visible(case), _exact_weights(case)
     for i, row in enumerate(scaled):
         seen = np.flatnonzero(visible[i]).tolist()
@@ -272,31 +270,17 @@ def _softmax_lines(case: Case, scaled: np.ndarray, weights: np.ndarray) -> Itera
             powers = np.exp(row[seen] - largest)
         first = list(zip(seen, powers, strict=True))[:_SHOWN_KEYS]
         more = len(seen) > len(first)
-        yield (
-            f"row {i + 1}: largest {notation.text(largest)}; exponentials of the differences "
-            f"{', '.join(notation.text(p) for _, p in first)}{', …' * more}; "
-            f"their sum {notation.text(powers.sum())}",
+        total = latex(powers.sum())
+        yield Line(
             rf"\text{{row }}{i + 1}: \quad "
-            + r",\; ".join(
-                rf"e^{{{notation.latex(row[j])} - {notation.latex(largest)}}} = {notation.latex(p)}"
-                for j, p in first
-            )
+            + r",\; ".join(rf"e^{{{latex(row[j])} - {latex_factor(largest)}}} = {latex(p)}" for j, p in first)
             + r",\; \dots" * more
-            + rf", \quad \textstyle\sum = {notation.latex(powers.sum())}",
+            + rf", \quad \textstyle\sum = {total}"
         )
         for j, p in zip(seen, powers, strict=True):
-            plain = (
-                f"a{subscript(i + 1, j + 1)} = {notation.text(p)}/{notation.text(powers.sum())} = "
-                f"{notation.text(weights[i, j])}"
-            )
-            tex = (
-                rf"a_{{{i + 1}{j + 1}}} = \frac{{{notation.latex(p)}}}{{{notation.latex(powers.sum())}}} = "
-                + notation.latex(weights[i, j])
-            )
-            if exact:
-                plain += f" = {exact[i][j]}"
-                tex += f" = {sympy.latex(exact[i][j])}"
-            yield plain, tex
+            name = f"a_{latex_index(i + 1, j + 1)}"
+            tex = rf"{name} = \frac{{{latex(p)}}}{{{total}}} = {latex(weights[i, j])}"
+            yield Line(f"{tex} = {sympy.latex(exact[i][j])}" if exact else tex)
 
 
 def _softmax_step(case: Case, scaled: np.ndarray, weights: np.ndarray) -> Step:
@@ -313,9 +297,7 @@ def _softmax_step(case: Case, scaled: np.ndarray, weights: np.ndarray) -> Step:
 
 def _output_step(case: Case, weights: np.ndarray, output: np.ndarray) -> Step:
     lines = (
-        notation.sum_of_products(
-            (f"o{subscript(i + 1, e + 1)}", rf"o_{{{i + 1}{e + 1}}}"), weights[i], column, output[i, e]
-        )
+        notation.sum_of_products(f"o_{latex_index(i + 1, e + 1)}", weights[i], column, output[i, e])
         for i in range(len(case.q))
         for e, column in enumerate(zip(*case.v, strict=True))
     )
@@ -390,7 +372,7 @@ def answer(case: Case = SHEET) -> Answer:
                 "it sums a query's entries with the keys' columns.",
             )
         )
-    plain = notation.matrix(output.tolist())[0] if output.size <= _MAX_ANSWER else "O, in the table above"
+    plain = notation.matrix(output.tolist()) if output.size <= _MAX_ANSWER else "O, in the table above"
     return Answer(
         number=6,
         title="Scaled dot-product attention in numbers",

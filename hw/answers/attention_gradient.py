@@ -13,7 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 from hw.answers import notation
 from hw.answers.attention import SHEET, Case, arrays, check_case, check_finite, computed, options
 from hw.answers.claims import Answer, Claim, Step, Table, claims_of
-from hw.answers.notation import Matrix, parse_matrix
+from hw.answers.notation import Line, Matrix, latex_matrix, parse_matrix
 from hw.cli import UserError
 from hw.ops import attention as ops
 
@@ -216,7 +216,7 @@ def result(problem: Problem) -> dict[str, np.ndarray]:
     return {what: found[what] for what in ("dq", "dk", "dv")}
 
 
-# The derivation. Each line: what, plain text, LaTeX, why.
+# The derivation. Each line: what, title, LaTeX, why.
 _LINES = (
     (
         "dV",
@@ -258,21 +258,21 @@ def _derivation(found: Mapping[str, np.ndarray]) -> list[Step]:
     codes = {"dZ": ops.softmax_backward}
     return [
         Step(
-            plain,
+            title,
             why,
-            [(plain, tex)],
+            [Line(tex)],
             Table.of_matrix(name, found[name.lower()], "row", "column"),
             codes.get(name, ops.attention_backward),
         )
-        for name, plain, tex, why in _LINES
+        for name, title, tex, why in _LINES
     ]
 
 
 def _jacobian_step(found: Mapping[str, np.ndarray]) -> Step:
     a, lines = found["a"][0], []
     if len(a) <= _MAX_JACOBIAN:
-        plain, tex = notation.matrix((np.diag(a) - np.outer(a, a)).tolist())
-        lines.append((f"row 1: J = {plain}", rf"J = \operatorname{{diag}}(a) - a a^\top = {tex}"))
+        jacobian = latex_matrix((np.diag(a) - np.outer(a, a)).tolist())
+        lines.append(Line(rf"J = \operatorname{{diag}}(a) - a a^\top = {jacobian}", label="row 1: "))
     return Step(
         "(b) How the softmax's derivative enters",
         "∂a_i/∂z_j = a_i (δ_ij − a_j): every weight of a row depends on every score of that row, and on "
@@ -322,8 +322,7 @@ def _float32_step(problem: Problem, found: Mapping[str, np.ndarray]) -> Step:
         "nothing in exact arithmetic (the weights sum to 1, so that the second sum is zero) and saves the "
         "digits: the second time only small numbers are subtracted.",
         [
-            (
-                "dz_i = a_i (δ_i − Σ_j a_j δ_j), δ = da − Σ_j a_j da_j",
+            Line(
                 r"dz_i = a_i \Bigl( \delta_i - \sum_j a_j \delta_j \Bigr), "
                 r"\quad \delta_i = da_i - \sum_j a_j da_j",
             )

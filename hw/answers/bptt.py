@@ -12,7 +12,8 @@ import sympy
 
 from hw.answers import notation
 from hw.answers.claims import Answer, Claim, Step, Table, claims_of
-from hw.answers.notation import subscript
+from hw.answers.notation import Line, subscript
+from hw.answers.plaintext import written
 from hw.answers.unrolled_rnn import GRADIENTS, SHEET, Problem, arrays, to_the_end, worked
 from hw.ops import rnn as ops
 
@@ -184,7 +185,7 @@ def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
     }
     return (
         *claims_of(4, titles, ROUTES, problem, tolerance=1e-8),
-        Claim("4.growth", f"largest ‖W^k‖ of W = {_written(NON_NORMAL)}, and its k", growth, 1e-9),
+        Claim("4.growth", f"largest ‖W^k‖ of W = {notation.matrix(NON_NORMAL)}, and its k", growth, 1e-9),
         Claim("4.saturation", f"slope at rest of a unit with weight {SATURATING}", slope, 1e-9),
     )
 
@@ -207,50 +208,32 @@ _QUESTION = (
 _WHY = "A product of many matrices that each shrink goes to zero as fast as a power does."
 
 
-def _written(matrix: Sequence[Sequence[float]]) -> str:
-    return notation.matrix(matrix)[0]
-
-
-def chain_lines(steps: int) -> list[notation.Line]:
+def chain_lines(steps: int) -> list[Line]:
     """∂L/∂h_1 from ∂L/∂h_T, factor by factor."""
-    factors = [f"diag(1 − h{subscript(t)}²) W_hh" for t in range(steps, 1, -1)]
-    tex = [rf"\operatorname{{diag}}(1 - h_{{{t}}}^2) W_{{hh}}" for t in range(steps, 1, -1)]
-    between = [f"(∂h{subscript(t)}/∂h{subscript(t - 1)})" for t in range(steps, 1, -1)]
-    between_tex = [rf"\frac{{\partial h_{{{t}}}}}{{\partial h_{{{t - 1}}}}}" for t in range(steps, 1, -1)]
-    last = subscript(steps)
-    transposed = " ".join(f"W_hhᵀ diag(1 − h{subscript(t)}²)" for t in range(2, steps + 1))
-    transposed_tex = " ".join(
-        rf"W_{{hh}}^\top \operatorname{{diag}}(1 - h_{{{t}}}^2)" for t in range(2, steps + 1)
-    )
+    factors = [rf"\operatorname{{diag}}(1 - h_{{{t}}}^2) W_{{hh}}" for t in range(steps, 1, -1)]
+    between = [rf"\frac{{\partial h_{{{t}}}}}{{\partial h_{{{t - 1}}}}}" for t in range(steps, 1, -1)]
+    transposed = [rf"W_{{hh}}^\top \operatorname{{diag}}(1 - h_{{{t}}}^2)" for t in range(2, steps + 1)]
+    last = rf"\frac{{\partial L}}{{\partial h_{{{steps}}}}}"
     return [
-        (
-            f"∂L/∂h₁ = ∂L/∂h{last} {' '.join(between)}    (gradients as rows)",
-            rf"\frac{{\partial L}}{{\partial h_1}} = \frac{{\partial L}}{{\partial h_{{{steps}}}}} "
-            + " ".join(between_tex),
+        Line(
+            rf"\frac{{\partial L}}{{\partial h_1}} = {last} {' '.join(between)}",
+            note="    (gradients as rows)",
         ),
-        (
-            f"∂h{last}/∂h₁ = {' '.join(factors) or 'I'}",
-            rf"\frac{{\partial h_{{{steps}}}}}{{\partial h_1}} = {' '.join(tex) or 'I'}",
-        ),
-        (
-            f"as columns: {transposed or 'I'} ∂L/∂h{last}",
-            rf"\text{{as columns: }} {transposed_tex or 'I'} \, "
-            rf"\frac{{\partial L}}{{\partial h_{{{steps}}}}}",
-        ),
+        Line(rf"\frac{{\partial h_{{{steps}}}}}{{\partial h_1}} = {' '.join(factors) or 'I'}"),
+        Line(rf"\text{{as columns: }} {' '.join(transposed) or 'I'} \, {last}"),
     ]
 
 
-def _total_lines(steps: int) -> list[notation.Line]:
+def _total_lines(steps: int) -> list[Line]:
     lines = [
-        (
-            f"∂L/∂h{subscript(steps)} = W_hyᵀ ∂L/∂y{subscript(steps)}",
+        Line(
             rf"\frac{{\partial L}}{{\partial h_{{{steps}}}}} = "
-            rf"W_{{hy}}^\top \frac{{\partial L}}{{\partial y_{{{steps}}}}}",
+            rf"W_{{hy}}^\top \frac{{\partial L}}{{\partial y_{{{steps}}}}}"
         ),
-        (
-            f"∂L/∂h_t = W_hyᵀ ∂L/∂y_t + W_hhᵀ diag(1 − h_(t+1)²) ∂L/∂h_(t+1),  t = {steps - 1} … 1",
+        Line(
             r"\frac{\partial L}{\partial h_t} = W_{hy}^\top \frac{\partial L}{\partial y_t} + "
             r"W_{hh}^\top \operatorname{diag}(1 - h_{t+1}^2) \frac{\partial L}{\partial h_{t+1}}",
+            note=f",  t = {steps - 1} … 1",
         ),
     ]
     return lines[:steps]  # with one step there is no earlier one
@@ -330,7 +313,7 @@ def _vanishing_steps() -> list[Step]:
         ),
         Step(
             "A warning: spectral radius below 1 can still grow",
-            f"W = {_written(NON_NORMAL)} has spectral radius {NON_NORMAL[0][0]} and "
+            f"W = {notation.matrix(NON_NORMAL)} has spectral radius {NON_NORMAL[0][0]} and "
             f"σ_max = {notation.text(sigma)}. Its "
             f"powers vanish in the end, but first grow to ‖W^{int(power)}‖ = {notation.text(norm)}: it "
             "is not normal, and the radius only tells of the limit.",
@@ -367,7 +350,7 @@ def expressions(steps: int) -> Answer:
         number=4,
         title="Backpropagation through time",
         question=_QUESTION,
-        answer=chain_lines(steps)[0][0],
+        answer=written(chain_lines(steps)[0]),
         steps=(*symbolic(steps), *_vanishing_steps()),
         why=_WHY,
     )
@@ -380,7 +363,7 @@ def answer(problem: Problem = SHEET) -> Answer:
         number=4,
         title="Backpropagation through time",
         question=_QUESTION,
-        answer=chain_lines(steps)[0][0],
+        answer=written(chain_lines(steps)[0]),
         steps=(*symbolic(steps), _numbers(problem), *_vanishing_steps()),
         why=_WHY,
         claims=claims(problem),

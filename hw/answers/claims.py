@@ -185,7 +185,7 @@ class Step:
     Attributes:
       title: what is done.
       text: why, in a sentence or a few.
-      lines: the working, each as in `notation.Line`.
+      lines: the working.
       table: numbers that belong to it.
       code: the function that computes it.
     """

@@ -12,6 +12,7 @@ from jax.extend.core import jaxprs_in_params
 
 from hw.answers import notation
 from hw.answers.claims import Answer, Claim, Step, Table, claims_of
+from hw.answers.notation import Line
 from hw.ops.conv_arithmetic import (
     Conv,
     Dense,
@@ -300,26 +301,26 @@ def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
 # The working.
 
 
-def _size_line(n: int, out: int, layer: Conv | Pool, axis: int, padding: Pair, unseen: int) -> notation.Line:
+def _size_line(n: int, out: int, layer: Conv | Pool, axis: int, padding: Pair, unseen: int) -> Line:
     """⌊(lo + n + hi − span)/s⌋ + 1 = out, the numbers put in; for `ceil` the bound that holds."""
     lo, hi = padding
     stride = (layer.stride or layer.kernel)[axis]
     wide = span(layer.kernel[axis], layer.dilation[axis] if isinstance(layer, Conv) else 1)
-    left, right = ("⌈", "⌉") if isinstance(layer, Pool) and layer.ceil else ("⌊", "⌋")
-    tex = (r"\lceil", r"\rceil") if left == "⌈" else (r"\lfloor", r"\rfloor")
+    ceil = isinstance(layer, Pool) and layer.ceil
+    left, right = (r"\lceil", r"\rceil") if ceil else (r"\lfloor", r"\rfloor")
     name = ("height", "width")[axis]
     pads = f"{lo} + {n} + {hi}" if lo or hi else f"{n}"
     note = f"; {unseen} pixel{'s' * (unseen > 1)} at the end seen by no window" if unseen else ""
-    if left == "⌈" and out * stride < lo + n + hi - wide + stride:
+    if ceil and out * stride < lo + n + hi - wide + stride:
         # The last window would start past the end (`output_size`): the other bound is the smaller.
         reach = f"{lo} + {n}" if lo else f"{n}"
-        return (
-            f"{name}: ⌈({reach})/{stride}⌉ = {out}: no window starts past the end{note}",
-            rf"\text{{{name}: }} \left\lceil \frac{{{reach}}}{{{stride}}} \right\rceil = {out}",
+        return Line(
+            rf"\text{{{name}: }} \left{left} \frac{{{reach}}}{{{stride}}} \right{right} = {out}",
+            note=f": no window starts past the end{note}",
         )
-    return (
-        f"{name}: {left}({pads} − {wide})/{stride}{right} + 1 = {out}{note}",
-        rf"\text{{{name}: }} \left{tex[0]} \frac{{{pads} - {wide}}}{{{stride}}} \right{tex[1]} + 1 = {out}",
+    return Line(
+        rf"\text{{{name}: }} \left{left} \frac{{{pads} - {wide}}}{{{stride}}} \right{right} + 1 = {out}",
+        note=note,
     )
 
 
@@ -335,37 +336,26 @@ def _step(number: int, word: str, layer: Layer, before: Shape, report: LayerRepo
         height, width = layer.kernel
         group, bias = before[2] // layer.groups, f" + {layer.channels}" if layer.bias else ""
         lines += [
-            (
-                f"channels: {layer.channels}, one a filter",
-                rf"\text{{channels: }} {layer.channels}",
-            ),
-            (
-                f"parameters: {height}·{width}·{group}·{layer.channels}{bias} = {report.params}",
+            Line(rf"\text{{channels: }} {layer.channels}", note=", one a filter"),
+            Line(
                 rf"\text{{parameters: }} {height} \cdot {width} \cdot {group} \cdot {layer.channels}{bias} = "
                 rf"{report.params}",
             ),
-            (
-                f"multiply-accumulates: {report.output[0]}·{report.output[1]} places × "
-                f"{height}·{width}·{group} × {layer.channels} filters = {report.macs}",
+            Line(
                 rf"\text{{multiply-accumulates: }} {report.output[0]} \cdot {report.output[1]} "
                 rf"\cdot {height} \cdot {width} \cdot {group} \cdot {layer.channels} = {report.macs}",
+                note=", places · weights of a filter · filters",
             ),
         ]
     elif isinstance(layer, Pool):
-        lines.append((f"channels: {before[2]}, each pooled alone; no parameters", r"\text{no parameters}"))
+        lines.append(Line(r"\text{no parameters}", label=f"channels: {before[2]}, each pooled alone; "))
     elif isinstance(layer, Dense):
         bias = f" + {layer.units}" if layer.bias else ""
-        lines.append(
-            (
-                f"parameters: {before[0]}·{layer.units}{bias} = {report.params}",
-                rf"\text{{parameters: }} {before[0]} \cdot {layer.units}{bias} = {report.params}",
-            )
-        )
+        product = rf"{before[0]} \cdot {layer.units}{bias}"
+        lines.append(Line(rf"\text{{parameters: }} {product} = {report.params}"))
     else:
-        plain, tex = (joiner.join(map(str, before)) for joiner in ("·", r" \cdot "))
-        lines.append(
-            (f"elements: {plain} = {report.output[0]}", rf"\text{{elements: }} {tex} = {report.output[0]}")
-        )
+        product = r" \cdot ".join(map(str, before))
+        lines.append(Line(rf"\text{{elements: }} {product} = {report.output[0]}"))
     shape = " × ".join(map(str, report.output))
     return Step(f"Layer {number}, {word}: {shape}", lines=lines, code=type(layer).report)
 

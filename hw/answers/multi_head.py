@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from hw.answers import notation
 from hw.answers.claims import Answer, Claim, Step, Table, claims_of
+from hw.answers.notation import Line
 from hw.cli import UserError
 from hw.ops import attention as ops
 
@@ -231,21 +232,15 @@ def _formula(name: str, sizes: Problem) -> str:
     return symbols[name]
 
 
-def _head_line(s: Problem) -> notation.Line:
+def _head_line(s: Problem) -> Line:
     def size(a: int, b: int) -> str:
         return rf"_{{{a} \times {b}}}"
 
-    plain = (
-        f"head_i [{s.n_q} × {s.d_v}] = softmax( Q [{s.n_q} × {s.d_model}] W_i^Q [{s.d_model} × {s.d_k}] "
-        f"(K [{s.n_k} × {s.d_model}] W_i^K [{s.d_model} × {s.d_k}])ᵀ / √{s.d_k} ) [{s.n_q} × {s.n_k}] · "
-        f"V [{s.n_k} × {s.d_model}] W_i^V [{s.d_model} × {s.d_v}]"
-    )
-    tex = (
+    return Line(
         rf"\underbrace{{\text{{head}}_i}}{size(s.n_q, s.d_v)} = \underbrace{{\operatorname{{softmax}}\left("
         rf"\frac{{(\overbrace{{Q}}^{{{s.n_q} \times {s.d_model}}} W_i^Q)(K W_i^K)^\top}}{{\sqrt{{{s.d_k}}}}}"
         rf"\right)}}{size(s.n_q, s.n_k)} \underbrace{{V W_i^V}}{size(s.n_k, s.d_v)}"
     )
-    return plain, tex
 
 
 def answer(sizes: Problem = SHEET) -> Answer:
@@ -283,23 +278,22 @@ def answer(sizes: Problem = SHEET) -> Answer:
                     else "Here h·d_v is not d_model, so that W^O brings the dimensions back and mixes the "
                     "heads."
                 ),
-                [(f"O = C W^O: {notation.times(ledger['output'])}", r"O = C W^O")],
+                [Line(r"O = C W^O", note=f": {notation.times(ledger['output'])}")],
             ),
             Step(
                 "Parameters",
                 "The sheet's formula has no biases; many implementations give every projection one. "
                 "Both counts:",
                 [
-                    (
-                        f"without: {h}·{m}·({d} + {d} + {e}) + {h}·{e}·{m} = {params['without_bias']}",
+                    Line(
                         rf"{h} \cdot {m} \cdot ({d} + {d} + {e}) + {h} \cdot {e} \cdot {m} = "
                         rf"{params['without_bias']}",
+                        label="without: ",
                     ),
-                    (
-                        f"with: {params['without_bias']} + {h}·({d} + {d} + {e}) + {m} = "
-                        f"{params['with_bias']}",
+                    Line(
                         rf"{params['without_bias']} + {h} \cdot ({d} + {d} + {e}) + {m} "
                         rf"= {params['with_bias']}",
+                        label="with: ",
                     ),
                 ],
                 code=ops.multi_head_params,

@@ -11,7 +11,8 @@ import numpy as np
 
 from hw.answers import notation
 from hw.answers.claims import Answer, Claim, Step, Table, claims_of
-from hw.answers.notation import subscript
+from hw.answers.notation import Line, subscript
+from hw.answers.plaintext import written
 from hw.cli import UserError, shorten
 from hw.files import parse_json
 from hw.ops import rnn as ops
@@ -276,29 +277,23 @@ def graph(steps: int) -> dict[str, list[dict[str, str | int]]]:
     return {"nodes": nodes, "edges": edges}
 
 
-def nested(steps: int) -> notation.Line:
+def nested(steps: int) -> Line:
     """h_T as one expression of x_1 … x_T, every hidden state put into the next."""
-    plain, tex = "", ""
+    tex = ""
     for t in range(1, steps + 1):
-        inner = f" + W_hh {plain}" if plain else ""
-        inner_tex = rf" + W_{{hh}} {tex}" if tex else ""
-        plain = f"tanh(W_xh x{subscript(t)}{inner} + b_h)"
-        tex = rf"\tanh\left(W_{{xh}} x_{{{t}}}{inner_tex} + b_h\right)"
-    return f"h{subscript(steps)} = {plain}", f"h_{{{steps}}} = {tex}"
+        inner = rf" + W_{{hh}} {tex}" if tex else ""
+        tex = rf"\tanh\left(W_{{xh}} x_{{{t}}}{inner} + b_h\right)"
+    return Line(f"h_{{{steps}}} = {tex}")
 
 
 def symbolic(steps: int) -> tuple[Step, ...]:
     """What can be said without numbers."""
     lines = []
     for t in range(1, steps + 1):
-        before = "0" if t == 1 else f"h{subscript(t - 1)}"
-        before_tex = "0" if t == 1 else f"h_{{{t - 1}}}"
+        before = "0" if t == 1 else f"h_{{{t - 1}}}"
         lines += [
-            (
-                f"h{subscript(t)} = tanh(W_xh x{subscript(t)} + W_hh {before} + b_h)",
-                rf"h_{{{t}}} = \tanh(W_{{xh}} x_{{{t}}} + W_{{hh}} {before_tex} + b_h)",
-            ),
-            (f"y{subscript(t)} = W_hy h{subscript(t)} + b_y", rf"y_{{{t}}} = W_{{hy}} h_{{{t}}} + b_y"),
+            Line(rf"h_{{{t}}} = \tanh(W_{{xh}} x_{{{t}}} + W_{{hh}} {before} + b_h)"),
+            Line(rf"y_{{{t}}} = W_{{hy}} h_{{{t}}} + b_y"),
         ]
     return (
         Step(
@@ -329,7 +324,7 @@ def expressions(steps: int) -> Answer:
         number=3,
         title="An RNN unrolled",
         question=_QUESTION,
-        answer=nested(steps)[0],
+        answer=written(nested(steps)),
         steps=symbolic(steps),
         why=_WHY,
         figures={"graph": graph(steps)},
@@ -356,7 +351,7 @@ def answer(problem: Problem = SHEET) -> Answer:
         number=3,
         title="An RNN unrolled",
         question=_QUESTION,
-        answer=nested(steps)[0],
+        answer=written(nested(steps)),
         steps=(
             *symbolic(steps),
             Step("With numbers", "The weights and inputs put in.", table=states, code=ops.forward),

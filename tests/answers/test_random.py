@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hw.answers import attention, attention_gradient, claims, cnn
+from hw.answers.plaintext import written
 from hw.cli import UserError
 from hw.ops.conv_arithmetic import LayerError, parse_layers
 from tests.recipes import many
@@ -34,7 +35,7 @@ def words(draw) -> str:
 def printed_equations(answer) -> list[tuple[str, float, int]]:
     """Every equation of sizes, parameters and elements as printed: (the line, left side, right side)."""
     found = []
-    for plain, _ in (line for step in answer.steps for line in step.lines):
+    for plain in (written(line) for step in answer.steps for line in step.lines):
         equation = re.match(r"(?:height|width|parameters|elements): (.*?) = (\d+)", plain)
         if equation:
             left = equation[1].replace("·", "*").replace("−", "-")
@@ -47,8 +48,8 @@ def printed_equations(answer) -> list[tuple[str, float, int]]:
 def test_a_window_that_would_start_past_the_end():
     # By hand: ⌈(3 − 2)/3⌉ + 1 = 2, but the second window would start at 3, past the end: ⌈3/3⌉ = 1.
     answer = cnn.answer(cnn.Problem((3, 3, 1), tuple(parse_layers("pool2s3ceil"))))
-    wanted = "height: ⌈(3)/3⌉ = 1: no window starts past the end; 1 pixel at the end seen by no window"
-    assert answer.steps[0].lines[0][0] == wanted
+    wanted = "height: ⌈3/3⌉ = 1: no window starts past the end; 1 pixel at the end seen by no window"
+    assert written(answer.steps[0].lines[0]) == wanted
 
 
 @settings(max_examples=many(100, 700), deadline=None)
