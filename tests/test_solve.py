@@ -80,7 +80,7 @@ def test_mask_and_scale(capsys):
 def test_the_softmaxs_jacobian_knows_the_mask(capsys):
     # Query 1 of 2 sees key 1 alone: its weights are (1, 0), and nothing moves them.
     text = _text(capsys, "attention", "--q=1;2", "--k=3;1", "--v=1;2", "--dout=1;1", "--mask=causal")
-    assert "row 1: J = [0 0; 0 0]" in text
+    assert "row 1: J = diag(a) − a aᵀ = [0 0; 0 0]" in text
 
 
 def test_small_weights_are_never_shown_as_nothing(capsys):

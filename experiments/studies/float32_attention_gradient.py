@@ -62,7 +62,7 @@ def all_gaps() -> dict[str, Any]:
     """What data.json holds."""
     runs = [[errors(float(gap), seed) for seed in range(SEEDS)] for gap in GAPS]
     values = {name: [[run[name] for run in row] for row in runs] for name in FORMS}
-    scaled = by_jax(SHEET, "scaled")
+    scaled = by_jax(SHEET)["scaled"]
     marked = np.abs(scaled[:, 1] - scaled[:, 0])
     return {"gaps": GAPS, "errors": values, "question 6": marked, "seeds": SEEDS}
 

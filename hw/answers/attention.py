@@ -13,12 +13,13 @@ from jax.typing import ArrayLike, DTypeLike
 
 from hw.answers import notation
 from hw.answers.claims import Answer, Claim, Step, Table, claims_of
-from hw.answers.notation import Matrix, parse_matrix, subscript
+from hw.answers.notation import Line, Matrix, latex, latex_factor, latex_index, parse_matrix
 from hw.cli import UserError
 from hw.ops import attention as ops
 
 _DIGITS = 50  # of the mpmath route
 MAX_SCORES = 100_000  # and of the numbers of the output: more take seconds and nobody reads them
+_MAX_EXACT_TERMS = 64  # of a score whose exact sum is shown
 _MAX_EXACT = 3  # keys up to which a weight's exact form is short enough to be read
 _MAX_EXACT_WEIGHTS = 48  # beyond, sympy would take seconds
 _MAX_EXACT_LENGTH = 100  # characters of an exact form
@@ -37,9 +38,7 @@ class Case(NamedTuple):
 
 
 SHEET = Case(
-    parse_matrix("1 2; 3 4; 5 6", "Q"),
-    parse_matrix("2 1; 4 3", "K"),
-    parse_matrix("0.5 1.0; 1.5 2.0", "V"),
+    parse_matrix("1 2; 3 4; 5 6", "Q"), parse_matrix("2 1; 4 3", "K"), parse_matrix("0.5 1; 1.5 2", "V")
 )
 
 
@@ -57,14 +56,13 @@ def check_case(case: Case) -> None:
             raise UserError(f"{n_q} × {columns} {what} are more than {MAX_SCORES:,}; give smaller matrices")
 
 
-# The routes: functions of a case that give "scores", "scaled", "weights" or "output". They share nothing.
+# The routes: functions of a case that return "scores", "scaled", "weights" and "output". They share nothing.
 
 
-def by_jax(case: Case, what: str, dtype: DTypeLike = np.float64) -> np.ndarray:
+def by_jax(case: Case) -> dict[str, np.ndarray]:
     """By `hw.ops.attention`, the code that the language model runs."""
-    with jax.enable_x64(dtype == np.float64):
-        q_td, k_sd, v_se = arrays(case[:3], dtype)
-        return np.asarray(_forward(q_td, k_sd, v_se, *options(case))[what])
+    with jax.enable_x64(True):
+        return jax.device_get(_forward(*arrays(case[:3], np.float64), *options(case)))
 
 
 def arrays(matrices: Sequence[Matrix], dtype: DTypeLike) -> list[np.ndarray]:
@@ -93,49 +91,54 @@ def _forward(
     }
 
 
-def by_mpmath(case: Case, what: str) -> list[list[mpmath.mpf]]:
+def by_mpmath(case: Case) -> dict[str, list[list[mpmath.mpf]]]:
     """By loops over numbers of 50 digits."""
     with mpmath.workdps(_DIGITS):
         q, k, v = ([[mpmath.mpf(x.numerator) / x.denominator for x in row] for row in m] for m in case[:3])
         scores = [[mpmath.fdot(a, b) for b in k] for a in q]
-        if what == "scores":
-            return scores
         root = mpmath.sqrt(len(q[0])) if case.scaled else mpmath.mpf(1)
         scaled = [[x / root for x in row] for row in scores]
-        if what == "scaled":
-            return scaled
         weights = []
         for i, row in enumerate(scaled):
             seen = range(len(k)) if case.mask == "none" else range(i + len(k) - len(q) + 1)
             total = mpmath.fsum(mpmath.exp(row[j]) for j in seen)
             weights.append([mpmath.exp(x) / total if j in seen else mpmath.mpf(0) for j, x in enumerate(row)])
-        if what == "weights":
-            return weights
-        return [[mpmath.fdot(row, column) for column in zip(*v, strict=True)] for row in weights]
+        output = [[mpmath.fdot(row, column) for column in zip(*v, strict=True)] for row in weights]
+    return {"scores": scores, "scaled": scaled, "weights": weights, "output": output}
 
 
-def by_sympy(case: Case, what: str, digits: int = 30) -> list[list[sympy.Expr]]:
-    """By exact algebra, put into digits at the very end; with digits=0 the exact expressions."""
-    q, k, v = (sympy.Matrix([[sympy.Rational(str(x)) for x in row] for row in m]) for m in case[:3])
-    result = q * k.T
-    if what != "scores" and case.scaled:
-        result = result / sympy.sqrt(q.cols)
-    if what in ("weights", "output"):
-        last = [k.rows - 1 if case.mask == "none" else i + k.rows - q.rows for i in range(q.rows)]
+def by_sympy(case: Case) -> dict[str, list[list[sympy.Expr]]]:
+    """By exact algebra, put into 30 digits at the very end."""
+    exact = _exact(case)
+    exact["output"] = exact["weights"] * _rational(case.v)
+    return {what: [[x.evalf(30) for x in row] for row in m.tolist()] for what, m in exact.items()}
+
+
+def _rational(matrix: Matrix) -> sympy.Matrix:
+    return sympy.Matrix([[sympy.Rational(str(x)) for x in row] for row in matrix])
+
+
+def _exact(case: Case) -> dict[str, sympy.Matrix]:
+    """Scores, scaled scores and weights as exact expressions."""
+    q, k = _rational(case.q), _rational(case.k)
+    scores = q * k.T
+    scaled = scores / sympy.sqrt(q.cols) if case.scaled else scores
+    last = [k.rows - 1 if case.mask == "none" else i + k.rows - q.rows for i in range(q.rows)]
+
+    def weight(i: int, j: int) -> sympy.Expr:
+        if j > last[i]:
+            return sympy.Integer(0)
         # Divided through by the exponential itself: 1 / Σ exp(z_j - z_i), the form one would write.
-        result = sympy.Matrix(
-            q.rows,
-            k.rows,
-            lambda i, j, z=result: (
-                1 / sum(sympy.exp(z[i, m] - z[i, j]) for m in range(last[i] + 1)) if j <= last[i] else 0
-            ),
-        )
-        if what == "output":
-            result = result * v
-    return [[x.evalf(digits) if digits else x for x in row] for row in result.tolist()]
+        return 1 / sum(sympy.exp(scaled[i, m] - scaled[i, j]) for m in range(last[i] + 1))
+
+    return {"scores": scores, "scaled": scaled, "weights": sympy.Matrix(q.rows, k.rows, weight)}
 
 
-ROUTES: dict[str, Callable[[Case, str], Any]] = {"jax": by_jax, "mpmath": by_mpmath, "sympy": by_sympy}
+ROUTES: dict[str, Callable[[Case], Mapping[str, Any]]] = {
+    "jax": by_jax,
+    "mpmath": by_mpmath,
+    "sympy": by_sympy,
+}
 _TITLES = {
     "scores": "raw scores Q Kᵀ",
     "scaled": "scaled scores",
@@ -227,16 +230,17 @@ def _visible(case: Case) -> np.ndarray:
 
 
 def _scores_step(case: Case, scores: np.ndarray) -> Step:
-    def lines() -> Iterator[notation.Line]:
+    is_exact = len(case.q[0]) <= _MAX_EXACT_TERMS
+
+    def lines() -> Iterator[Line]:
         for i, q in enumerate(case.q, 1):
             for j, k in enumerate(case.k, 1):
-                name = f"s{subscript(i, j)} = q{subscript(i)}·k{subscript(j)}"
-                exact = notation.is_short(q) and sum((a * b for a, b in zip(q, k, strict=True)), Fraction(0))
+                exact = sum((a * b for a, b in zip(q, k, strict=True)), Fraction(0)) if is_exact else None
                 yield notation.sum_of_products(
-                    (name, rf"s_{{{i}{j}}} = q_{i} \cdot k_{j}"),
+                    rf"s_{latex_index(i, j)} = q_{latex_index(i)} \cdot k_{latex_index(j)}",
                     q,
                     k,
-                    scores[i - 1, j - 1] if exact is False else exact,
+                    scores[i - 1, j - 1] if exact is None else exact,
                 )
 
     return Step(
@@ -251,14 +255,10 @@ def _scores_step(case: Case, scores: np.ndarray) -> Step:
 def _scale_step(case: Case, scores: np.ndarray, scaled: np.ndarray) -> Step:
     d_k = len(case.q[0])
 
-    def lines() -> Iterator[notation.Line]:
+    def lines() -> Iterator[Line]:
         for (i, j), s in np.ndenumerate(scores):
-            z = scaled[i, j]
-            yield (
-                f"z{subscript(i + 1, j + 1)} = {notation.text(s)}/√{d_k} = {notation.text(z)}",
-                rf"z_{{{i + 1}{j + 1}}} = \frac{{{notation.latex(s)}}}{{\sqrt{{{d_k}}}}} = "
-                + notation.latex(z),
-            )
+            name = rf"z_{latex_index(i + 1, j + 1)}"
+            yield Line(rf"{name} = \frac{{{latex(s)}}}{{\sqrt{{{d_k}}}}} = {latex(scaled[i, j])}")
 
     return Step(
         SENTENCES["scaled_title"].format(d_k=d_k),
@@ -272,13 +272,13 @@ def _scale_step(case: Case, scores: np.ndarray, scaled: np.ndarray) -> Step:
 def _exact_weights(case: Case) -> list[list[sympy.Expr]] | None:
     """The weights' exact forms where they are few and short enough to be read."""
     few = len(case.k) <= _MAX_EXACT and len(case.q) * len(case.k) <= _MAX_EXACT_WEIGHTS
-    if not few or not all(notation.is_short(row) for matrix in case[:2] for row in matrix):
+    if not few or len(case.q[0]) > _MAX_EXACT_TERMS:
         return None
-    exact = by_sympy(case, "weights", digits=0)
+    exact = _exact(case)["weights"].tolist()
     return exact if all(len(str(x)) <= _MAX_EXACT_LENGTH for row in exact for x in row) else None
 
 
-def _softmax_lines(case: Case, scaled: np.ndarray, weights: np.ndarray) -> Iterator[notation.Line]:
+def _softmax_lines(case: Case, scaled: np.ndarray, weights: np.ndarray) -> Iterator[Line]:
     visible, exact = _visible(case), _exact_weights(case)
     for i, row in enumerate(scaled):
         seen = np.flatnonzero(visible[i]).tolist()
@@ -287,31 +287,17 @@ def _softmax_lines(case: Case, scaled: np.ndarray, weights: np.ndarray) -> Itera
             powers = np.exp(row[seen] - largest)
         first = list(zip(seen, powers, strict=True))[:_SHOWN_KEYS]
         more = len(seen) > len(first)
-        yield (
-            f"row {i + 1}: largest {notation.text(largest)}; exponentials of the differences "
-            f"{', '.join(notation.text(p) for _, p in first)}{', …' * more}; "
-            f"their sum {notation.text(powers.sum())}",
+        total = latex(powers.sum())
+        yield Line(
             rf"\text{{row }}{i + 1}: \quad "
-            + r",\; ".join(
-                rf"e^{{{notation.latex(row[j])} - {notation.latex(largest)}}} = {notation.latex(p)}"
-                for j, p in first
-            )
+            + r",\; ".join(rf"e^{{{latex(row[j])} - {latex_factor(largest)}}} = {latex(p)}" for j, p in first)
             + r",\; \dots" * more
-            + rf", \quad \textstyle\sum = {notation.latex(powers.sum())}",
+            + rf", \quad \textstyle\sum = {total}"
         )
         for j, p in zip(seen, powers, strict=True):
-            plain = (
-                f"a{subscript(i + 1, j + 1)} = {notation.text(p)}/{notation.text(powers.sum())} = "
-                f"{notation.text(weights[i, j])}"
-            )
-            tex = (
-                rf"a_{{{i + 1}{j + 1}}} = \frac{{{notation.latex(p)}}}{{{notation.latex(powers.sum())}}} = "
-                + notation.latex(weights[i, j])
-            )
-            if exact:
-                plain += f" = {exact[i][j]}"
-                tex += f" = {sympy.latex(exact[i][j])}"
-            yield plain, tex
+            name = f"a_{latex_index(i + 1, j + 1)}"
+            tex = rf"{name} = \frac{{{latex(p)}}}{{{total}}} = {latex(weights[i, j])}"
+            yield Line(f"{tex} = {sympy.latex(exact[i][j])}" if exact else tex)
 
 
 def _softmax_step(case: Case, scaled: np.ndarray, weights: np.ndarray) -> Step:
@@ -327,9 +313,7 @@ def _softmax_step(case: Case, scaled: np.ndarray, weights: np.ndarray) -> Step:
 
 def _output_step(case: Case, weights: np.ndarray, output: np.ndarray) -> Step:
     lines = (
-        notation.sum_of_products(
-            (f"o{subscript(i + 1, e + 1)}", rf"o_{{{i + 1}{e + 1}}}"), weights[i], column, output[i, e]
-        )
+        notation.sum_of_products(f"o_{latex_index(i + 1, e + 1)}", weights[i], column, output[i, e])
         for i in range(len(case.q))
         for e, column in enumerate(zip(*case.v, strict=True))
     )
@@ -401,7 +385,7 @@ def answer(case: Case = SHEET) -> Answer:
                 "it sums a query's entries with the keys' columns.",
             )
         )
-    plain = notation.matrix(output.tolist())[0] if output.size <= _MAX_ANSWER else "O, in the table above"
+    plain = notation.matrix(output.tolist()) if output.size <= _MAX_ANSWER else "O, in the table above"
     return Answer(
         number=6,
         title="Scaled dot-product attention in numbers",

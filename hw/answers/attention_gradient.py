@@ -13,7 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 from hw.answers import notation
 from hw.answers.attention import SHEET, Case, arrays, check_case, check_finite, computed, options
 from hw.answers.claims import Answer, Claim, Step, Table, claims_of
-from hw.answers.notation import Matrix, parse_matrix
+from hw.answers.notation import Line, Matrix, latex_matrix, parse_matrix
 from hw.cli import UserError
 from hw.ops import attention as ops
 
@@ -30,6 +30,7 @@ class Problem(NamedTuple):
 
 # The sheet gives no numbers for ∂L/∂Output: these are ours, of both signs and of different sizes.
 PROBLEM = Problem(SHEET, parse_matrix("1 -0.5; 0.25 2; -1.5 0.75", "dout"))
+MpRows = list[list[mpmath.mpf]]  # a matrix of `by_differences`
 _GRADIENTS = {
     "dv": "∂L/∂V",
     "dz": "∂L/∂Z, by the scaled scores",
@@ -47,14 +48,14 @@ def check_problem(problem: Problem) -> None:
         raise UserError(f"dout is {got[0]} × {got[1]}, the output {want[0]} × {want[1]}: they must be alike")
 
 
-# The routes: functions of a problem that give one gradient by its name. They share nothing.
+# The routes: functions of a problem that return every gradient by its name. They share nothing.
 
 
-def by_formula(problem: Problem, what: str, dtype: DTypeLike = np.float64) -> np.ndarray:
+def by_formula(problem: Problem) -> dict[str, np.ndarray]:
     """By `hw.ops.attention.attention_backward`, the code that the language model runs."""
-    with jax.enable_x64(dtype == np.float64):
-        q_td, k_sd, v_se, do_te = arrays(_matrices(problem), dtype)
-        return np.asarray(_backward(q_td, k_sd, v_se, do_te, *options(problem.case))[what])
+    with jax.enable_x64(True):
+        q_td, k_sd, v_se, do_te = arrays(_matrices(problem), np.float64)
+        return jax.device_get(_backward(q_td, k_sd, v_se, do_te, *options(problem.case)))
 
 
 def _matrices(problem: Problem) -> tuple[Matrix, ...]:
@@ -91,7 +92,7 @@ def worked(problem: Problem, dtype: DTypeLike = np.float64) -> dict[str, np.ndar
     return found
 
 
-def by_autodiff(problem: Problem, what: str) -> np.ndarray:
+def by_autodiff(problem: Problem) -> dict[str, np.ndarray]:
     """By `jax.grad` of the definition written anew, in float64."""
     case = problem.case
     with jax.enable_x64(True):
@@ -100,58 +101,69 @@ def by_autodiff(problem: Problem, what: str) -> np.ndarray:
         if case.mask == "causal":
             hidden[np.triu_indices(len(q), len(k) - len(q) + 1, len(k))] = -np.inf
 
+        def scores(q: jax.Array, k: jax.Array) -> jax.Array:
+            return q @ k.T / (np.sqrt(q.shape[1]) if case.scaled else 1.0)
+
         def of_scores(z: jax.Array, v: jax.Array) -> jax.Array:
             return jnp.sum(dout * (jax.nn.softmax(z + hidden, axis=-1) @ v))
 
         def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return of_scores(q @ k.T / (np.sqrt(q.shape[1]) if case.scaled else 1.0), v)
+            return of_scores(scores(q, k), v)
 
-        if what == "dz":
-            return np.asarray(jax.grad(of_scores)(q @ k.T / (np.sqrt(q.shape[1]) if case.scaled else 1.0), v))
-        return np.asarray(jax.grad(loss, argnums="qkv".index(what[1]))(q, k, v))
+        dq, dk, dv = jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+        found = {"dv": dv, "dz": jax.grad(of_scores)(scores(q, k), v), "dq": dq, "dk": dk}
+        return jax.device_get(found)
 
 
-def by_differences(problem: Problem, what: str) -> list[list[mpmath.mpf]]:
+def by_differences(problem: Problem) -> dict[str, list[list[mpmath.mpf]]]:
     """By central differences, element by element, of loops over numbers of 60 digits."""
     case = problem.case
     with mpmath.workdps(_DIGITS):
         number = lambda x: mpmath.mpf(x.numerator) / x.denominator  # noqa: E731
-        parts = {
-            name: [[number(x) for x in row] for row in m] for name, m in zip("qkv", case[:3], strict=True)
-        }
+        q, k, v = ([[number(x) for x in row] for row in m] for m in case[:3])
         root = mpmath.sqrt(len(case.q[0])) if case.scaled else mpmath.mpf(1)
-        parts["z"] = [[mpmath.fdot(a, b) / root for b in parts["k"]] for a in parts["q"]]
 
-        def loss(changed: Mapping[str, list[list[mpmath.mpf]]]) -> mpmath.mpf:
-            z = changed["z"]
-            if what != "dz":
-                z = [[mpmath.fdot(a, b) / root for b in changed["k"]] for a in changed["q"]]
+        def scores(q: MpRows, k: MpRows) -> MpRows:
+            return [[mpmath.fdot(a, b) / root for b in k] for a in q]
+
+        def loss(z: MpRows, v: MpRows) -> mpmath.mpf:
             total = mpmath.mpf(0)
             for i, (row, wanted) in enumerate(zip(z, problem.dout, strict=True)):
                 seen = len(row) if case.mask == "none" else i + len(row) - len(z) + 1
                 powers = [mpmath.exp(x - max(row[:seen])) for x in row[:seen]]
                 for e, weight in enumerate(wanted):
-                    column = [value[e] for value in changed["v"][:seen]]
+                    column = [value[e] for value in v[:seen]]
                     total += number(weight) * mpmath.fdot(powers, column) / mpmath.fsum(powers)
             return total
 
-        step, name = mpmath.mpf(10) ** (-_DIGITS // 3), what[1]
-        grad = [[mpmath.mpf(0)] * len(row) for row in parts[name]]
-        for i, row in enumerate(parts[name]):
-            for j, x in enumerate(row):
-                sides = []
-                for moved in (x + step, x - step):
-                    rows = [list(r) for r in parts[name]]
-                    rows[i][j] = moved
-                    sides.append(loss({**parts, name: rows}))
-                grad[i][j] = (sides[0] - sides[1]) / (2 * step)
-        return grad
+        step = mpmath.mpf(10) ** (-_DIGITS // 3)
+
+        def gradient(of: Callable[[MpRows], mpmath.mpf], at: MpRows) -> MpRows:
+            grad = [[mpmath.mpf(0)] * len(row) for row in at]
+            for i, row in enumerate(at):
+                for j, x in enumerate(row):
+                    sides = []
+                    for moved in (x + step, x - step):
+                        rows = [list(r) for r in at]
+                        rows[i][j] = moved
+                        sides.append(of(rows))
+                    grad[i][j] = (sides[0] - sides[1]) / (2 * step)
+            return grad
+
+        z = scores(q, k)
+        return {
+            "dv": gradient(lambda v: loss(z, v), v),
+            "dz": gradient(lambda z: loss(z, v), z),
+            "dq": gradient(lambda q: loss(scores(q, k), v), q),
+            "dk": gradient(lambda k: loss(scores(q, k), v), k),
+        }
 
 
-def by_algebra(problem: Problem, what: str) -> list[list[sympy.Expr]]:
+def by_algebra(problem: Problem) -> dict[str, list[list[sympy.Expr]]]:
     """By differentiating the exact expression of L, put into 30 digits at the very end."""
     case = problem.case
-    symbols, values = {}, {}
+    symbols: dict[str, Any] = {}
+    values: dict[Any, Any] = {}
     for name, m in zip("qkv", case[:3], strict=True):
         symbols[name] = sympy.Matrix(len(m), len(m[0]), lambda i, j, n=name: sympy.Symbol(f"{n}_{i}_{j}"))
         for i, row in enumerate(m):
@@ -161,24 +173,28 @@ def by_algebra(problem: Problem, what: str) -> list[list[sympy.Expr]]:
     exact = symbols["q"] * symbols["k"].T / (sympy.sqrt(len(case.q[0])) if case.scaled else 1)
     symbols["z"] = sympy.Matrix(n_q, n_k, lambda i, j: sympy.Symbol(f"z_{i}_{j}"))
     scores = dict(zip(symbols["z"], exact, strict=True))
-    loss = sympy.Integer(0)
+    of_scores = sympy.Integer(0)
     for i, wanted in enumerate(problem.dout):
         seen = range(n_k if case.mask == "none" else i + n_k - n_q + 1)
         powers = [sympy.exp(symbols["z"][i, j]) for j in seen]
         for e, weight in enumerate(wanted):
             mean = sum(p * symbols["v"][j, e] for p, j in zip(powers, seen, strict=True)) / sum(powers)
-            loss += sympy.Rational(weight.numerator, weight.denominator) * mean
-    if what in ("dq", "dk"):
-        loss = loss.xreplace(scores)
+            of_scores += sympy.Rational(weight.numerator, weight.denominator) * mean
+    of_inputs = of_scores.xreplace(scores)
 
-    def value(symbol: sympy.Symbol) -> sympy.Expr:
-        derivative = sympy.diff(loss, symbol).xreplace(scores)
-        return derivative.xreplace(values).evalf(30, maxn=400)
+    def gradient(loss: sympy.Expr, name: str) -> list[list[sympy.Expr]]:
+        derivatives = ((sympy.diff(loss, x).xreplace(scores) for x in row) for row in symbols[name].tolist())
+        return [[x.xreplace(values).evalf(30, maxn=400) for x in row] for row in derivatives]
 
-    return [[value(x) for x in row] for row in symbols[what[1]].tolist()]
+    return {
+        "dv": gradient(of_scores, "v"),
+        "dz": gradient(of_scores, "z"),
+        "dq": gradient(of_inputs, "q"),
+        "dk": gradient(of_inputs, "k"),
+    }
 
 
-ROUTES: dict[str, Callable[[Problem, str], Any]] = {
+ROUTES: dict[str, Callable[[Problem], Mapping[str, Any]]] = {
     "formula": by_formula,
     "autodiff": by_autodiff,
     "differences in 60 digits": by_differences,
@@ -201,7 +217,7 @@ def result(problem: Problem) -> dict[str, np.ndarray]:
     return {what: found[what] for what in ("dq", "dk", "dv")}
 
 
-# The derivation. Each line: what, plain text, LaTeX, why. The page says the same of a reader's own matrices:
+# The derivation. Each line: what, title, LaTeX, why. The page says the same of a reader's own matrices:
 # `divided` is "/√d_k" here, and empty there if the reader does not scale the scores.
 LINES = (
     (
@@ -242,19 +258,19 @@ LINES = (
 
 
 def _derivation(found: Mapping[str, np.ndarray]) -> list[Step]:
-    codes, steps = {"dZ": ops.softmax_backward}, []
+    codes, steps = {"dZ": ops.softmax_backward}, list[Step]()
     for name, plain, tex, why in LINES:
         title, text = (sentence.format(divided="/√d_k") for sentence in (plain, why))
         table = Table.of_matrix(name, found[name.lower()], "row", "column")
-        steps.append(Step(title, text, [(title, tex)], table, codes.get(name, ops.attention_backward)))
+        steps.append(Step(title, text, [Line(tex)], table, codes.get(name, ops.attention_backward)))
     return steps
 
 
 def _jacobian_step(found: Mapping[str, np.ndarray]) -> Step:
-    a, lines = found["a"][0], []
+    a, lines = found["a"][0], list[Line]()
     if len(a) <= _MAX_JACOBIAN:
-        plain, tex = notation.matrix((np.diag(a) - np.outer(a, a)).tolist())
-        lines.append((f"row 1: J = {plain}", rf"J = \operatorname{{diag}}(a) - a a^\top = {tex}"))
+        jacobian = latex_matrix((np.diag(a) - np.outer(a, a)).tolist())
+        lines.append(Line(rf"J = \operatorname{{diag}}(a) - a a^\top = {jacobian}", label="row 1: "))
     return Step(
         "(b) How the softmax's derivative enters",
         "∂a_i/∂z_j = a_i (δ_ij − a_j): every weight of a row depends on every score of that row, and on "
@@ -304,8 +320,7 @@ def _float32_step(problem: Problem, found: Mapping[str, np.ndarray]) -> Step:
         "nothing in exact arithmetic (the weights sum to 1, so that the second sum is zero) and saves the "
         "digits: the second time only small numbers are subtracted.",
         [
-            (
-                "dz_i = a_i (δ_i − Σ_j a_j δ_j), δ = da − Σ_j a_j da_j",
+            Line(
                 r"dz_i = a_i \Bigl( \delta_i - \sum_j a_j \delta_j \Bigr), "
                 r"\quad \delta_i = da_i - \sum_j a_j da_j",
             )

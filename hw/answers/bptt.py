@@ -1,6 +1,6 @@
 """Question 4: backpropagation through time, and why gradients vanish (and when they do not)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,9 @@ import scipy.optimize
 import sympy
 
 from hw.answers import notation
-from hw.answers.claims import Answer, Claim, Step, Table, claims_of
-from hw.answers.notation import subscript
+from hw.answers.claims import Answer, Cell, Claim, Step, Table, claims_of
+from hw.answers.notation import Line, subscript
+from hw.answers.plaintext import written
 from hw.answers.unrolled_rnn import GRADIENTS, SHEET, Problem, arrays, to_the_end, worked
 from hw.ops import rnn as ops
 
@@ -24,24 +25,23 @@ _POWERS = 40
 _SHOWN_TIMES = 20  # of the table of norms: each needs a singular value decomposition
 
 
-# The routes: functions of a problem that give one gradient by its name. "chain" is what reaches h_1 from h_T
-# alone; "dh" is the total ∂L/∂h_t, through every output, [T, n]; then the parameters'. They share nothing.
+# The routes: functions of a problem that return every gradient by its name: the parameters'; "chain", what
+# reaches h_1 from h_T alone; "dh", the total ∂L/∂h_t, through every output, [T, n]. They share nothing.
 
 
-def by_formula(problem: Problem, what: str) -> np.ndarray:
+def by_formula(problem: Problem) -> dict[str, np.ndarray]:
     """By hand: `hw.ops.rnn.bptt`, and products of Jacobians for the chain."""
     with jax.enable_x64(True):
         params, x_ti, dy_to = arrays(problem)
         h_tn, _ = ops.forward(params, x_ti)
-        if what == "chain":
-            direct_n = params.why_on.T @ dy_to[-1]  # ∂L/∂h_T
-            return np.asarray(ops.jacobian(params.whh_nk, h_tn, len(x_ti), 1).T @ direct_n)
+        direct_n = params.why_on.T @ dy_to[-1]  # ∂L/∂h_T
+        chain_n = ops.jacobian(params.whh_nk, h_tn, len(x_ti), 1).T @ direct_n
         grads = ops.bptt(params, x_ti, h_tn, dy_to)
-        found = dict(zip(GRADIENTS, grads.params, strict=True)) | {"dh": grads.dh_tn}
-        return np.asarray(found[what])
+        found = dict(zip(GRADIENTS, grads.params, strict=True)) | {"chain": chain_n, "dh": grads.dh_tn}
+        return jax.device_get(found)
 
 
-def by_autodiff(problem: Problem, what: str) -> np.ndarray:
+def by_autodiff(problem: Problem) -> dict[str, np.ndarray]:
     """By `jax.grad` of a loop written anew; a hidden state's gradient is that of a bump added to it."""
     with jax.enable_x64(True):
         *weights, x, dy = (jnp.asarray(np.array(m, float)) for m in problem)
@@ -56,19 +56,19 @@ def by_autodiff(problem: Problem, what: str) -> np.ndarray:
             return total
 
         bumps = jnp.zeros((len(x), len(problem.bh)))
-        by_weights, by_bumps = jax.grad(loss, argnums=(0, 1))(tuple(weights), bumps, what == "chain")
-        if what == "chain":
-            return np.asarray(by_bumps[0])
-        return np.asarray(by_bumps if what == "dh" else by_weights[GRADIENTS.index(what)])
+        by_weights, by_bumps = jax.grad(loss, argnums=(0, 1))(tuple(weights), bumps, False)
+        chain = jax.grad(loss, argnums=1)(tuple(weights), bumps, True)[0]
+        found = dict(zip(GRADIENTS, by_weights, strict=True)) | {"chain": chain, "dh": by_bumps}
+        return jax.device_get(found)
 
 
-def by_differences(problem: Problem, what: str) -> np.ndarray:
+def by_differences(problem: Problem) -> dict[str, np.ndarray]:
     """By central differences of loops over numbers of 50 digits, element by element."""
     with mpmath.workdps(_DIGITS):
         parts = [np.vectorize(mpmath.mpf, otypes=[object])(np.array(m, float)) for m in problem[:5]]
         parts.append(np.full((len(problem.x), len(problem.bh)), mpmath.mpf(0), object))
 
-        def loss(parts: Sequence[np.ndarray]) -> mpmath.mpf:
+        def loss(parts: Sequence[np.ndarray], last_only: bool) -> mpmath.mpf:
             wxh, whh, why, bh, by, bumps = parts
             h, total = [mpmath.mpf(0)] * len(bh), mpmath.mpf(0)
             for t, (now, wanted) in enumerate(zip(problem.x, problem.dy, strict=True)):
@@ -76,25 +76,30 @@ def by_differences(problem: Problem, what: str) -> np.ndarray:
                     mpmath.tanh(mpmath.fdot(w, now) + mpmath.fdot(u, h) + b) + bump
                     for w, u, b, bump in zip(wxh, whh, bh, bumps[t], strict=True)
                 ]
-                if what != "chain" or t == len(problem.x) - 1:
+                if not last_only or t == len(problem.x) - 1:
                     total += mpmath.fsum(
                         v * (mpmath.fdot(row, h) + b) for v, row, b in zip(wanted, why, by, strict=True)
                     )
             return total
 
-        index = 5 if what in ("chain", "dh") else GRADIENTS.index(what)
-        step, grad = mpmath.mpf(10) ** (-_DIGITS // 3), np.empty(parts[index].shape, object)
-        for place in np.ndindex(grad.shape):
-            ends = []
-            for sign in (1, -1):
-                moved = parts[index].copy()
-                moved[place] += sign * step
-                ends.append(loss([*parts[:index], moved, *parts[index + 1 :]]))
-            grad[place] = (ends[0] - ends[1]) / (2 * step)
-        return grad[0] if what == "chain" else grad
+        step = mpmath.mpf(10) ** (-_DIGITS // 3)
+
+        def gradient(index: int, last_only: bool = False) -> np.ndarray:
+            grad = np.empty(parts[index].shape, object)
+            for place in np.ndindex(grad.shape):
+                ends = []
+                for sign in (1, -1):
+                    moved = parts[index].copy()
+                    moved[place] += sign * step
+                    ends.append(loss([*parts[:index], moved, *parts[index + 1 :]], last_only))
+                grad[place] = (ends[0] - ends[1]) / (2 * step)
+            return grad
+
+        found = {what: gradient(index) for index, what in enumerate((*GRADIENTS, "dh"))}
+        return found | {"chain": gradient(5, last_only=True)[0]}
 
 
-ROUTES: dict[str, Callable[[Problem, str], np.ndarray]] = {
+ROUTES: dict[str, Callable[[Problem], Mapping[str, np.ndarray]]] = {
     "by hand": by_formula,
     "autodiff": by_autodiff,
     "differences in 50 digits": by_differences,
@@ -106,7 +111,7 @@ ROUTES: dict[str, Callable[[Problem, str], np.ndarray]] = {
 
 def growth_by_product() -> list[float]:
     """By multiplying, and the singular values of each product."""
-    power, norms = np.eye(2), []
+    power, norms = np.eye(2), list[float]()
     for _ in range(_POWERS):
         power = np.array(NON_NORMAL) @ power
         norms.append(np.linalg.svd(power, compute_uv=False)[0])
@@ -180,7 +185,7 @@ def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
     }
     return (
         *claims_of(4, titles, ROUTES, problem, tolerance=1e-8),
-        Claim("4.growth", f"largest ‖W^k‖ of W = {_written(NON_NORMAL)}, and its k", growth, 1e-9),
+        Claim("4.growth", f"largest ‖W^k‖ of W = {notation.matrix(NON_NORMAL)}, and its k", growth, 1e-9),
         Claim("4.saturation", f"slope at rest of a unit with weight {SATURATING}", slope, 1e-9),
     )
 
@@ -203,50 +208,32 @@ _QUESTION = (
 _WHY = "A product of many matrices that each shrink goes to zero as fast as a power does."
 
 
-def _written(matrix: Sequence[Sequence[float]]) -> str:
-    return notation.matrix(matrix)[0]
-
-
-def chain_lines(steps: int) -> list[notation.Line]:
+def chain_lines(steps: int) -> list[Line]:
     """∂L/∂h_1 from ∂L/∂h_T, factor by factor."""
-    factors = [f"diag(1 − h{subscript(t)}²) W_hh" for t in range(steps, 1, -1)]
-    tex = [rf"\operatorname{{diag}}(1 - h_{{{t}}}^2) W_{{hh}}" for t in range(steps, 1, -1)]
-    between = [f"(∂h{subscript(t)}/∂h{subscript(t - 1)})" for t in range(steps, 1, -1)]
-    between_tex = [rf"\frac{{\partial h_{{{t}}}}}{{\partial h_{{{t - 1}}}}}" for t in range(steps, 1, -1)]
-    last = subscript(steps)
-    transposed = " ".join(f"W_hhᵀ diag(1 − h{subscript(t)}²)" for t in range(2, steps + 1))
-    transposed_tex = " ".join(
-        rf"W_{{hh}}^\top \operatorname{{diag}}(1 - h_{{{t}}}^2)" for t in range(2, steps + 1)
-    )
+    factors = [rf"\operatorname{{diag}}(1 - h_{{{t}}}^2) W_{{hh}}" for t in range(steps, 1, -1)]
+    between = [rf"\frac{{\partial h_{{{t}}}}}{{\partial h_{{{t - 1}}}}}" for t in range(steps, 1, -1)]
+    transposed = [rf"W_{{hh}}^\top \operatorname{{diag}}(1 - h_{{{t}}}^2)" for t in range(2, steps + 1)]
+    last = rf"\frac{{\partial L}}{{\partial h_{{{steps}}}}}"
     return [
-        (
-            f"∂L/∂h₁ = ∂L/∂h{last} {' '.join(between)}    (gradients as rows)",
-            rf"\frac{{\partial L}}{{\partial h_1}} = \frac{{\partial L}}{{\partial h_{{{steps}}}}} "
-            + " ".join(between_tex),
+        Line(
+            rf"\frac{{\partial L}}{{\partial h_1}} = {last} {' '.join(between)}",
+            note="    (gradients as rows)",
         ),
-        (
-            f"∂h{last}/∂h₁ = {' '.join(factors) or 'I'}",
-            rf"\frac{{\partial h_{{{steps}}}}}{{\partial h_1}} = {' '.join(tex) or 'I'}",
-        ),
-        (
-            f"as columns: {transposed or 'I'} ∂L/∂h{last}",
-            rf"\text{{as columns: }} {transposed_tex or 'I'} \, "
-            rf"\frac{{\partial L}}{{\partial h_{{{steps}}}}}",
-        ),
+        Line(rf"\frac{{\partial h_{{{steps}}}}}{{\partial h_1}} = {' '.join(factors) or 'I'}"),
+        Line(rf"\text{{as columns: }} {' '.join(transposed) or 'I'} \, {last}"),
     ]
 
 
-def _total_lines(steps: int) -> list[notation.Line]:
+def _total_lines(steps: int) -> list[Line]:
     lines = [
-        (
-            f"∂L/∂h{subscript(steps)} = W_hyᵀ ∂L/∂y{subscript(steps)}",
+        Line(
             rf"\frac{{\partial L}}{{\partial h_{{{steps}}}}} = "
-            rf"W_{{hy}}^\top \frac{{\partial L}}{{\partial y_{{{steps}}}}}",
+            rf"W_{{hy}}^\top \frac{{\partial L}}{{\partial y_{{{steps}}}}}"
         ),
-        (
-            f"∂L/∂h_t = W_hyᵀ ∂L/∂y_t + W_hhᵀ diag(1 − h_(t+1)²) ∂L/∂h_(t+1),  t = {steps - 1} … 1",
+        Line(
             r"\frac{\partial L}{\partial h_t} = W_{hy}^\top \frac{\partial L}{\partial y_t} + "
             r"W_{hh}^\top \operatorname{diag}(1 - h_{t+1}^2) \frac{\partial L}{\partial h_{t+1}}",
+            note=f",  t = {steps - 1} … 1",
         ),
     ]
     return lines[:steps]  # with one step there is no earlier one
@@ -284,7 +271,7 @@ def _norm(matrix: np.ndarray) -> float:
 
 
 def _numbers(problem: Problem) -> Step:
-    found, last, rows = worked(problem), len(problem.x), []
+    found, last, rows = worked(problem), len(problem.x), list[tuple[Cell, ...]]()
     whh_nk = np.array(problem.whh, float)
     direct_n = np.array(problem.why, float).T @ np.array(problem.dy[-1], float)
     sigma = _norm(whh_nk)
@@ -326,7 +313,7 @@ def _vanishing_steps() -> list[Step]:
         ),
         Step(
             "A warning: spectral radius below 1 can still grow",
-            f"W = {_written(NON_NORMAL)} has spectral radius {NON_NORMAL[0][0]} and "
+            f"W = {notation.matrix(NON_NORMAL)} has spectral radius {NON_NORMAL[0][0]} and "
             f"σ_max = {notation.text(sigma)}. Its "
             f"powers vanish in the end, but first grow to ‖W^{int(power)}‖ = {notation.text(norm)}: it "
             "is not normal, and the radius only tells of the limit.",
@@ -363,7 +350,7 @@ def expressions(steps: int) -> Answer:
         number=4,
         title="Backpropagation through time",
         question=_QUESTION,
-        answer=chain_lines(steps)[0][0],
+        answer=written(chain_lines(steps)[0]),
         steps=(*symbolic(steps), *_vanishing_steps()),
         why=_WHY,
     )
@@ -376,7 +363,7 @@ def answer(problem: Problem = SHEET) -> Answer:
         number=4,
         title="Backpropagation through time",
         question=_QUESTION,
-        answer=chain_lines(steps)[0][0],
+        answer=written(chain_lines(steps)[0]),
         steps=(*symbolic(steps), _numbers(problem), *_vanishing_steps()),
         why=_WHY,
         claims=claims(problem),

@@ -7,7 +7,7 @@ A result is a `Claim`: a value with at least three routes that compute it and sh
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any, SupportsFloat, TypeVar
 
 import numpy as np
@@ -29,14 +29,12 @@ class Claim:
       routes: a name and a function without arguments for each way to compute it: a number, or an array
         of numbers of any kind (int, float, mpmath, sympy). The first is the one whose value is shown.
       tolerance: of the largest difference, relative to the largest number of its row; 0 for integers.
-      exact: the exact form where there is one, as LaTeX.
     """
 
     id: str
     title: str
     routes: Mapping[str, Callable[[], Any]]
     tolerance: float = 0.0
-    exact: str = ""
 
     def __post_init__(self) -> None:
         if len(self.routes) < 3:
@@ -47,16 +45,26 @@ class Claim:
 def claims_of(
     question: int,
     titles: Mapping[str, str],
-    routes: Mapping[str, Callable[[Case, str], Any]],
+    routes: Mapping[str, Callable[[Case], Mapping[str, Any]]],
     case: Case,
     tolerance: float = 0.0,
 ) -> tuple[Claim, ...]:
-    """A claim for each result in `titles`, by routes that are functions of (case, the result's name)."""
+    """A claim for each result in `titles`.
+
+    A route is a function of the case that returns every result by its name. It runs when the first of these
+    claims is checked, and once for all of them; if it raises, it fails each of them.
+    """
+    # These claims alone keep what a route returned: new claims compute it anew.
+    computed = {name: cache(partial(route, case)) for name, route in routes.items()}
+
+    def result(compute: Callable[[], Mapping[str, Any]], what: str) -> Any:
+        return compute()[what]
+
     return tuple(
         Claim(
             id=f"{question}.{what}",
             title=title,
-            routes={name: partial(route, case, what) for name, route in routes.items()},
+            routes={name: partial(result, compute, what) for name, compute in computed.items()},
             tolerance=tolerance,
         )
         for what, title in titles.items()
@@ -125,7 +133,8 @@ def row_error(a: Any, b: Any) -> float:
 
 def check(claim: Claim) -> Verdict:
     """Computes a claim by every route and says which routes disagree with the largest group that agrees."""
-    raw, failures = {}, {}
+    raw: dict[str, Any] = {}
+    failures: dict[str, str] = {}
     for name, route in claim.routes.items():
         try:
             raw[name] = route()
@@ -138,9 +147,9 @@ def check(claim: Claim) -> Verdict:
     def agreeing(name: str) -> list[str]:
         return [other for other in raw if other == name or errors[name, other] <= claim.tolerance]
 
-    group = max((agreeing(name) for name in raw), key=len, default=[])
+    group = max((agreeing(name) for name in raw), key=len, default=list[str]())
     if len(group) < 2:
-        group = []
+        group.clear()
     return Verdict(
         claim=claim,
         values={name: to_float(raw[name]) if name in raw else None for name in claim.routes},
@@ -177,7 +186,7 @@ class Step:
     Attributes:
       title: what is done.
       text: why, in a sentence or a few.
-      lines: the working, each as in `notation.Line`.
+      lines: the working.
       table: numbers that belong to it.
       code: the function that computes it.
     """

@@ -1,24 +1,18 @@
 """Question 1: shapes, parameters and arithmetic of a CNN, for the sheet's network or any other."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from itertools import count
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
-from flax import linen as nn
-from jax.extend.core import jaxprs_in_params
+from collections.abc import Sequence
+from typing import Any
 
 from hw.answers import notation
 from hw.answers.claims import Answer, Claim, Step, Table, claims_of
+from hw.answers.cnn_routes import FIELD_ROUTES, ROUTES, Problem, Shape
+from hw.answers.notation import Line
 from hw.ops.conv_arithmetic import (
     Conv,
     Dense,
-    Flatten,
     Layer,
     LayerReport,
-    Padding,
     Pair,
     Pool,
     span,
@@ -26,242 +20,16 @@ from hw.ops.conv_arithmetic import (
 )
 from hw.ops.layer_language import parse_layers
 
-Shape = tuple[int, ...]
-# What a route returns: a number a layer, or a list of numbers a layer.
-Counts = list[int] | list[list[int]]
-
-
-class Problem(NamedTuple):
-    """A picture (height, width, channels) and the layers it goes through, as `parse_layers` gives them."""
-
-    picture: Shape
-    layers: tuple[tuple[str, Layer], ...]
-
-
 SHEET = Problem(
     (128, 128, 3),
     tuple(parse_layers("conv16k5same pool2 conv32k3valid pool2 flatten dense100")),
 )
-
-
-# The routes: functions of a problem that give "shapes", "params", "macs" or "fields", a list with an entry
-# a layer. They share nothing.
-
-
-def by_formula(problem: Problem, what: str) -> Counts:
-    """By the closed forms of `hw.ops.conv_arithmetic`."""
-    reports = trace(*problem).reports
-    if what == "shapes":
-        return _ragged([report.output for report in reports])
-    if what == "fields":
-        return [list(r.receptive_field) for r in reports if r.receptive_field]
-    return [getattr(report, what) for report in reports]
-
-
-def _ragged(shapes: Sequence[Shape]) -> list[int]:
-    """Shapes one after another, each with its number of axes before it, so that they compare as one row."""
-    return [number for shape in shapes for number in (len(shape), *shape)]
-
-
-def by_windows(problem: Problem, what: str) -> Counts:
-    """By counting: every window of every axis is laid out and looked at."""
-    (*sizes, channels), flat = problem.picture, 0
-    shapes, params, macs, chains = [], [], [], []
-    for _, layer in problem.layers:
-        new_params = new_macs = 0
-        if isinstance(layer, Conv | Pool):
-            axes = []
-            for axis in (0, 1):
-                n, kernel = sizes[axis], layer.kernel[axis]
-                stride = (layer.stride or layer.kernel)[axis]
-                step = layer.dilation[axis] if isinstance(layer, Conv) else 1
-                reach = [tap * step for tap in range(kernel)]
-                if layer.padding == "same":
-                    # One window for each stride-th pixel; what hangs over is shared, the odd one at the end.
-                    starts = list(range(0, n, stride))
-                    over = max(starts[-1] + reach[-1] + 1 - n, 0)
-                    starts = [place - over // 2 for place in starts]
-                else:
-                    pad = 0 if layer.padding == "valid" else layer.padding[axis]
-                    starts = []
-                    for place in count(-pad, stride):
-                        over = place + reach[-1] - (n - 1 + pad)
-                        # With ceil a window may hang over by less than a stride, if it starts before the end.
-                        hangs = isinstance(layer, Pool) and layer.ceil and over < stride and place < n
-                        if over > 0 and not hangs:
-                            break
-                        starts.append(place)
-                axes.append([[start + offset for offset in reach] for start in starts])
-            chains.append(axes)
-            sizes = [len(windows) for windows in axes]
-            if isinstance(layer, Conv):
-                group = channels // layer.groups
-                for _ in range(layer.channels):  # each filter has a weight a tap and channel it sees
-                    taps = sum(group for _ in axes[0][0] for _ in axes[1][0])
-                    new_params += taps + (1 if layer.bias else 0)
-                    new_macs += taps * sum(1 for _ in axes[0] for _ in axes[1])
-                channels = layer.channels
-            shapes.append((*sizes, channels))
-        elif isinstance(layer, Flatten):
-            flat = sum(channels for _ in range(sizes[0]) for _ in range(sizes[1]))
-            shapes.append((flat,))
-        else:
-            for _ in range(layer.units):
-                new_params += flat + (1 if layer.bias else 0)
-                new_macs += flat
-            flat = layer.units
-            shapes.append((flat,))
-        params.append(new_params)
-        macs.append(new_macs)
-    if what == "shapes":
-        return [number for shape in shapes for number in (len(shape), *shape)]
-    if what == "fields":
-        return [_seen(chains[: depth + 1]) for depth in range(len(chains))]
-    return {"params": params, "macs": macs}[what]
-
-
-def _seen(chain: Sequence[Sequence[Sequence[Sequence[int]]]]) -> list[int]:
-    """How far apart the outermost pixels lie that one output sees, followed back window by window."""
-    extents = []
-    for axis in (0, 1):
-        # An output in the middle. Places outside a layer's output (padding) are followed by its own stride.
-        low = high = len(chain[-1][axis]) // 2
-        for layer in reversed(chain):
-            windows = layer[axis]
-            stride = windows[1][0] - windows[0][0] if len(windows) > 1 else 1
-            low, high = (
-                windows[0][0] + stride * low,
-                windows[0][-1] + stride * high,
-            )
-        extents.append(high - low + 1)
-    return extents
-
-
-class _Flax(nn.Module):
-    """The real thing: the layers as linen builds them; returns every layer's output."""
-
-    layers: tuple[Layer, ...]
-    sums: bool = False  # sums for maxima, so that every pixel of a window matters
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> list[jax.Array]:
-        outputs = []
-        for layer in self.layers:
-            match layer:
-                case Conv():
-                    x = nn.Conv(
-                        layer.channels,
-                        layer.kernel,
-                        layer.stride,
-                        self._padding(layer.padding),
-                        kernel_dilation=layer.dilation,
-                        feature_group_count=layer.groups,
-                        use_bias=layer.bias,
-                    )(x)
-                case Pool():
-                    x = self._pool(layer, x)
-                case Dense():
-                    x = nn.Dense(layer.units, use_bias=layer.bias)(x)
-                case _:
-                    x = x.reshape(len(x), -1)
-            outputs.append(x)
-        return outputs
-
-    @staticmethod
-    def _padding(padding: Padding) -> str | list[Pair]:
-        return padding.upper() if isinstance(padding, str) else [(p, p) for p in padding]
-
-    def _pool(self, layer: Pool, x: jax.Array) -> jax.Array:
-        average = self.sums or layer.kind == "average"
-        stride = layer.stride or layer.kernel
-
-        def pool(x: jax.Array, padding: str | list[Pair]) -> jax.Array:
-            # linen divides by the number of pixels, an integer, which strict promotion refuses.
-            with jax.numpy_dtype_promotion("standard"):
-                return (nn.avg_pool if average else nn.max_pool)(x, layer.kernel, stride, padding)
-
-        if not layer.ceil or layer.padding == "same":
-            return pool(x, self._padding(layer.padding))
-        # linen has no ceil: we pad for one more window at the end, and drop the windows that start there.
-        before = (0, 0) if layer.padding == "valid" else layer.padding
-        y = pool(x, [(p, p + s - 1) for p, s in zip(before, stride, strict=True)])
-        height, width = (
-            sum(place * s < n + p for place in range(size))
-            for size, s, n, p in zip(y.shape[1:3], stride, x.shape[1:3], before, strict=True)
-        )
-        return y[:, :height, :width]
-
-
-def by_flax(problem: Problem, what: str) -> Counts:
-    """By building the network in flax: its traced shapes, its parameters, its program, its gradient."""
-    module = _Flax(tuple(layer for _, layer in problem.layers))
-    x = jax.ShapeDtypeStruct((1, *problem.picture), jnp.float32)
-    outputs, variables = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x), x)
-    if what == "shapes":
-        return [number for y in outputs for number in (y.ndim - 1, *y.shape[1:])]
-    if what == "fields":
-        return _touched(problem)
-    if what == "macs":
-        program = jax.make_jaxpr(module.apply)(variables, x)
-        found = iter(_products(program.jaxpr))
-        return [next(found) if isinstance(layer, Conv | Dense) else 0 for _, layer in problem.layers]
-    numbers = {"Conv": count(), "Dense": count()}
-    params = []
-    for _, layer in problem.layers:
-        kind = type(layer).__name__
-        name = f"{kind}_{next(numbers[kind])}" if kind in numbers else None
-        leaves = jax.tree.leaves(variables.get("params", {}).get(name, {}))
-        params.append(sum(leaf.size for leaf in leaves))
-    return params
-
-
-def _products(jaxpr: Any) -> list[int]:
-    """Multiply-adds of each convolution and matrix product of a program, in order."""
-    found = []
-    for equation in jaxpr.eqns:
-        out = math.prod(equation.outvars[0].aval.shape)
-        if equation.primitive.name == "conv_general_dilated":
-            found.append(out * math.prod(equation.invars[1].aval.shape[:3]))
-        elif equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            found.append(out * math.prod(equation.invars[0].aval.shape[i] for i in contracted))
-        for inner in jaxprs_in_params(equation.params):
-            found += _products(inner)
-    return found
-
-
-def _touched(problem: Problem) -> list[list[int]]:
-    """How far the gradient of one output of each layer reaches, with ones for weights, sums for maxima."""
-    layers = [layer for _, layer in problem.layers if isinstance(layer, Conv | Pool)]
-    module = _Flax(tuple(layers), sums=True)
-    outputs_of = nn.apply(_Flax.__call__, module)
-    x = jnp.ones((1, *problem.picture))
-    variables = jax.eval_shape(module.init, jax.random.key(0), x)
-    ones = jax.tree.map(lambda v: jnp.ones(v.shape, v.dtype), variables)
-    fields = []
-    for depth in range(len(layers)):
-
-        def middle(x: jax.Array, ones: Mapping[str, Any], one: float, depth: int = depth) -> jax.Array:
-            y = outputs_of(ones, x)[depth][0]
-            return one * y[y.shape[0] // 2, y.shape[1] // 2].sum()
-
-        # Weights and factor as arguments: constants XLA would fold, for seconds.
-        gradient = jax.jit(jax.grad(middle))(x, ones, 1.0)[0].sum(-1)
-        fields.append([int(jnp.ptp(jnp.nonzero(gradient.sum(axis))[0])) + 1 for axis in (1, 0)])
-    return fields
-
-
-ROUTES: dict[str, Callable[[Problem, str], Counts]] = {
-    "closed form": by_formula,
-    "windows counted": by_windows,
-    "flax": by_flax,
-}
 _TITLES = {
     "shapes": "output of every layer, each shape after its number of axes",
     "params": "trainable parameters of every layer",
     "macs": "multiply-accumulates of every layer",
-    "fields": "receptive field of every layer, height and width",
 }
+_FIELD_TITLES = {"fields": "receptive field of every layer, height and width"}
 
 
 def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
@@ -273,7 +41,7 @@ def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
     fields = [r.receptive_field for r in reports if r.receptive_field]
     clipped = any(f >= n // 2 for field in fields for f, n in zip(field, problem.picture, strict=False))
     found = claims_of(1, _TITLES, ROUTES, problem)
-    return found if fields and not clipped else tuple(c for c in found if c.id != "1.fields")
+    return (*found, *claims_of(1, _FIELD_TITLES, FIELD_ROUTES, problem)) if fields and not clipped else found
 
 
 # The working.
@@ -298,26 +66,26 @@ HEADER = (
 )
 
 
-def _size_line(n: int, out: int, layer: Conv | Pool, axis: int, padding: Pair, unseen: int) -> notation.Line:
+def _size_line(n: int, out: int, layer: Conv | Pool, axis: int, padding: Pair, unseen: int) -> Line:
     """⌊(lo + n + hi − span)/s⌋ + 1 = out, the numbers put in; for `ceil` the bound that holds."""
     lo, hi = padding
     stride = (layer.stride or layer.kernel)[axis]
     wide = span(layer.kernel[axis], layer.dilation[axis] if isinstance(layer, Conv) else 1)
-    left, right = ("⌈", "⌉") if isinstance(layer, Pool) and layer.ceil else ("⌊", "⌋")
-    tex = (r"\lceil", r"\rceil") if left == "⌈" else (r"\lfloor", r"\rfloor")
+    ceil = isinstance(layer, Pool) and layer.ceil
+    left, right = (r"\lceil", r"\rceil") if ceil else (r"\lfloor", r"\rfloor")
     name = ("height", "width")[axis]
     pads = f"{lo} + {n} + {hi}" if lo or hi else f"{n}"
     note = f"; {unseen} pixel{'s' * (unseen > 1)} at the end seen by no window" if unseen else ""
-    if left == "⌈" and out * stride < lo + n + hi - wide + stride:
+    if ceil and out * stride < lo + n + hi - wide + stride:
         # The last window would start past the end (`output_size`): the other bound is the smaller.
         reach = f"{lo} + {n}" if lo else f"{n}"
-        return (
-            f"{name}: ⌈({reach})/{stride}⌉ = {out}: no window starts past the end{note}",
-            rf"\text{{{name}: }} \left\lceil \frac{{{reach}}}{{{stride}}} \right\rceil = {out}",
+        return Line(
+            rf"\text{{{name}: }} \left{left} \frac{{{reach}}}{{{stride}}} \right{right} = {out}",
+            note=f": no window starts past the end{note}",
         )
-    return (
-        f"{name}: {left}({pads} − {wide})/{stride}{right} + 1 = {out}{note}",
-        rf"\text{{{name}: }} \left{tex[0]} \frac{{{pads} - {wide}}}{{{stride}}} \right{tex[1]} + 1 = {out}",
+    return Line(
+        rf"\text{{{name}: }} \left{left} \frac{{{pads} - {wide}}}{{{stride}}} \right{right} + 1 = {out}",
+        note=note,
     )
 
 
@@ -333,37 +101,26 @@ def _step(number: int, word: str, layer: Layer, before: Shape, report: LayerRepo
         height, width = layer.kernel
         group, bias = before[2] // layer.groups, f" + {layer.channels}" if layer.bias else ""
         lines += [
-            (
-                f"channels: {layer.channels}, one a filter",
-                rf"\text{{channels: }} {layer.channels}",
-            ),
-            (
-                f"parameters: {height}·{width}·{group}·{layer.channels}{bias} = {report.params}",
+            Line(rf"\text{{channels: }} {layer.channels}", note=", one a filter"),
+            Line(
                 rf"\text{{parameters: }} {height} \cdot {width} \cdot {group} \cdot {layer.channels}{bias} = "
                 rf"{report.params}",
             ),
-            (
-                f"multiply-accumulates: {report.output[0]}·{report.output[1]} places × "
-                f"{height}·{width}·{group} × {layer.channels} filters = {report.macs}",
+            Line(
                 rf"\text{{multiply-accumulates: }} {report.output[0]} \cdot {report.output[1]} "
                 rf"\cdot {height} \cdot {width} \cdot {group} \cdot {layer.channels} = {report.macs}",
+                note=", places · weights of a filter · filters",
             ),
         ]
     elif isinstance(layer, Pool):
-        lines.append((f"channels: {before[2]}, each pooled alone; no parameters", r"\text{no parameters}"))
+        lines.append(Line(r"\text{no parameters}", label=f"channels: {before[2]}, each pooled alone; "))
     elif isinstance(layer, Dense):
         bias = f" + {layer.units}" if layer.bias else ""
-        lines.append(
-            (
-                f"parameters: {before[0]}·{layer.units}{bias} = {report.params}",
-                rf"\text{{parameters: }} {before[0]} \cdot {layer.units}{bias} = {report.params}",
-            )
-        )
+        product = rf"{before[0]} \cdot {layer.units}{bias}"
+        lines.append(Line(rf"\text{{parameters: }} {product} = {report.params}"))
     else:
-        plain, tex = (joiner.join(map(str, before)) for joiner in ("·", r" \cdot "))
-        lines.append(
-            (f"elements: {plain} = {report.output[0]}", rf"\text{{elements: }} {tex} = {report.output[0]}")
-        )
+        product = r" \cdot ".join(map(str, before))
+        lines.append(Line(rf"\text{{elements: }} {product} = {report.output[0]}"))
     title = SENTENCES["layer_title"].format(number=number, word=word, shape=notation.times(report.output))
     return Step(title, lines=lines, code=type(layer).report)
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from hw import models
 from hw.answers import notation
 from hw.answers.claims import Answer, Claim, Step, Table
+from hw.answers.notation import Line
 from hw.answers.runs import Run, curves, over_seeds, provenance, shapes
 from hw.ops import gru
 
@@ -131,16 +132,10 @@ def answer(runs: Sequence[Run]) -> Answer:
                 "There are two: here, as in cuDNN and flax, the reset gate acts after the product with U_n; "
                 "in the first paper (Cho et al. 2014) before it, n = tanh(W_n x + U_n (r ∘ h)).",
                 [
-                    ("r_t = σ(W_r x_t + U_r h_{t-1} + b_r)", r"r_t = \sigma(W_r x_t + U_r h_{t-1} + b_r)"),
-                    ("z_t = σ(W_z x_t + U_z h_{t-1} + b_z)", r"z_t = \sigma(W_z x_t + U_z h_{t-1} + b_z)"),
-                    (
-                        "n_t = tanh(W_n x_t + b_n + r_t ∘ (U_n h_{t-1} + c))",
-                        r"n_t = \tanh(W_n x_t + b_n + r_t \circ (U_n h_{t-1} + c))",
-                    ),
-                    (
-                        "h_t = (1 − z_t) ∘ n_t + z_t ∘ h_{t-1}",
-                        r"h_t = (1 - z_t) \circ n_t + z_t \circ h_{t-1}",
-                    ),
+                    Line(r"r_t = \sigma(W_r x_t + U_r h_{t-1} + b_r)"),
+                    Line(r"z_t = \sigma(W_z x_t + U_z h_{t-1} + b_z)"),
+                    Line(r"n_t = \tanh(W_n x_t + b_n + r_t \circ (U_n h_{t-1} + c))"),
+                    Line(r"h_t = (1 - z_t) \circ n_t + z_t \circ h_{t-1}"),
                 ],
                 code=gru.step,
             ),

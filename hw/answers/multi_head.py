@@ -1,16 +1,17 @@
 """Question 7: multi-head attention: every matrix's dimensions, one head in full, and what W^O is for."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from hw.answers import notation
 from hw.answers.claims import Answer, Claim, Step, Table, claims_of
+from hw.answers.notation import Line
 from hw.cli import UserError
 from hw.ops import attention as ops
 
@@ -27,10 +28,6 @@ class Problem(NamedTuple):
     heads: int
     d_k: int
     d_v: int
-
-
-# What a route returns: the output, the numbers of parameters, or the shapes.
-Result = np.ndarray | list[int] | list[list[int]]
 
 
 def problem(
@@ -60,40 +57,45 @@ def problem(
 SHEET = problem(seq=4, d_model=8, heads=2)
 
 
-# The routes: functions of a problem that give "shapes" (the ledger's pairs, in its order), "params" (without
-# and with biases), or "output" (of weights and inputs drawn from a seed). They share nothing.
+# The routes of `ROUTES` are functions of sizes that return "shapes" (the ledger's pairs, in its order) and
+# "params" (without and with biases). Those of `OUTPUT_ROUTES` are functions of an example, inputs and weights
+# as in `_example_shapes`, that return its "output". They share nothing.
 
 
-def by_ledger(sizes: Problem, what: str) -> Result:
-    """By the ledger of `hw.ops.attention`; the output by its fused products."""
+def by_ledger(sizes: Problem) -> dict[str, Any]:
+    """By the ledger of `hw.ops.attention`."""
     each = sizes._asdict()
-    if what == "shapes":
-        return [list(shape) for shape in ops.multi_head_shapes(**each).values()]
-    if what == "params":
-        counts = {name: each[name] for name in ("heads", "d_model", "d_k", "d_v")}
-        return list(ops.multi_head_params(**counts).values())
+    counts = {name: each[name] for name in ("heads", "d_model", "d_k", "d_v")}
+    return {
+        "shapes": [list(shape) for shape in ops.multi_head_shapes(**each).values()],
+        "params": list(ops.multi_head_params(**counts).values()),
+    }
+
+
+def output_by_ops(example: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """By the fused products of `hw.ops.attention`."""
     with jax.enable_x64(True):
-        x, memory, *weights = _example(sizes)
-        params = ops.MultiHeadParams(*map(jnp.asarray, weights))
-        return np.asarray(ops.multi_head_attention(params, jnp.asarray(x), jnp.asarray(memory)))
+        x, memory, *weights = map(jnp.asarray, example)
+        return {"output": np.asarray(ops.multi_head_attention(ops.MultiHeadParams(*weights), x, memory))}
 
 
-def _example(sizes: Problem) -> list[np.ndarray]:
-    """Inputs and weights [m, h, d], [m, h, d], [m, h, e], [h, e, m] from a seed: data, not a computation."""
-    r = np.random.default_rng(0)
+def by_loop(sizes: Problem) -> dict[str, Any]:
+    """By running one head after the other in numpy on zeros, and looking at what comes out."""
+    return output_by_loop([np.zeros(shape) for shape in _example_shapes(sizes)])
+
+
+def _example_shapes(sizes: Problem) -> tuple[tuple[int, ...], ...]:
+    """Of queries' and keys' inputs, W_Q, W_K, W_V and W_O, the heads on an axis of their own."""
     n_q, n_k, m, h, d, e = sizes
-    shapes = ((n_q, m), (n_k, m), (m, h, d), (m, h, d), (m, h, e), (h, e, m))
-    return [r.normal(size=shape) for shape in shapes]
+    return (n_q, m), (n_k, m), (m, h, d), (m, h, d), (m, h, e), (h, e, m)
 
 
-def by_loop(sizes: Problem, what: str, example: Sequence[np.ndarray] = ()) -> Result:
-    """By one head after the other in numpy, and looking at what comes out. The output needs the example."""
-    n_q, n_k, m, h, d, e = sizes
-    if not example:
-        example = [np.zeros(s) for s in ((n_q, m), (n_k, m), (m, h, d), (m, h, d), (m, h, e), (h, e, m))]
+def output_by_loop(example: Sequence[np.ndarray]) -> dict[str, Any]:
+    """By one head after the other in numpy; with the shapes seen and the parameters counted on the way."""
     x, memory, w_q, w_k, w_v, w_o = example
+    (m, h, d), e = w_q.shape, w_v.shape[2]
     w_o = w_o.reshape(-1, m)
-    seen, heads = [], []
+    seen, heads = list[np.ndarray](), list[np.ndarray]()
     for i in range(h):
         q, k, v = x @ w_q[:, i], memory @ w_k[:, i], memory @ w_v[:, i]
         z = q @ k.T / np.sqrt(q.shape[1])
@@ -102,60 +104,75 @@ def by_loop(sizes: Problem, what: str, example: Sequence[np.ndarray] = ()) -> Re
         seen = [w_q[:, i], w_k[:, i], w_v[:, i], q, k, v, z, heads[-1]]
     concat = np.concatenate(heads, axis=1)
     output = concat @ w_o
-    if what == "shapes":
-        return [list(array.shape) for array in (*seen, concat, w_o, output)]
-    if what == "params":
-        weights = w_q.size + w_k.size + w_v.size + w_o.size
-        return [weights, weights + h * (2 * d + e) + output.shape[1]]
-    return output
+    weights = w_q.size + w_k.size + w_v.size + w_o.size
+    return {
+        "shapes": [list(array.shape) for array in (*seen, concat, w_o, output)],
+        "params": [weights, weights + h * (2 * d + e) + output.shape[1]],
+        "output": output,
+    }
 
 
-def by_flax(sizes: Problem, what: str, example: Sequence[np.ndarray] = ()) -> Result:
-    """By flax's own layers: three projections, its attention, one back. The output needs the example."""
+class _Flax(nn.Module):
+    """Flax's own layers: three projections, its attention, one back; returns everything on the way."""
+
+    heads: int
+    d_k: int
+    d_v: int
+    bias: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, memory: jax.Array) -> tuple[jax.Array, ...]:
+        project = [
+            nn.DenseGeneral((self.heads, size), use_bias=self.bias, name=name, dtype=self.dtype)
+            for name, size in (("q", self.d_k), ("k", self.d_k), ("v", self.d_v))
+        ]
+        q, k, v = (layer(y) for layer, y in zip(project, (x, memory, memory), strict=True))
+        weights = nn.dot_product_attention_weights(q, k, dtype=self.dtype)
+        head = jnp.einsum("hts,she->the", weights, v)
+        back = nn.DenseGeneral(x.shape[1], axis=(-2, -1), use_bias=self.bias, name="o", dtype=self.dtype)
+        return q[:, 0], k[:, 0], v[:, 0], weights[0], head[:, 0], head.reshape(len(x), -1), back(head)
+
+
+def output_by_flax(example: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """By flax's own layers."""
+    with jax.enable_x64(True):
+        x, memory, *weights = map(jnp.asarray, example)
+        _, heads, d_k = weights[0].shape
+        net = _Flax(heads, d_k, weights[2].shape[2], dtype=jnp.float64)
+        params = {name: {"kernel": w} for name, w in zip("qkvo", weights, strict=True)}
+        return {"output": np.asarray(net.apply({"params": params}, x, memory)[-1])}
+
+
+def by_flax(sizes: Problem) -> dict[str, Any]:
+    """By the traced shapes of flax's own layers, and of their parameters."""
     n_q, n_k, m, h, d, e = sizes
-    dtype = jnp.float64 if what == "output" else jnp.float32
-
-    class Net(nn.Module):
-        bias: bool
-
-        @nn.compact
-        def __call__(self, x: jax.Array, memory: jax.Array) -> tuple[jax.Array, ...]:
-            project = [
-                nn.DenseGeneral((h, size), use_bias=self.bias, name=name, dtype=dtype)
-                for name, size in (("q", d), ("k", d), ("v", e))
-            ]
-            q, k, v = (layer(y) for layer, y in zip(project, (x, memory, memory), strict=True))
-            weights = nn.dot_product_attention_weights(q, k, dtype=dtype)
-            head = jnp.einsum("hts,she->the", weights, v)
-            out = nn.DenseGeneral(m, axis=(-2, -1), use_bias=self.bias, name="o", dtype=dtype)(head)
-            return q[:, 0], k[:, 0], v[:, 0], weights[0], head[:, 0], head.reshape(n_q, -1), out
-
-    if what == "output":
-        x, memory, *weights = example
-        with jax.enable_x64(True):
-            params = {n: {"kernel": jnp.asarray(w)} for n, w in zip("qkvo", weights, strict=True)}
-            arguments = ({"params": params}, jnp.asarray(x), jnp.asarray(memory))
-            return np.asarray(Net(bias=False).apply(*arguments)[-1])
     x, memory = (jax.ShapeDtypeStruct((n, m), jnp.float32) for n in (n_q, n_k))
     found = []
     for bias in (False, True):
         outputs, variables = jax.eval_shape(
-            lambda x, y, bias=bias: Net(bias=bias).init_with_output(jax.random.key(0), x, y), x, memory
+            lambda x, y, bias=bias: _Flax(h, d, e, bias).init_with_output(jax.random.key(0), x, y), x, memory
         )
         found.append((outputs, variables["params"]))
-    if what == "params":
-        return [sum(leaf.size for leaf in jax.tree.leaves(params)) for _, params in found]
     (q, k, v, z, head, concat, out), params = found[0]
     matrices = [(m, params[name]["kernel"].shape[-1]) for name in "qkv"]
     w_o = params["o"]["kernel"].shape
     shapes = [*matrices, q.shape, k.shape, v.shape, z.shape, head.shape, concat.shape]
-    return [list(shape) for shape in (*shapes, (w_o[0] * w_o[1], w_o[2]), out.shape)]
+    return {
+        "shapes": [list(shape) for shape in (*shapes, (w_o[0] * w_o[1], w_o[2]), out.shape)],
+        "params": [sum(leaf.size for leaf in jax.tree.leaves(params)) for _, params in found],
+    }
 
 
-ROUTES: dict[str, Callable[[Problem, str], Result]] = {
+ROUTES: dict[str, Callable[[Problem], Mapping[str, Any]]] = {
     "ledger": by_ledger,
     "loop over heads": by_loop,
     "flax": by_flax,
+}
+OUTPUT_ROUTES: dict[str, Callable[[Sequence[np.ndarray]], Mapping[str, Any]]] = {
+    "ledger": output_by_ops,
+    "loop over heads": output_by_loop,
+    "flax": output_by_flax,
 }
 
 
@@ -168,18 +185,10 @@ def claims(sizes: Problem = SHEET) -> tuple[Claim, ...]:
     counted = claims_of(7, titles, ROUTES, sizes)
     if max(sizes.n_q, sizes.n_k, sizes.heads * (2 * sizes.d_k + sizes.d_v)) * sizes.d_model > _MAX_EXAMPLE:
         return counted
-    example = _example(sizes)
-    numeric = Claim(
-        id="7.output",
-        title="output of an example, fused, head by head, and by flax",
-        routes={
-            "ledger": partial(by_ledger, sizes, "output"),
-            "loop over heads": partial(by_loop, sizes, "output", example),
-            "flax": partial(by_flax, sizes, "output", example),
-        },
-        tolerance=1e-9,
-    )
-    return (*counted, numeric)
+    r = np.random.default_rng(0)
+    example = [r.normal(size=shape) for shape in _example_shapes(sizes)]
+    titles = {"output": "output of an example, fused, head by head, and by flax"}
+    return (*counted, *claims_of(7, titles, OUTPUT_ROUTES, example, tolerance=1e-9))
 
 
 def result(sizes: Problem) -> dict[str, Any]:
@@ -223,21 +232,15 @@ def _formula(name: str, sizes: Problem) -> str:
     return symbols[name]
 
 
-def _head_line(s: Problem) -> notation.Line:
+def _head_line(s: Problem) -> Line:
     def size(a: int, b: int) -> str:
         return rf"_{{{a} \times {b}}}"
 
-    plain = (
-        f"head_i [{s.n_q} × {s.d_v}] = softmax( Q [{s.n_q} × {s.d_model}] W_i^Q [{s.d_model} × {s.d_k}] "
-        f"(K [{s.n_k} × {s.d_model}] W_i^K [{s.d_model} × {s.d_k}])ᵀ / √{s.d_k} ) [{s.n_q} × {s.n_k}] · "
-        f"V [{s.n_k} × {s.d_model}] W_i^V [{s.d_model} × {s.d_v}]"
-    )
-    tex = (
+    return Line(
         rf"\underbrace{{\text{{head}}_i}}{size(s.n_q, s.d_v)} = \underbrace{{\operatorname{{softmax}}\left("
         rf"\frac{{(\overbrace{{Q}}^{{{s.n_q} \times {s.d_model}}} W_i^Q)(K W_i^K)^\top}}{{\sqrt{{{s.d_k}}}}}"
         rf"\right)}}{size(s.n_q, s.n_k)} \underbrace{{V W_i^V}}{size(s.n_k, s.d_v)}"
     )
-    return plain, tex
 
 
 def answer(sizes: Problem = SHEET) -> Answer:
@@ -275,23 +278,22 @@ def answer(sizes: Problem = SHEET) -> Answer:
                     else "Here h·d_v is not d_model, so that W^O brings the dimensions back and mixes the "
                     "heads."
                 ),
-                [(f"O = C W^O: {notation.times(ledger['output'])}", r"O = C W^O")],
+                [Line(r"O = C W^O", note=f": {notation.times(ledger['output'])}")],
             ),
             Step(
                 "Parameters",
                 "The sheet's formula has no biases; many implementations give every projection one. "
                 "Both counts:",
                 [
-                    (
-                        f"without: {h}·{m}·({d} + {d} + {e}) + {h}·{e}·{m} = {params['without_bias']}",
+                    Line(
                         rf"{h} \cdot {m} \cdot ({d} + {d} + {e}) + {h} \cdot {e} \cdot {m} = "
                         rf"{params['without_bias']}",
+                        label="without: ",
                     ),
-                    (
-                        f"with: {params['without_bias']} + {h}·({d} + {d} + {e}) + {m} = "
-                        f"{params['with_bias']}",
+                    Line(
                         rf"{params['without_bias']} + {h} \cdot ({d} + {d} + {e}) + {m} "
                         rf"= {params['with_bias']}",
+                        label="with: ",
                     ),
                 ],
                 code=ops.multi_head_params,

@@ -2,24 +2,31 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
-from typing import SupportsFloat
+from typing import NamedTuple, SupportsFloat
 
 from hw.answers.reading import NotANumber, Unreadable, read_number, shown, split_matrix
 from hw.cli import UserError
 
 Matrix = tuple[tuple[Fraction, ...], ...]
-# One line of working: plain text for a terminal, LaTeX for a page.
-Line = tuple[str, str]
+
+
+class Line(NamedTuple):
+    """One line of working: a formula as LaTeX, and the words that a terminal shows before and after it."""
+
+    tex: str
+    label: str = ""
+    note: str = ""
+
 
 _MAX_ENTRIES = 4096  # of a matrix: the working is to be read
 _MOST_LINES = 128  # of a step's working; the tables are whole
-_MOST_TERMS = 64  # of a sum on one line
+_MOST_TERMS = 16  # of a sum on one line
 _FIRST_TERMS = 8  # of a longer one
 
-_SUBSCRIPTS = str.maketrans("0123456789,", "₀₁₂₃₄₅₆₇₈₉,")
+SUBSCRIPTS = str.maketrans("0123456789,", "₀₁₂₃₄₅₆₇₈₉,")
 
 
 def parse_number(text: str, where: str) -> Fraction:
@@ -60,10 +67,20 @@ def parse_matrix(text: str, name: str) -> Matrix:
     return tuple(rows)
 
 
+def _beside(indices: Sequence[int]) -> str:
+    joiner = "," if any(i > 9 for i in indices) else ""
+    return joiner.join(map(str, indices))
+
+
 def subscript(*indices: int) -> str:
     """Indices as small figures: (3, 1) -> ₃₁; with a comma where one has two digits."""
-    joiner = "," if any(i > 9 for i in indices) else ""
-    return joiner.join(map(str, indices)).translate(_SUBSCRIPTS)
+    return _beside(indices).translate(SUBSCRIPTS)
+
+
+def latex_index(*indices: int) -> str:
+    """The same indices to stand after an underscore in LaTeX: 3 -> 3, (3, 1) -> {31}."""
+    index = _beside(indices)
+    return index if len(index) == 1 else f"{{{index}}}"
 
 
 def _float_or_decimal(value: Fraction) -> float | Decimal:
@@ -118,28 +135,17 @@ def latex(value: SupportsFloat, digits: int = 6) -> str:
     return plain
 
 
-def factor(value: SupportsFloat) -> str:
-    """A number as a factor of a product: in parentheses if it is negative or a fraction."""
-    plain = text(value)
-    return f"({plain})" if plain.startswith("-") or "/" in plain else plain
-
-
-def _latex_factor(value: SupportsFloat) -> str:
-    plain = latex(value)
-    return f"({plain})" if plain.startswith("-") else plain
-
-
-def is_short(numbers: Sized) -> bool:
-    """Whether so many numbers may be written on one line."""
-    return len(numbers) <= _MOST_TERMS
+def latex_factor(value: SupportsFloat) -> str:
+    """A number in LaTeX to stand after a sign: in parentheses if it is negative."""
+    tex = latex(value)
+    return f"({tex})" if tex.startswith("-") else tex
 
 
 def first_lines(lines: Iterator[Line], count: int) -> list[Line]:
     """The first of `count` lines of working; one line says how many are left out."""
     shown = list(itertools.islice(lines, _MOST_LINES))
     if left := count - len(shown):
-        says = f"{left:,} more lines like these are left out"
-        shown.append((f"… {says}", rf"\text{{{says}}}"))
+        shown.append(Line(rf"\dots \text{{ {left:,} more lines like these are left out}}"))
     return shown
 
 
@@ -149,32 +155,30 @@ def or_too_large(value: float) -> float | str:
 
 
 def sum_of_products(
-    name: Line,
+    name: str,
     left: Iterable[SupportsFloat],
     right: Iterable[SupportsFloat],
     total: SupportsFloat,
     digits: int = 6,
 ) -> Line:
     """`name = a·b + c·d = total`, the numbers put in; of a long sum the first terms."""
-    pairs = list(zip(left, right, strict=True))
-    more = ""
-    if not is_short(pairs):
-        more = f" + … ({len(pairs)} terms)"
+    pairs, more = list(zip(left, right, strict=True)), ""
+    if len(pairs) > _MOST_TERMS:
+        more = rf" + \dots \text{{ ({len(pairs)} terms)}}"
         pairs = pairs[:_FIRST_TERMS]
-    plain = " + ".join(f"{factor(a)}·{factor(b)}" for a, b in pairs) + more
-    tex = " + ".join(rf"{_latex_factor(a)} \cdot {_latex_factor(b)}" for a, b in pairs)
-    tex += rf" + \dots \text{{{more.removeprefix(' + …')}}}" if more else ""
-    return (
-        f"{name[0]} = {plain} = {text(total, digits)}",
-        f"{name[1]} = {tex} = {latex(total, digits)}",
-    )
+    terms = " + ".join(rf"{latex_factor(a)} \cdot {latex_factor(b)}" for a, b in pairs)
+    return Line(f"{name} = {terms}{more} = {latex(total, digits)}")
 
 
-def matrix(rows: Sequence[Sequence[SupportsFloat]], digits: int = 6) -> Line:
-    """A matrix on one line of text, and as a LaTeX bmatrix."""
-    plain = "; ".join(" ".join(text(x, digits) for x in row) for row in rows)
-    tex = r" \\ ".join(" & ".join(latex(x, digits) for x in row) for row in rows)
-    return f"[{plain}]", rf"\begin{{bmatrix}} {tex} \end{{bmatrix}}"
+def matrix(rows: Sequence[Sequence[SupportsFloat]]) -> str:
+    """A matrix on one line of text, as one types it: [1 2; 3 4]."""
+    return f"[{'; '.join(' '.join(map(text, row)) for row in rows)}]"
+
+
+def latex_matrix(rows: Sequence[Sequence[SupportsFloat]]) -> str:
+    """The same matrix in LaTeX."""
+    tex = r" \\ ".join(" & ".join(map(latex, row)) for row in rows)
+    return rf"\begin{{bmatrix}} {tex} \end{{bmatrix}}"
 
 
 def times(numbers: Sequence[int]) -> str:

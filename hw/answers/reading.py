@@ -251,7 +251,7 @@ def _float(value: Fraction) -> float:
 
 def split(text: str, separators: str) -> list[str]:
     """Splits at separators that stand outside parentheses."""
-    pieces, depth, start = [], 0, 0
+    pieces, depth, start = list[str](), 0, 0
     for place, character in enumerate(text):
         depth += (character == "(") - (character == ")")
         if depth <= 0 and character in separators:

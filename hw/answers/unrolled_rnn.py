@@ -10,8 +10,9 @@ import mpmath
 import numpy as np
 
 from hw.answers import notation
-from hw.answers.claims import Answer, Claim, Step, Table, claims_of
-from hw.answers.notation import subscript
+from hw.answers.claims import Answer, Cell, Claim, Step, Table, claims_of
+from hw.answers.notation import Line, subscript
+from hw.answers.plaintext import written
 from hw.cli import UserError, shorten
 from hw.files import parse_json
 from hw.ops import rnn as ops
@@ -138,47 +139,46 @@ def arrays(problem: Problem) -> tuple[ops.RNNParams, jax.Array, jax.Array]:
     return ops.RNNParams(*params), x_ti, dy_to
 
 
-# The routes: functions of a problem that give "hidden" [T, n] or "depends" [1, T], ‖∂h_T/∂x_t‖ for every t.
+# The routes: functions of a problem that return "hidden" [T, n] and "depends" [1, T], ‖∂h_T/∂x_t‖ for
+# every t.
 
 
-def by_ops(problem: Problem, what: str) -> np.ndarray:
-    """By `hw.ops.rnn`: the recurrence, and the product of Jacobians."""
+def by_ops(problem: Problem) -> dict[str, np.ndarray]:
+    """By `hw.ops.rnn`: the recurrence, and the product of Jacobians, one factor more a step back."""
     with jax.enable_x64(True):
         params, x_ti, _ = arrays(problem)
         h_tn, _ = ops.forward(params, x_ti)
-        if what == "hidden":
-            return np.asarray(h_tn)
-        last, norms = len(x_ti), []
-        for t in range(1, last + 1):
-            by_input = (1 - h_tn[t - 1] ** 2)[:, None] * params.wxh_ni  # ∂h_t/∂x_t
-            norms.append(jnp.linalg.norm(ops.jacobian(params.whh_nk, h_tn, last, t) @ by_input))
-        return np.array([norms], float)
+        to_end_nk, norms = jnp.eye(len(params.bh_n)), list[jax.Array]()  # ∂h_T/∂h_t, from t = T
+        for h_n, factor_nk in zip(h_tn[::-1], ops.step_jacobians(params.whh_nk, h_tn)[::-1], strict=True):
+            by_input_ni = (1 - h_n**2)[:, None] * params.wxh_ni  # ∂h_t/∂x_t
+            norms.append(jnp.linalg.norm(to_end_nk @ by_input_ni))
+            to_end_nk = to_end_nk @ factor_nk
+        return {"hidden": np.asarray(h_tn), "depends": np.array([norms[::-1]], float)}
 
 
-def by_autodiff(problem: Problem, what: str) -> np.ndarray:
+def by_autodiff(problem: Problem) -> dict[str, np.ndarray]:
     """By a loop written anew, and its `jax.jacobian`."""
     with jax.enable_x64(True):
         wxh, whh, _, bh, _, x, _ = (jnp.asarray(np.array(m, float)) for m in problem)
 
         def hidden(x: jax.Array) -> jax.Array:
-            h, all_h = jnp.zeros(len(bh)), []
+            h, all_h = jnp.zeros(len(bh)), list[jax.Array]()
             for now in x:
                 h = jnp.tanh(wxh @ now + whh @ h + bh)
                 all_h.append(h)
             return jnp.stack(all_h)
 
-        if what == "hidden":
-            return np.asarray(hidden(x))
         jacobian = jax.jacobian(lambda x: hidden(x)[-1])(x)  # [n, T, i]
-        return np.sqrt((np.asarray(jacobian) ** 2).sum((0, 2)))[None]
+        depends = np.sqrt((np.asarray(jacobian) ** 2).sum((0, 2)))[None]
+        return {"hidden": np.asarray(hidden(x)), "depends": depends}
 
 
-def by_digits(problem: Problem, what: str) -> list[list[mpmath.mpf]]:
+def by_digits(problem: Problem) -> dict[str, list[list[mpmath.mpf]]]:
     """By loops over numbers of 40 digits, and central differences."""
     with mpmath.workdps(_DIGITS):
 
         def hidden(x: list[list[mpmath.mpf]]) -> list[list[mpmath.mpf]]:
-            h, all_h = [mpmath.mpf(0)] * len(problem.bh), []
+            h, all_h = [mpmath.mpf(0)] * len(problem.bh), list[list[mpmath.mpf]]()
             for now in x:
                 h = [
                     mpmath.tanh(mpmath.fdot(w, now) + mpmath.fdot(u, h) + b)
@@ -188,9 +188,7 @@ def by_digits(problem: Problem, what: str) -> list[list[mpmath.mpf]]:
             return all_h
 
         x = [[mpmath.mpf(v) for v in row] for row in problem.x]
-        if what == "hidden":
-            return hidden(x)
-        step, norms = mpmath.mpf(10) ** (-_DIGITS // 3), []
+        step, norms = mpmath.mpf(10) ** (-_DIGITS // 3), list[mpmath.mpf]()
         for t, row in enumerate(x):
             squares = mpmath.mpf(0)
             for i in range(len(row)):
@@ -201,10 +199,10 @@ def by_digits(problem: Problem, what: str) -> list[list[mpmath.mpf]]:
                     ends.append(hidden(moved)[-1])
                 squares += mpmath.fsum(((a - b) / (2 * step)) ** 2 for a, b in zip(*ends, strict=True))
             norms.append(mpmath.sqrt(squares))
-        return [norms]
+        return {"hidden": hidden(x), "depends": [norms]}
 
 
-ROUTES: dict[str, Callable[[Problem, str], Any]] = {
+ROUTES: dict[str, Callable[[Problem], Mapping[str, Any]]] = {
     "jacobian product": by_ops,
     "autodiff": by_autodiff,
     "40 digits": by_digits,
@@ -266,8 +264,8 @@ def graph(steps: int) -> dict[str, list[dict[str, str | int]]]:
 
     Edges with the same weight share one matrix: that is what "shared across time" means.
     """
-    nodes = [{"id": "h0", "kind": "h", "time": 0, "label": "h₀ = 0"}]
-    edges = []
+    nodes: list[dict[str, str | int]] = [{"id": "h0", "kind": "h", "time": 0, "label": "h₀ = 0"}]
+    edges = list[dict[str, str | int]]()
     for t in range(1, steps + 1):
         for kind in "xhy":
             nodes.append({"id": f"{kind}{t}", "kind": kind, "time": t, "label": kind + subscript(t)})
@@ -279,15 +277,13 @@ def graph(steps: int) -> dict[str, list[dict[str, str | int]]]:
     return {"nodes": nodes, "edges": edges}
 
 
-def nested(steps: int) -> notation.Line:
+def nested(steps: int) -> Line:
     """h_T as one expression of x_1 … x_T, every hidden state put into the next."""
-    plain, tex = "", ""
+    tex = ""
     for t in range(1, steps + 1):
-        inner = f" + W_hh {plain}" if plain else ""
-        inner_tex = rf" + W_{{hh}} {tex}" if tex else ""
-        plain = f"tanh(W_xh x{subscript(t)}{inner} + b_h)"
-        tex = rf"\tanh\left(W_{{xh}} x_{{{t}}}{inner_tex} + b_h\right)"
-    return f"h{subscript(steps)} = {plain}", f"h_{{{steps}}} = {tex}"
+        inner = rf" + W_{{hh}} {tex}" if tex else ""
+        tex = rf"\tanh\left(W_{{xh}} x_{{{t}}}{inner} + b_h\right)"
+    return Line(f"h_{{{steps}}} = {tex}")
 
 
 # Titles and texts of what can be said without numbers, with placeholders. The page says the same of a
@@ -304,16 +300,12 @@ SENTENCES = {
 
 def symbolic(steps: int) -> tuple[Step, ...]:
     """What can be said without numbers."""
-    lines = []
+    lines = list[Line]()
     for t in range(1, steps + 1):
-        before = "0" if t == 1 else f"h{subscript(t - 1)}"
-        before_tex = "0" if t == 1 else f"h_{{{t - 1}}}"
+        before = "0" if t == 1 else f"h_{{{t - 1}}}"
         lines += [
-            (
-                f"h{subscript(t)} = tanh(W_xh x{subscript(t)} + W_hh {before} + b_h)",
-                rf"h_{{{t}}} = \tanh(W_{{xh}} x_{{{t}}} + W_{{hh}} {before_tex} + b_h)",
-            ),
-            (f"y{subscript(t)} = W_hy h{subscript(t)} + b_y", rf"y_{{{t}}} = W_{{hy}} h_{{{t}}} + b_y"),
+            Line(rf"h_{{{t}}} = \tanh(W_{{xh}} x_{{{t}}} + W_{{hh}} {before} + b_h)"),
+            Line(rf"y_{{{t}}} = W_{{hy}} h_{{{t}}} + b_y"),
         ]
     return (
         Step(
@@ -342,7 +334,7 @@ def expressions(steps: int) -> Answer:
         number=3,
         title="An RNN unrolled",
         question=_QUESTION,
-        answer=nested(steps)[0],
+        answer=written(nested(steps)),
         steps=symbolic(steps),
         why=_WHY,
         figures={"graph": graph(steps)},
@@ -356,7 +348,7 @@ def answer(problem: Problem = SHEET) -> Answer:
       UserError: a result is too large for a float64.
     """
     steps = len(problem.x)
-    hidden, rows = worked(problem)["h"], []
+    hidden, rows = worked(problem)["h"], list[tuple[Cell, ...]]()
     wxh_ni = np.array(problem.wxh, float)
     for t, jacobian in to_the_end(problem, hidden):
         with np.errstate(all="ignore"):
@@ -369,7 +361,7 @@ def answer(problem: Problem = SHEET) -> Answer:
         number=3,
         title="An RNN unrolled",
         question=_QUESTION,
-        answer=nested(steps)[0],
+        answer=written(nested(steps)),
         steps=(
             *symbolic(steps),
             Step("With numbers", "The weights and inputs put in.", table=states, code=ops.forward),

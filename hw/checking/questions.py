@@ -35,20 +35,20 @@ def _rnn(sheet: Sheet) -> list[str]:
     inputs = ", ".join(f"x_{t} = {text(x)}" for t, (x,) in enumerate(rnn.x, 1))
     return [
         "An RNN: h_t = tanh(W_xh x_t + W_hh h_{t-1} + b_h), y_t = W_hy h_t + b_y, h_0 = 0, three steps.",
-        f"Numbers to work with: W_xh = {matrix(rnn.wxh)[0]}, W_hh = {matrix(rnn.whh)[0]},",
-        f"b_h = {matrix([rnn.bh])[0]} as a column, {inputs}.",
+        f"Numbers to work with: W_xh = {matrix(rnn.wxh)}, W_hh = {matrix(rnn.whh)},",
+        f"b_h = {matrix([rnn.bh])} as a column, {inputs}.",
     ]
 
 
 def _bptt(sheet: Sheet) -> list[str]:
     return [
-        f"The same RNN and numbers. Let ∂L/∂h_3 = {matrix([last_gradient(sheet)])[0]} as a column, and let",
+        f"The same RNN and numbers. Let ∂L/∂h_3 = {matrix([last_gradient(sheet)])} as a column, and let",
         "the loss see nothing but y_3: no other gradient reaches h_1 and h_2.",
     ]
 
 
 def _attention(sheet: Sheet) -> list[str]:
-    q, k, v = (matrix(m)[0] for m in sheet.case[:3])
+    q, k, v = (matrix(m) for m in sheet.case[:3])
     return [
         "Attention(Q, K, V) = softmax(Q Kᵀ/√d_k) V, the softmax of each row, with",
         f"Q = {q}, K = {k}, V = {v}, d_k = {len(sheet.case.q[0])}.",
@@ -67,7 +67,7 @@ def _multi_head(sheet: Sheet) -> list[str]:
 def _gradient(sheet: Sheet) -> list[str]:
     return [
         "The way back through the attention of question 6, A = softmax(Q Kᵀ/√d_k) the weights.",
-        f"Numbers to work with: ∂L/∂Output = {matrix(sheet.gradient.dout)[0]}.",
+        f"Numbers to work with: ∂L/∂Output = {matrix(sheet.gradient.dout)}.",
     ]
 
 

@@ -39,7 +39,7 @@ def _table(shown: Table) -> str:
 def _step(number: int, step: Step) -> str:
     parts = [f"### {number}. {_text(step.title)}"]
     parts += [_text(paragraph) for paragraph in step.text.split("\n\n") if paragraph]
-    parts += [_fenced(tex, "math") for _, tex in step.lines]
+    parts += [_fenced(line.tex, "math") for line in step.lines]
     if step.table:
         parts.append(_table(step.table))
     if step.code:

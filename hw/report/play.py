@@ -41,7 +41,7 @@ def asset(name: str) -> str:
 
 def _written(rows: Sequence[Sequence[SupportsFloat]]) -> str:
     """A matrix as one types it."""
-    return notation.matrix(rows)[0].strip("[]")
+    return notation.matrix(rows).strip("[]")
 
 
 def _hundredths(r: np.random.Generator, *shape: int) -> list[list[int]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from hw.answers import notation
 from hw.answers.claims import Answer, Cell, Step, Table, Verdict
+from hw.answers.plaintext import written
 from hw.checking.marks import Mark
 
 _WIDTH = 100
@@ -45,7 +46,7 @@ def step(shown: Step, number: int) -> str:
     if shown.text:
         parts.append(textwrap.fill(shown.text, _WIDTH, initial_indent="   ", subsequent_indent="   "))
     if shown.lines:
-        parts.append("\n".join(f"     {plain}" for plain, _ in shown.lines))
+        parts.append("\n".join(f"     {written(line)}" for line in shown.lines))
     if shown.table:
         parts.append(textwrap.indent(table(shown.table), "     "))
     return "\n".join(parts)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from hw import answers, verify
-from hw.answers import attention, attention_gradient, bptt, claims, cnn, multi_head, unrolled_rnn
+from hw.answers import attention, attention_gradient, bptt, claims, cnn, cnn_routes, multi_head, unrolled_rnn
 from hw.ops import attention as attention_ops
 from hw.ops import conv_arithmetic
 from hw.ops import rnn as rnn_ops
@@ -89,9 +89,15 @@ def reached(function) -> set:
     return seen
 
 
+def _computes(route):
+    """The function that computes what a route of a claim gives."""
+    return route.args[0].__wrapped__.func if isinstance(route, partial) else route
+
+
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: c.id)
 def test_routes_share_no_function(claim):
-    routes = {name: reached(getattr(route, "func", route)) for name, route in claim.routes.items()}
+    routes = {name: reached(_computes(route)) for name, route in claim.routes.items()}
+    assert all(_ours(_computes(route)) for route in claim.routes.values())
     for a in routes:
         for b in routes:
             assert a == b or not routes[a] & routes[b], (a, b, routes[a] & routes[b])
@@ -100,10 +106,16 @@ def test_routes_share_no_function(claim):
 def test_the_search_finds_what_is_shared():
     # It must see through modules, classes and calls of calls, or it would prove nothing.
     assert attention_ops.softmax_backward in reached(attention_gradient.by_formula)
-    assert conv_arithmetic.trace in reached(cnn.by_formula)
-    assert cnn._Flax in reached(cnn.by_flax) and cnn._products in reached(cnn.by_flax)
+    assert conv_arithmetic.trace in reached(cnn_routes.by_formula)
+    assert {cnn_routes._Flax, cnn_routes._products} <= reached(cnn_routes.by_flax)
+    assert cnn_routes._Flax in reached(cnn_routes.fields_by_flax)
+    assert cnn_routes._seen in reached(cnn_routes.fields_by_windows)
     assert unrolled_rnn.arrays in reached(bptt.by_formula)
-    assert rnn_ops.jacobian in reached(unrolled_rnn.by_ops)
+    assert rnn_ops.step_jacobians in reached(unrolled_rnn.by_ops)
+    assert {_computes(r) for c in multi_head.claims() for r in c.routes.values()} == {
+        *multi_head.ROUTES.values(),
+        *multi_head.OUTPUT_ROUTES.values(),
+    }
 
 
 # --- a broken function is found out ---
@@ -137,14 +149,15 @@ BELOW = [
     (attention_ops, "attention_backward", attention_gradient, "8.dq", "formula"),
     (attention_ops, "multi_head_params", multi_head, "7.params", "ledger"),
     (rnn_ops, "forward", unrolled_rnn, "3.hidden", "jacobian product"),
+    (rnn_ops, "step_jacobians", unrolled_rnn, "3.depends", "jacobian product"),
     (rnn_ops, "jacobian", bptt, "4.chain", "by hand"),
     (rnn_ops, "bptt", bptt, "4.dWhh", "by hand"),
     (conv_arithmetic, "output_size", cnn, "1.shapes", "closed form"),
     (conv_arithmetic, "conv_params", cnn, "1.params", "closed form"),
     (conv_arithmetic, "conv_macs", cnn, "1.macs", "closed form"),
-    (cnn, "_products", cnn, "1.macs", "flax"),
-    (cnn, "_touched", cnn, "1.fields", "flax"),
-    (cnn, "_seen", cnn, "1.fields", "windows counted"),
+    (cnn_routes, "_products", cnn, "1.macs", "flax"),
+    (cnn_routes, "_touched", cnn, "1.fields", "flax"),
+    (cnn_routes, "_seen", cnn, "1.fields", "windows counted"),
 ]
 
 
@@ -176,7 +189,7 @@ def test_verify_says_all_is_well_and_says_when_not(capsys, monkeypatch, values):
     monkeypatch.setattr(answers, "all_claims", lambda: list(attention.claims()))
     assert verify.main([]) == 0
     assert capsys.readouterr().out.count("holds") == 4
-    monkeypatch.setitem(attention.ROUTES, "mpmath", lambda case, what: 1 / 0)
+    monkeypatch.setitem(attention.ROUTES, "mpmath", lambda case: 1 / 0)
     assert verify.main(["--json"]) == 1
     out, err = capsys.readouterr()
     report = json.loads(out)
@@ -206,6 +219,30 @@ def test_many_digits_stay_many():
 def test_a_claim_needs_three_routes():
     with pytest.raises(ValueError, match="three"):
         claims.Claim("x", "two routes", {"a": lambda: 1, "b": lambda: 1})
+
+
+def test_a_route_runs_once_for_all_its_claims_and_anew_for_new_ones():
+    runs = []
+
+    def route(case):
+        runs.append(case)
+        return {"sum": sum(case), "most": max(case)}
+
+    def broken(case):
+        runs.append(case)
+        return {"sum": 1 / 0}
+
+    titles = {"sum": "the sum", "most": "the largest"}
+
+    def made(case):
+        return claims.claims_of(0, titles, {"a": route, "b": route, "c": route, "d": broken}, case)
+
+    verdicts = [claims.check(claim) for claim in made([1, 2])]
+    assert [v.agreed for v in verdicts] == [3, 2]
+    assert [v.dissenters for v in verdicts] == [("d",)] * 2
+    assert len(runs) == 3 + 2  # what raises has no results to keep
+    assert claims.check(made([5, 6])[0]).agreed == 11
+    assert len(runs) == 5 + 4
 
 
 def test_where_no_two_agree_all_disagree():

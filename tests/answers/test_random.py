@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hw.answers import attention, attention_gradient, claims, cnn
+from hw.answers.plaintext import written
 from hw.cli import UserError
 from hw.ops.conv_arithmetic import LayerError
 from hw.ops.layer_language import parse_layers
@@ -35,7 +36,7 @@ def words(draw) -> str:
 def printed_equations(answer) -> list[tuple[str, float, int]]:
     """Every equation of sizes, parameters and elements as printed: (the line, left side, right side)."""
     found = []
-    for plain, _ in (line for step in answer.steps for line in step.lines):
+    for plain in (written(line) for step in answer.steps for line in step.lines):
         equation = re.match(r"(?:height|width|parameters|elements): (.*?) = (\d+)", plain)
         if equation:
             left = equation[1].replace("·", "*").replace("−", "-")
@@ -48,8 +49,8 @@ def printed_equations(answer) -> list[tuple[str, float, int]]:
 def test_a_window_that_would_start_past_the_end():
     # By hand: ⌈(3 − 2)/3⌉ + 1 = 2, but the second window would start at 3, past the end: ⌈3/3⌉ = 1.
     answer = cnn.answer(cnn.Problem((3, 3, 1), tuple(parse_layers("pool2s3ceil"))))
-    wanted = "height: ⌈(3)/3⌉ = 1: no window starts past the end; 1 pixel at the end seen by no window"
-    assert answer.steps[0].lines[0][0] == wanted
+    wanted = "height: ⌈3/3⌉ = 1: no window starts past the end; 1 pixel at the end seen by no window"
+    assert written(answer.steps[0].lines[0]) == wanted
 
 
 @settings(max_examples=many(100, 700), deadline=None)
@@ -108,16 +109,14 @@ def cases(draw) -> attention_gradient.Problem:
 @given(cases())
 def test_attention_and_its_gradients(problem):
     case = problem.case
+    found, exact = attention.by_jax(case), attention.by_mpmath(case)
     for what in ("scores", "scaled", "weights"):
-        exact = attention.by_mpmath(case, what)
-        assert claims.row_error(attention.by_jax(case, what), exact) < 1e-12
+        assert claims.row_error(found[what], exact[what]) < 1e-12
     # A mean of values may cancel to nothing: judged by the size of what it is a mean of.
     size = float(max(abs(x) for row in case.v for x in row)) or 1.0
-    exact = claims.to_float(attention.by_mpmath(case, "output"))
-    assert np.abs(attention.by_jax(case, "output") - exact).max() < 1e-12 * size
+    assert np.abs(found["output"] - claims.to_float(exact["output"])).max() < 1e-12 * size
+    found, true = attention_gradient.by_formula(problem), attention_gradient.by_autodiff(problem)
     for what in ("dq", "dk", "dv"):
-        mine, true = (
-            route(problem, what) for route in (attention_gradient.by_formula, attention_gradient.by_autodiff)
-        )
-        np.testing.assert_allclose(mine, true, rtol=1e-8, atol=1e-11 * (1 + np.abs(true).max()))
+        atol = 1e-11 * (1 + np.abs(true[what]).max())
+        np.testing.assert_allclose(found[what], true[what], rtol=1e-8, atol=atol)
     assert attention_gradient.answer(problem).steps and attention.answer(case).steps

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hw import cli
-from hw.answers import attention, attention_gradient, bptt, cnn, multi_head, unrolled_rnn
+from hw.answers import attention, attention_gradient, bptt, cnn_routes, multi_head, unrolled_rnn
 from hw.answers.reading import Unreadable
 from hw.checking import fields, form, questions
 from hw.checking.entries import READERS
@@ -94,24 +94,24 @@ def _marks(sheet, written):
 def test_the_key_is_what_the_proved_routes_say(seed):
     sheet = form.sheet_of(seed)
     key = right_answers(sheet)
-    for what in ("scores", "scaled", "weights", "output"):
-        exact = np.array(attention.by_mpmath(sheet.case, what), float)
-        np.testing.assert_allclose(key[f"6.{what}"], exact, rtol=1e-12)
-    for what in ("dv", "dz", "dq", "dk"):
-        exact = np.array(attention_gradient.by_differences(sheet.gradient, what), float)
-        np.testing.assert_allclose(key[f"8.d{what[1].upper()}"], exact, rtol=1e-9)
-    hidden = unrolled_rnn.by_autodiff(sheet.rnn, "hidden")
+    for what, exact in attention.by_mpmath(sheet.case).items():
+        np.testing.assert_allclose(key[f"6.{what}"], np.array(exact, float), rtol=1e-12)
+    for what, exact in attention_gradient.by_differences(sheet.gradient).items():
+        np.testing.assert_allclose(key[f"8.d{what[1].upper()}"], np.array(exact, float), rtol=1e-9)
+    hidden = unrolled_rnn.by_autodiff(sheet.rnn)["hidden"]
     np.testing.assert_allclose([key[f"3.h{t}"] for t in (1, 2, 3)], hidden, rtol=1e-12)
-    np.testing.assert_allclose(key["4.dh1"], bptt.by_autodiff(sheet.rnn, "chain"), rtol=1e-12)
-    shapes = cnn.by_windows(sheet.cnn, "shapes")
+    np.testing.assert_allclose(key["4.dh1"], bptt.by_autodiff(sheet.rnn)["chain"], rtol=1e-12)
+    counted = cnn_routes.by_windows(sheet.cnn)
+    shapes = counted["shapes"]
     assert [*key["1.conv1"], *key["1.pool1"]] == [*shapes[1:4], *shapes[5:8]]
     assert [*key["1.conv2"], *key["1.pool2"], *key["1.flatten"]] == [
         *shapes[9:12],
         *shapes[13:16],
         shapes[17],
     ]
-    assert key["1.conv1_params"] == cnn.by_windows(sheet.cnn, "params")[0]
-    w_q, w_k, w_v, *_, scores, head, _, w_o, _ = multi_head.by_loop(sheet.heads, "shapes")
+    assert key["1.conv1_params"] == counted["params"][0]
+    looped = multi_head.by_loop(sheet.heads)
+    w_q, w_k, w_v, *_, scores, head, _, w_o, _ = looped["shapes"]
     for name, shape in {
         "W_Q": w_q,
         "W_K": w_k,
@@ -121,7 +121,7 @@ def test_the_key_is_what_the_proved_routes_say(seed):
         "W_O": w_o,
     }.items():
         assert key[f"7.{name}"].tolist() == shape
-    assert key["7.params"] == multi_head.by_loop(sheet.heads, "params")[0]
+    assert key["7.params"] == looped["params"][0]
 
 
 def test_a_seed_gives_the_same_sheet_for_ever():

@@ -201,8 +201,8 @@ def test_a_stand_in_is_never_shown_as_the_real_thing(tmp_path):
 
 
 def test_a_claim_that_fails_is_shown_and_told_by_the_exit_code(tmp_path, monkeypatch, capsys):
-    def broken(case, what):
-        return attention.by_jax(case, what) * 1.001
+    def broken(case):
+        return {what: value * 1.001 for what, value in attention.by_jax(case).items()}
 
     monkeypatch.setitem(attention.ROUTES, "mpmath", broken)
     out = tmp_path / "page.html"
@@ -386,7 +386,7 @@ def test_the_committed_report_is_of_the_committed_logs(whole):
     for verdict in whole.verdicts:
         assert f">{verdict.claim.id}<" in text
     drawn = (logs.RESULTS / "report-figures" / "weights.svg").read_text()
-    for row in attention.by_jax(attention.SHEET, "weights"):
+    for row in attention.by_jax(attention.SHEET)["weights"]:
         for weight in row:
             assert f">{notation.text(weight, 4)}<" in drawn
 

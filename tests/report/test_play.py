@@ -126,7 +126,7 @@ def _exact_gradients(problem: attention_gradient.Problem) -> dict[str, list]:
             [[mpmath.mpf(x.numerator) / x.denominator for x in row] for row in m]
             for m in (case.q, case.k, case.v, problem.dout)
         )
-        a = attention.by_mpmath(case, "weights")
+        a = attention.by_mpmath(case)["weights"]
         root = mpmath.sqrt(len(q[0])) if case.scaled else mpmath.mpf(1)
         da = [[mpmath.fdot(row, value) for value in v] for row in dout]
         dz = [
@@ -153,11 +153,7 @@ def attention_errors(ask, changed: Mapping[str, str] = {}, most: int = CASES) ->
     answers = ask(_ATTENTION, [_typed(p) for p in PROBLEMS[:most]], changed)
     for problem, found in zip(PROBLEMS[:most], answers, strict=True):
         assert "error" not in found, found
-        true = {
-            what: attention.by_mpmath(problem.case, what)
-            for what in ("scores", "scaled", "weights", "output")
-        }
-        true |= _exact_gradients(problem)
+        true = attention.by_mpmath(problem.case) | _exact_gradients(problem)
         for what, value in true.items():
             errors[what] = max(errors.get(what, 0.0), _error(found[what], value))
     return errors
@@ -173,10 +169,9 @@ def test_attention_is_that_of_the_language_model(ask):
     tame = [p for i, p in enumerate(PROBLEMS) if i % 5 < 3]
     worst = 0.0
     for problem, found in zip(tame, ask(_ATTENTION, list(map(_typed, tame))), strict=True):
-        for what in ("scores", "scaled", "weights", "output"):
-            worst = max(worst, _error(found[what], attention.by_jax(problem.case, what)))
-        for what in ("dv", "da", "dz", "dq", "dk"):
-            worst = max(worst, _error(found[what], attention_gradient.by_formula(problem, what)))
+        true = attention.by_jax(problem.case) | attention_gradient.by_formula(problem)
+        for what in ("scores", "scaled", "weights", "output", "dv", "da", "dz", "dq", "dk"):
+            worst = max(worst, _error(found[what], true[what]))
     assert worst < TOLERANCE
 
 
@@ -353,8 +348,8 @@ def _saturation(case: dict, scaled: bool) -> dict[str, mpmath.mpf]:
     cut = lambda m: tuple(tuple(Fraction(x) for x in row[: case["dK"]]) for row in m)  # noqa: E731
     known = attention.Case(cut(case["q"]), cut(case["k"]), cut(case["k"]), "none", scaled)
     with mpmath.workdps(50):
-        scores = [x for row in attention.by_mpmath(known, "scaled") for x in row]
-        weights = attention.by_mpmath(known, "weights")
+        exact = attention.by_mpmath(known)
+        scores, weights = [x for row in exact["scaled"] for x in row], exact["weights"]
         mean = lambda values: mpmath.fsum(values) / len(values)  # noqa: E731
         jacobian = lambda a: mpmath.sqrt(  # noqa: E731
             mpmath.fsum(((x if i == j else 0) - x * y) ** 2 for i, x in enumerate(a) for j, y in enumerate(a))
