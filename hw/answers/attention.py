@@ -62,7 +62,8 @@ def check_case(case: Case) -> None:
 def by_jax(case: Case) -> dict[str, np.ndarray]:
     """By `hw.ops.attention`, the code that the language model runs."""
     with jax.enable_x64(True):
-        return jax.device_get(_forward(*arrays(case[:3], np.float64), *options(case)))
+        q_td, k_sd, v_se = arrays(case[:3], np.float64)
+        return jax.device_get(_forward(q_td, k_sd, v_se, *options(case)))
 
 
 def arrays(matrices: Sequence[Matrix], dtype: DTypeLike) -> list[np.ndarray]:
@@ -134,11 +135,8 @@ def _exact(case: Case) -> dict[str, sympy.Matrix]:
     return {"scores": scores, "scaled": scaled, "weights": sympy.Matrix(q.rows, k.rows, weight)}
 
 
-ROUTES: dict[str, Callable[[Case], Mapping[str, Any]]] = {
-    "jax": by_jax,
-    "mpmath": by_mpmath,
-    "sympy": by_sympy,
-}
+Route = Callable[[Case], Mapping[str, Any]]
+ROUTES: dict[str, Route] = {"jax": by_jax, "mpmath": by_mpmath, "sympy": by_sympy}
 _TITLES = {
     "scores": "raw scores Q Kᵀ",
     "scaled": "scaled scores",
