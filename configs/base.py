@@ -73,7 +73,7 @@ def language_model() -> ml_collections.ConfigDict:
     # "windows": random ones, from a state of zero. "streams": read one after another, the state carried on.
     config.train.order = "windows"
     # Share of the streams whose state is set back to zero before a window: so the model learns to begin.
-    config.train.forget = 0.0
+    config.train.state_reset = 0.0
     config.train.label_smoothing = 0.0
     config.train.average_decay = 0.998
 

@@ -49,7 +49,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.train.epochs = 18.0
     config.train.batch_size = 64
     config.train.order = "streams"
-    config.train.forget = 0.2
+    config.train.state_reset = 0.2
 
     config.optim.learning_rate = 3e-3
 
@@ -59,7 +59,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
         config.model.gru_lm.depth = 1
         config.model.gru_lm.dropout = 0.0
         config.train.epochs = 2.0
-        config.train.forget = 0.0
+        config.train.state_reset = 0.0
         config.optim.learning_rate = 8e-3
         config.train.average_decay = 0.99
     elif variant == "gpu":

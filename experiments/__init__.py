@@ -8,8 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-# The commands that were `experiments.NAME` before there were rooms for them.
-MOVED = {path.stem: path for path in Path(__file__).parent.glob("*/[a-z]*.py")}
+_HERE = Path(__file__).parent
+# Commands by the names that they had: those that were `experiments.NAME` before there were rooms for them,
+# and those that have had another name since.
+MOVED = {f"{__name__}.{path.stem}": path for path in _HERE.glob("*/[a-z]*.py")}
+for _old in ("pictures", "studies.pictures"):
+    MOVED[f"{__name__}.{_old}"] = _HERE / "studies" / "predictions.py"
 
 
 class _OldNames(importlib.abc.MetaPathFinder):
@@ -19,11 +23,10 @@ class _OldNames(importlib.abc.MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         del path, target
-        package, _, name = fullname.rpartition(".")
-        if package != __name__ or name not in MOVED:
+        if fullname not in MOVED:
             return None
-        file = MOVED[name]
-        print(f"note: {fullname} is now {__name__}.{file.parent.name}.{name}", file=sys.stderr)
+        file = MOVED[fullname]
+        print(f"note: {fullname} is now {__name__}.{file.parent.name}.{file.stem}", file=sys.stderr)
         return importlib.util.spec_from_file_location(fullname, file)
 
 

@@ -42,7 +42,7 @@ def run_seed(arguments: Sequence[str], seed: int, folder: Path, workdir: Path) -
         train([*arguments, f"--config.seed={seed}"], workdir)
         folder.mkdir(parents=True, exist_ok=True)
         for name in sorted(KEPT, key=lambda name: name == "summary.json"):  # last: it says "done"
-            if (workdir / name).exists():  # pictures have no samples
+            if (workdir / name).exists():  # images have no samples
                 shutil.copyfile(workdir / name, folder / name)
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 

@@ -45,7 +45,7 @@ def _image_table(report: dict[str, Any]) -> str:
 
     lines = [
         f"{report['dataset']['name']} ({report['dataset']['source']}), {report['split']} split, "
-        f"{report['num_examples']} pictures, in {report['dtype']}",
+        f"{report['num_examples']} images, in {report['dtype']}",
         f"accuracy                     {report['accuracy']:.2%}",
         f"  with test-time views       {report['accuracy_tta']:.2%}",
         f"nll, nats                    {number(report['nll'])}",

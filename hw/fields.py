@@ -162,7 +162,7 @@ TASKS: dict[str, Table] = {
             **_SCHEDULE,
             "length": whole(1, 10**6),
             "order": one_of("streams", "windows"),
-            "forget": number(0, 1),
+            "state_reset": number(0, 1),
             "label_smoothing": _SMOOTHING,
         },
         "eval": {"batch_size": _BATCH, "window": whole(1, 10**6)},
@@ -214,9 +214,9 @@ def check(config: ConfigDict) -> None:
     task = values["task"]
     # First the names: another model or dataset has other fields.
     for old, new in RENAMED.items():  # in a recipe that somebody wrote before
-        part, name = old.removesuffix(".").split(".")
+        part, name = old.split(".")
         if name in values.get(part, {}):
-            raise UserError(f"config.{old.removesuffix('.')} is called config.{new.removesuffix('.')} now")
+            raise UserError(f"config.{old} is called config.{new} now")
     names = {"model": {"name": one_of(*MODELS_OF[task])}, "data": {"name": one_of(*DATASETS_OF[task])}}
     schema.check(values, names, name="config")
     schema.require(values, "model.name", "data.name", name="config")
@@ -263,8 +263,8 @@ def _as_json(value: Any) -> Any:
 
 # Fields that models had once: committed logs have them. A gate of "none" is the model of today.
 RETIRED: dict[str, Table] = {"hwnet": {"gate": one_of("none", "out"), "gate_scale": schema.FINITE}}
-# {the beginning of a name once: today}
-RENAMED = {"optim.filters.": "optim.muon."}
+# {a field or a part of a config, as it was called: as it is called}
+RENAMED = {"optim.filters": "optim.muon", "train.forget": "train.state_reset"}
 # Fields that configs/recall.py had once, and that nothing read.
 _NEVER_READ_IN_RECALL = ("embedded.", "data.holdout")
 
@@ -293,9 +293,19 @@ def check_read(given: Iterable[str], optimiser: str) -> None:
 def renamed(field: str) -> str:
     """Today's name of a field such as "optim.filters.momentum"."""
     for old, new in RENAMED.items():
-        if field.startswith(old):
+        if field == old or field.startswith(f"{old}."):
             return new + field.removeprefix(old)
     return field
+
+
+def under_new_names(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config, nested and of any age, with every field under today's name."""
+    tree = {part: dict(held) if isinstance(held, dict) else held for part, held in recipe.items()}
+    for old, new in RENAMED.items():
+        part, name = old.split(".")
+        if isinstance(held := tree.get(part), dict) and name in held:
+            held[new.removeprefix(f"{part}.")] = held.pop(name)
+    return tree
 
 
 def current(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ STACK = (
     "tests/training/test_recall_task.py",
     "tests/training/test_saved.py",
     "tests/training/test_step.py",
-    "tests/training/test_text_task.py::test_eight_devices_forget_as_one_does",
+    "tests/training/test_text_task.py::test_eight_devices_reset_as_one_does",
     "tests/training/test_text_task.py::test_windows_carry_nothing",
     "tests/answers/test_claims.py",
     "tests/data/test_augment.py",
@@ -100,7 +100,7 @@ AGAIN = (
     "tests/experiments/test_studies.py::test_seeds_run_once_and_sum_up",
     "tests/training/test_parallel.py::test_two_processes_compute_the_numbers_of_one_device[gru]",
     "tests/training/test_recall_task.py::test_both_cells_learn_a_short_delay",
-    "tests/training/test_text_task.py::test_eight_devices_forget_as_one_does[pmap]",
+    "tests/training/test_text_task.py::test_eight_devices_reset_as_one_does[pmap]",
 )
 
 

@@ -42,8 +42,8 @@ IMAGES: Rows = (
 TEXT: Rows = (
     ("train.order", "shuffled", "shuffled"),
     ("train.length", 0, "0"),
-    ("train.forget", 1.5, "1.5"),
-    ("train.forget", NAN, "nan"),
+    ("train.state_reset", 1.5, "1.5"),
+    ("train.state_reset", NAN, "nan"),
     ("eval.window", 0, "0"),
     ("train.label_smoothing", 1.0, "below 1"),
     ("data.split", "half", "half", "nanogpt, tfds, fractions"),

@@ -1,4 +1,4 @@
-"""The Colab notebook, run from its first cell to its last on the stand-ins, with a budget of seconds."""
+"""The Colab notebook, run from its first cell to its last on the fallback data, with a budget of seconds."""
 
 import shutil
 
@@ -60,11 +60,11 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
         "NO GPU AND NO TPU WAS FOUND",
         "test accuracy",
         "nats per character",
-        "EMBEDDED STAND-IN",
+        "EMBEDDED FALLBACK DATA",
         "temperature 0.8",
         "image/svg+xml",
         "8 questions",
     ):
         assert expected in shown, expected
     assert (tmp_path / "runs" / "hand-in.zip").stat().st_size > 100_000
-    assert "TRAINED ON THE EMBEDDED STAND-IN" in (tmp_path / "runs" / "report.html").read_text()
+    assert "TRAINED ON THE EMBEDDED FALLBACK DATA" in (tmp_path / "runs" / "report.html").read_text()

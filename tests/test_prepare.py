@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("at_home")
 
 
 def official_layout(seed: int = 0, per_batch: int = PER_BATCH) -> dict[str, bytes]:
-    """The files of cifar-10-batches-bin, with noise for pictures."""
+    """The files of cifar-10-batches-bin, with noise for images."""
     rng = np.random.default_rng(seed)
     files = {"batches.meta.txt": ("\n".join(images.CLASSES) + "\n\n").encode()}
     for name in (*TRAIN, "test_batch.bin"):
@@ -85,11 +85,11 @@ def read_records(files: dict[str, bytes], names: list[str]) -> tuple[np.ndarray,
     for name in names:
         for start in range(0, len(files[name]), 3073):
             label.append(files[name][start])
-            picture = np.zeros((32, 32, 3), np.uint8)
+            pixels = np.zeros((32, 32, 3), np.uint8)
             for position, value in enumerate(files[name][start + 1 : start + 3073]):
                 plane, rest = divmod(position, 1024)
-                picture[rest // 32, rest % 32, plane] = value
-            image.append(picture)
+                pixels[rest // 32, rest % 32, plane] = value
+            image.append(pixels)
     return np.stack(image), np.array(label)
 
 
@@ -129,8 +129,8 @@ def test_tfds_alone_reads_it_with_ids_in_the_original_order(archive, tmp_path):
     image, label = read_records(official_layout(), TRAIN)
     for record in source["train"]:
         index = int(record["id"].decode().removeprefix("train_"))
-        picture = images.Image.open(io.BytesIO(record["image"]))
-        np.testing.assert_array_equal(np.asarray(picture), image[index])
+        stored = images.Image.open(io.BytesIO(record["image"]))
+        np.testing.assert_array_equal(np.asarray(stored), image[index])
         assert record["label"] == label[index]
 
 
@@ -245,9 +245,9 @@ def test_an_archive_of_the_wrong_hash(archive, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_the_official_archive_must_hold_all_pictures(archive, tmp_path, monkeypatch):
+def test_the_official_archive_must_hold_all_images(archive, tmp_path, monkeypatch):
     monkeypatch.setattr(images, "ARCHIVE_SHA256", sha256(archive))
-    with pytest.raises(UserError, match=r"holds 100 \+ 20 pictures"):
+    with pytest.raises(UserError, match=r"holds 100 \+ 20 images"):
         prepare.main(["cifar10", f"--data-dir={tmp_path / 'data'}", f"--archive={archive}"])
 
 

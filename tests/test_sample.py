@@ -235,8 +235,8 @@ def test_folders_that_hold_no_language_model(module, model, mistake, tmp_path):
     (tmp_path / "text").write_text("the cat")
     first = [tmp_path / "text"] if module is score else []
     assert "none" in mistake(module, *first, f"--workdir={tmp_path / 'none'}")
-    pictures = write_run(tmp_path / "pictures", model[1], task="images")
-    assert "images, not of text" in mistake(module, *first, f"--workdir={pictures}")
+    images = write_run(tmp_path / "images", model[1], task="images")
+    assert "images, not of text" in mistake(module, *first, f"--workdir={images}")
     silent = write_run(tmp_path / "silent", model[1], vocabulary="")
     assert "no vocabulary" in mistake(module, *first, f"--workdir={silent}")
 

@@ -34,7 +34,7 @@ from hw.cli import UserError
 from hw.inference import compilation
 from hw.training import setup
 from hw.training.parallel import Parallel
-from hw.training.processes import is_first
+from hw.training.processes import is_primary
 
 STUDY = RESULTS / "scaling"
 PAGE = REPOSITORY / "experiments" / "scaling.md"
@@ -55,7 +55,7 @@ KEPT = ("topology", "devices", "kind", "batch", "flops", "bytes", "memory", "mem
 
 
 def take(name: str, parallel: Parallel, rounds: int) -> float:
-    """Median milliseconds of a training step of the recipe `name` on the stand-in, compiled and warmed up."""
+    """Median milliseconds of a training step of `name` on the fallback data, compiled and warmed up."""
     config = RECIPES[name].get_config()
     config.data.source = "embedded"
     config.embedded.batch_size = size = BATCHES[name]
@@ -66,10 +66,10 @@ def take(name: str, parallel: Parallel, rounds: int) -> float:
     program = parallel.train(run.step(len(task.stages) - 1))
     times = []
     for step in range(rounds + 2):
-        host = task.picks(step * size, size)
-        picks = parallel.shard_picks({k: v.reshape(1, size) for k, v in host.items()})
+        host = task.indices(step * size, size)
+        indices = parallel.shard_indices({k: v.reshape(1, size) for k, v in host.items()})
         start = time.perf_counter()
-        state, metrics = program(state, resident, picks)
+        state, metrics = program(state, resident, indices)
         jax.block_until_ready((state, metrics))
         times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times[2:])
@@ -81,7 +81,7 @@ def work(options: Any) -> None:
         jax.distributed.initialize(options.coordinator, options.processes, options.process_id)
     parallel = Parallel(options.mode)
     found = take(options.work, parallel, options.rounds)
-    if is_first():
+    if is_primary():
         print(json.dumps({"milliseconds": found, "devices": parallel.num_devices}))
 
 

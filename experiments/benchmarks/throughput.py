@@ -197,7 +197,7 @@ def layers(widths: Sequence[int], side: int = _SIDE) -> list[tuple[str, int, int
 
 
 def training_flops(widths: Sequence[int], side: int = _SIDE) -> int:
-    """Arithmetic of one picture's training step: forward, gradient of weights, gradient of inputs.
+    """Arithmetic of one image's training step: forward, gradient of weights, gradient of inputs.
 
     2 operations a multiply-add of the direct convolution. The stem is not learned and nothing before the
     first learned convolution asks for a gradient, so that these two parts are not done and not counted.
@@ -208,7 +208,7 @@ def training_flops(widths: Sequence[int], side: int = _SIDE) -> int:
 
 
 def whole_step(config: ConfigDict, batch: Batch) -> tuple[Callable[[], None], Task]:
-    """The step of `hw.train` with all that belongs to it, on pictures of noise; and its task."""
+    """The step of `hw.train` with all that belongs to it, on images of noise; and its task."""
     count = 4 * config.train.batch_size
     noise = np.random.default_rng(0).integers(0, 256, (count, _SIDE, _SIDE, 3)).astype(np.uint8)
     split = Split(noise, np.resize(np.asarray(batch["label"]), count))
@@ -221,15 +221,15 @@ def whole_step(config: ConfigDict, batch: Batch) -> tuple[Callable[[], None], Ta
     state = parallel.replicate(jax.jit(run.first_state)(jax.random.key(0), task.start))
     resident = parallel.replicate(task.resident)
 
-    def picks() -> dict[str, Array]:
-        flat = task.picks(0, config.train.batch_size)
-        return parallel.shard_picks({k: v[None] for k, v in flat.items()})
+    def indices() -> dict[str, Array]:
+        flat = task.indices(0, config.train.batch_size)
+        return parallel.shard_indices({k: v[None] for k, v in flat.items()})
 
-    program = parallel.train(run.step()).lower(state, resident, picks()).compile()
+    program = parallel.train(run.step()).lower(state, resident, indices()).compile()
 
     def call() -> None:
         nonlocal state
-        state, metrics = program(state, resident, picks())
+        state, metrics = program(state, resident, indices())
         jax.block_until_ready(metrics)
 
     return call, task
@@ -262,8 +262,8 @@ def parts(
         return jax.random.normal(rng, shape)
 
     resident = jax.device_put(task.resident)
-    picks = {k: jnp.asarray(v) for k, v in task.picks(0, size).items()}
-    make_batch = compiled(lambda resident, picks: task.make_batch(resident, picks, 0), resident, picks)
+    indices = {k: jnp.asarray(v) for k, v in task.indices(0, size).items()}
+    make_batch = compiled(lambda resident, indices: task.make_batch(resident, indices, 0), resident, indices)
     found["input: gather, augment, normalise"] = make_batch, 1
     stem = variables["constants"]["stem"]
 
@@ -427,7 +427,7 @@ def table(report: Mapping[str, Any]) -> str:
     size = report["config"]["batch_size"]
     lines = [
         f"matrix product {_PEAK_SIDE}³: {report['peak_gflops']:.0f} GFLOP/s",
-        f"batch {size}, {report['training_flops_per_image'] / 1e6:.0f} MFLOP a picture",
+        f"batch {size}, {report['training_flops_per_image'] / 1e6:.0f} MFLOP an image",
         "",
         f"{'step':<28}{'images/s':>9}{'of peak':>9}",
     ]

@@ -2,8 +2,8 @@
 
     python -m experiments.studies.ablation [--seeds=3] [--only=NAME …]
 
-Every change is run on the same seeds, so that it sees the same pictures in the same order as the recipe
-itself, and the differences are taken pair by pair. Judged on held-out training pictures, never on the test
+Every change is run on the same seeds, so that it sees the same images in the same order as the recipe
+itself, and the differences are taken pair by pair. Judged on held-out training images, never on the test
 set. What a short schedule shows need not hold for a long one. Resumable; results in
 `experiments/results/ablation/`: one JSON of all runs, and a plot.
 """
@@ -43,7 +43,7 @@ CHANGES: dict[str, Mapping[str, object]] = {
     "coin flips": {"augment.flip": "random"},
     "no flips": {"augment.flip": "none"},
     "no shifts": {"augment.shift": 0},
-    "full size throughout, as many pictures": {"augment.small_until": 0.0},
+    "full size throughout, as many images": {"augment.small_until": 0.0},
     "weights averaged, 0.98 a step": {"train.average_decay": 0.98},
     "cosine decay": {"optim.schedule": "cosine"},
     "batch 250": {"train.batch_size": 250},

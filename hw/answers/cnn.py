@@ -35,11 +35,11 @@ _FIELD_TITLES = {"fields": "receptive field of every layer, height and width"}
 def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
     """The results, each by every route.
 
-    The receptive field is claimed only where an output in the middle of the picture sees no border.
+    The receptive field is claimed only where an output in the middle of the image sees no border.
     """
     reports = trace(*problem).reports
     fields = [r.receptive_field for r in reports if r.receptive_field]
-    clipped = any(f >= n // 2 for field in fields for f, n in zip(field, problem.picture, strict=False))
+    clipped = any(f >= n // 2 for field in fields for f, n in zip(field, problem.image, strict=False))
     found = claims_of(1, _TITLES, ROUTES, problem)
     return (*found, *claims_of(1, _FIELD_TITLES, FIELD_ROUTES, problem)) if fields and not clipped else found
 
@@ -51,7 +51,7 @@ SENTENCES = {
     "layer_title": "Layer {number}, {word}: {shape}",
     "together_title": "Everything together",
     "together_text": "Pooling and flatten have no parameters. A receptive field is what one output can see "
-    "of the picture; the stride is how far apart neighbouring outputs look.",
+    "of the image; the stride is how far apart neighbouring outputs look.",
     "layers_title": "The network, layer by layer",
     "network": "{shapes}; {params} parameters",
 }
@@ -147,7 +147,7 @@ def result(reports: Sequence[LayerReport]) -> dict[str, Any]:
 
 def layer_table(problem: Problem, reports: Sequence[LayerReport]) -> Table:
     """One row a layer, for as many layers as there are reports."""
-    rows = [("input", notation.times(problem.picture), 0, 0, "1 × 1", "1", 4 * math.prod(problem.picture))]
+    rows = [("input", notation.times(problem.image), 0, 0, "1 × 1", "1", 4 * math.prod(problem.image))]
     for report in reports:
         field = notation.times(report.receptive_field) if report.receptive_field else "–"
         jump = notation.times(report.jump) if report.jump else "–"
@@ -172,7 +172,7 @@ def answer(problem: Problem = SHEET) -> Answer:
       LayerError: a layer does not fit; the error holds the reports of those before it.
     """
     reports = trace(*problem).reports
-    before = [problem.picture, *(report.output for report in reports)]
+    before = [problem.image, *(report.output for report in reports)]
     steps = [
         _step(i, word, layer, before[i - 1], report)
         for i, ((word, layer), report) in enumerate(zip(problem.layers, reports, strict=True), 1)

@@ -27,9 +27,9 @@ Counts = dict[str, list[int] | list[list[int]]]
 
 
 class Problem(NamedTuple):
-    """A picture (height, width, channels) and the layers it goes through, as `parse_layers` gives them."""
+    """An image (height, width, channels) and the layers it goes through, as `parse_layers` gives them."""
 
-    picture: Shape
+    image: Shape
     layers: tuple[tuple[str, Layer], ...]
 
 
@@ -71,7 +71,7 @@ Windows = list[list[list[int]]]  # of a layer: for either axis, the places that 
 
 def _laid_out(problem: Problem) -> tuple[list[Shape], list[int], list[int], list[Windows]]:
     """Every layer's shape, parameters and multiply-adds, and the windows of those that have some."""
-    (*sizes, channels), flat = problem.picture, 0
+    (*sizes, channels), flat = problem.image, 0
     shapes, params, macs, chains = list[Shape](), list[int](), list[int](), list[Windows]()
     for _, layer in problem.layers:
         new_params = new_macs = 0
@@ -197,7 +197,7 @@ class _Flax(nn.Module):
 def by_flax(problem: Problem) -> Counts:
     """By building the network in flax: its traced shapes, its parameters, its program."""
     module = _Flax(tuple(layer for _, layer in problem.layers))
-    x = jax.ShapeDtypeStruct((1, *problem.picture), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *problem.image), jnp.float32)
     outputs, variables = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x), x)
     program = jax.make_jaxpr(module.apply)(variables, x)
     found = iter(_products(program.jaxpr))
@@ -240,7 +240,7 @@ def _touched(problem: Problem) -> list[list[int]]:
     layers = [layer for _, layer in problem.layers if isinstance(layer, Conv | Pool)]
     module = _Flax(tuple(layers), sums=True)
     outputs_of = nn.apply(_Flax.__call__, module)
-    x = jnp.ones((1, *problem.picture))
+    x = jnp.ones((1, *problem.image))
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
     ones = jax.tree.map(lambda v: jnp.ones(v.shape, v.dtype), variables)
     fields = []

@@ -99,7 +99,7 @@ def layers(run: Run) -> list[dict[str, Any]]:
     stem = f"{net['stem']} 2×2 stem, both signs" if net else None
     # The stem is no module of its own: its output is what the first convolution sees.
     before = [{"what": stem, "output": next(iter(seen.values()))}] if net else []
-    return [{"what": "picture", "output": [32, 32, 3]}, *before, *called]
+    return [{"what": "image", "output": [32, 32, 3]}, *before, *called]
 
 
 # The routes to the number of parameters. They share nothing.
@@ -145,7 +145,7 @@ def accuracy_by_confusion(run: Run) -> float:
 
 
 def accuracy_by_classes(run: Run) -> float:
-    """Every class's accuracy, weighed by how many pictures it has."""
+    """Every class's accuracy, weighed by how many images it has."""
     sizes = [sum(row) for row in run.evaluation["confusion"]]
     shares = (share or 0.0 for share in run.evaluation["per_class"])  # null for a class without images
     return sum(n * share for n, share in zip(sizes, shares, strict=True)) / sum(sizes)
@@ -233,7 +233,7 @@ def answer(runs: Sequence[Run]) -> Answer:
             ),
             Step(
                 "Test accuracy",
-                "Trained on all training pictures; the test set is looked at once, after the last step.",
+                "Trained on all training images; the test set is looked at once, after the last step.",
                 table=table,
             ),
             Step(
@@ -244,7 +244,7 @@ def answer(runs: Sequence[Run]) -> Answer:
             Step(
                 "How far to believe a probability",
                 "Label smoothing makes the net say less than it knows; one temperature, fitted on held-out "
-                "training pictures, mends most of that.",
+                "training images, mends most of that.",
                 table=_calibration(runs),
             ),
             Step("The logs", table=provenance(runs)),

@@ -11,7 +11,7 @@ _LAYERS = ("1.conv1", "1.pool1", "1.conv2", "1.pool2", "1.flatten")  # by their 
 
 SAME_AS_VALID = Misconception(
     "same_as_valid",
-    '"same" padding taken for "valid": the picture has shrunk',
+    '"same" padding taken for "valid": the image has shrunk',
     'What is the padding called "same" there to keep?',
 )
 SAME_GROWS = Misconception(
@@ -21,7 +21,7 @@ SAME_GROWS = Misconception(
 )
 VALID_AS_SAME = Misconception(
     "valid_as_same",
-    '"valid" padding taken for "same": the picture should shrink',
+    '"valid" padding taken for "same": the image should shrink',
     "Without padding, can the middle of a filter stand on a pixel at the edge?",
 )
 OFF_BY_ONE = Misconception(
@@ -47,7 +47,7 @@ CHANNELS_MULTIPLIED = Misconception(
 CHANNELS_FORGOTTEN = Misconception(
     "channels_forgotten",
     "the channels are forgotten",
-    "A picture of several channels has that many numbers at every pixel.",
+    "An image of several channels has that many numbers at every pixel.",
 )
 POOL_STRIDE_ONE = Misconception(
     "pool_stride_one",
@@ -112,14 +112,14 @@ KERNEL_NOT_SQUARED = Misconception(
 WEIGHTS_NOT_SHARED = Misconception(
     "weights_not_shared",
     "weights counted anew at every pixel: a convolution uses the same ones everywhere",
-    "Does a filter change while it slides over the picture?",
+    "Does a filter change while it slides over the image?",
 )
 _HINT_SIZE = "Count the places at which the window fits, along the height and along the width; then the maps."
 
 
 def _before(sheet: Sheet, own: Answers, place: int) -> tuple[int, ...]:
-    """The picture that goes into a layer, by the answer before it."""
-    return tuple(map(int, own[_LAYERS[place - 1]])) if place else sheet.cnn.picture
+    """The image that goes into a layer, by the answer before it."""
+    return tuple(map(int, own[_LAYERS[place - 1]])) if place else sheet.cnn.image
 
 
 def _output(sheet: Sheet, own: Answers, place: int) -> tuple[int, ...]:
@@ -186,14 +186,14 @@ def _params_as(count: Callable[[int, int, int], int]) -> Value:
 
     def value(sheet: Sheet, own: Answers) -> int:
         conv = sheet.layers.convs[0]
-        return count(conv.kernel[0], sheet.cnn.picture[-1], conv.channels)
+        return count(conv.kernel[0], sheet.cnn.image[-1], conv.channels)
 
     return value
 
 
 def _params(sheet: Sheet, own: Answers) -> int:
     conv = sheet.layers.convs[0]
-    return conv_params(sheet.cnn.picture[-1], conv.channels, conv.kernel)
+    return conv_params(sheet.cnn.image[-1], conv.channels, conv.kernel)
 
 
 def _params_everywhere(sheet: Sheet, own: Answers) -> int:
@@ -205,7 +205,7 @@ FIELDS = (
     Field(
         "1.conv1",
         "The output of layer (a): height × width × channels.",
-        "sizes of a picture",
+        "sizes of an image",
         _after(0),
         (
             (SAME_AS_VALID, _conv_as(0, lambda n, k: n - k + 1)),
@@ -217,7 +217,7 @@ FIELDS = (
     Field(
         "1.pool1",
         "The output of layer (b).",
-        "sizes of a picture",
+        "sizes of an image",
         _after(1),
         _pool_mistakes(1),
         _HINT_SIZE,
@@ -226,7 +226,7 @@ FIELDS = (
     Field(
         "1.conv2",
         "The output of layer (c).",
-        "sizes of a picture",
+        "sizes of an image",
         _after(2),
         (
             (VALID_AS_SAME, _conv_as(2, lambda n, k: n)),
@@ -240,7 +240,7 @@ FIELDS = (
     Field(
         "1.pool2",
         "The output of layer (d).",
-        "sizes of a picture",
+        "sizes of an image",
         _after(3),
         _pool_mistakes(3),
         _HINT_SIZE,
@@ -256,7 +256,7 @@ FIELDS = (
             (SIZES_ADDED, lambda sheet, own: own["1.pool2"].sum()),
             (POOL_FORGOTTEN, lambda sheet, own: math.prod(map(int, own["1.conv2"]))),
         ),
-        "Every number of the last picture, one after another: how many are there?",
+        "Every number of the last image, one after another: how many are there?",
         after=("1.pool2",),
     ),
     Field(

@@ -132,13 +132,13 @@ READERS: dict[str, Callable[[object], Entry]] = {
     "matrix": read_matrix,
     "vector": read_vector,
     "sizes of a matrix": lambda value: read_shape(value, 2),
-    "sizes of a picture": lambda value: read_shape(value, 3),
+    "sizes of an image": lambda value: read_shape(value, 3),
     "count": read_count,
 }
 LAYOUTS = {
     "matrix": '"a b; c d" or [[a, b], [c, d]], a row after the other',
     "vector": '"a b" or [a, b]',
-    "sizes of a picture": '"height x width x channels" or [height, width, channels]',
+    "sizes of an image": '"height x width x channels" or [height, width, channels]',
     "sizes of a matrix": '"rows x columns" or [rows, columns]',
     "count": "a whole number",
 }

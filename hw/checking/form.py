@@ -72,7 +72,7 @@ def write(sheet: Sheet, *, key: bool = False) -> str:
 
 
 def _key(kind: str, answer: np.ndarray) -> str:
-    if kind in ("count", "sizes of a picture", "sizes of a matrix"):
+    if kind in ("count", "sizes of an image", "sizes of a matrix"):
         return " x ".join(map(str, answer.astype(int)))
     return "; ".join(" ".join(text(x, _DIGITS) for x in row) for row in np.atleast_2d(answer))
 

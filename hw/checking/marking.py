@@ -26,7 +26,7 @@ def _value(value: Value, sheet: Sheet, before: Answers) -> np.ndarray | None:
     try:
         with np.errstate(all="ignore"):
             found = value(sheet, before)
-    except UserError:  # a layer does not fit the student's own picture
+    except UserError:  # a layer does not fit the student's own image
         return None
     if found is None:
         return None
@@ -97,7 +97,7 @@ def _general(field: Field, entry: Entry, wanted: Sequence[np.ndarray]) -> Miscon
 
 
 _AXES = {
-    "sizes of a picture": ("height", "width", "number of channels"),
+    "sizes of an image": ("height", "width", "number of channels"),
     "sizes of a matrix": ("rows", "columns"),
 }
 

@@ -19,9 +19,9 @@ class Question(NamedTuple):
 
 def _cnn(sheet: Sheet) -> list[str]:
     (first, second), (pool, last), dense = sheet.layers
-    height, width, channels = sheet.cnn.picture
+    height, width, channels = sheet.cnn.image
     return [
-        f"A CNN takes pictures of {height} × {width} (height × width) with {channels} channels. Its layers:",
+        f"A CNN takes images of {height} × {width} (height × width) with {channels} channels. Its layers:",
         f"(a) convolution, {first.channels} filters of {times(first.kernel)}, stride 1, padding 'same'",
         f"(b) max-pooling, window {times(pool.kernel)}, stride {pool.kernel[0]}",
         f"(c) convolution, {second.channels} filters of {times(second.kernel)}, stride 1, padding 'valid'",

@@ -228,7 +228,7 @@ def numbers(sheet: Sheet) -> dict[str, dict[str, Any]]:
     rnn = sheet.rnn
     return {
         "1": {
-            "input": list(sheet.cnn.picture),
+            "input": list(sheet.cnn.image),
             "conv1": {"filters": first.channels, "kernel": list(first.kernel), "padding": "same"},
             "pool1": {"window": list(pool.kernel)},
             "conv2": {"filters": second.channels, "kernel": list(second.kernel), "padding": "valid"},

@@ -1,7 +1,7 @@
-"""From resident uint8 pictures and indices to an augmented, normalised batch: pure and jitted, on the device.
+"""From resident uint8 images and indices to an augmented, normalised batch: pure and jitted, on the device.
 
-Every choice for a picture is a function of (rng, its index, its epoch), never of its place in the
-batch or on a device, so that the same pictures come out on any number of devices.
+Every choice for an image is a function of (rng, its index, its epoch), never of its place in the
+batch or on a device, so that the same images come out on any number of devices.
 """
 
 from collections.abc import Callable
@@ -19,20 +19,20 @@ def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) ->
 
 
 def shift(images: Array, offset_b2: Array, limit: int) -> Array:
-    """Moves each picture [b, h, w, c] by its own (rows, columns) in [−limit, limit], mirroring the edge."""
+    """Moves each image [b, h, w, c] by its own (rows, columns) in [−limit, limit], mirroring the edge."""
     padded = jnp.pad(images, ((0, 0), (limit, limit), (limit, limit), (0, 0)), mode="reflect")
     cut = jax.vmap(lambda x, at: jax.lax.dynamic_slice(x, (at[0], at[1], 0), images.shape[1:]))
     return cut(padded, limit - offset_b2)
 
 
 def shrink(images: Array, size: int) -> Array:
-    """Resamples square pictures [b, h, h, c] to [b, size, size, c], by a triangle as wide as a new pixel."""
+    """Resamples square images [b, h, h, c] to [b, size, size, c], by a triangle as wide as a new pixel."""
     b, _, _, channels = images.shape
     return jax.image.resize(images, (b, size, size, channels), "linear", antialias=True)
 
 
 def random_shift(rng: Array, images: Array, index: Array, epoch: Array, limit: int) -> Array:
-    """Moves each picture by up to `limit` pixels along each axis, a new draw each epoch."""
+    """Moves each image by up to `limit` pixels along each axis, a new draw each epoch."""
 
     def draw(index: Array, epoch: Array) -> Array:
         rng_one = jax.random.fold_in(jax.random.fold_in(rng, epoch), index)
@@ -42,9 +42,9 @@ def random_shift(rng: Array, images: Array, index: Array, epoch: Array, limit: i
 
 
 def random_cutout(rng: Array, images: Array, index: Array, epoch: Array, size: int) -> Array:
-    """Sets a square of side `size`, its place drawn anew each epoch, to the picture's mean colour.
+    """Sets a square of side `size`, its place drawn anew each epoch, to the image's mean colour.
 
-    The square lies within the picture. Source: DeVries & Taylor 2017, "Improved regularization of
+    The square lies within the image. Source: DeVries & Taylor 2017, "Improved regularization of
     convolutional neural networks with cutout".
     """
     side = jnp.array(images.shape[1:3])
@@ -61,9 +61,9 @@ def random_cutout(rng: Array, images: Array, index: Array, epoch: Array, size: i
 
 
 def alternating_flip(rng: Array, images: Array, index: Array, epoch: Array) -> Array:
-    """Mirrors each picture in every second epoch, half of them beginning with the first.
+    """Mirrors each image in every second epoch, half of them beginning with the first.
 
-    Two epochs in a row so show every picture both ways round, which a coin would do half the time.
+    Two epochs in a row so show every image both ways round, which a coin would do half the time.
     Source: Jordan 2024, "94 % on CIFAR-10 in 3.29 seconds on a single GPU", section 3.6.
     """
     first = jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(rng, i)))(index)
@@ -72,7 +72,7 @@ def alternating_flip(rng: Array, images: Array, index: Array, epoch: Array) -> A
 
 
 def random_flip(rng: Array, images: Array, index: Array, epoch: Array) -> Array:
-    """Mirrors each picture with probability one half, a new draw each epoch."""
+    """Mirrors each image with probability one half, a new draw each epoch."""
 
     def draw(index: Array, epoch: Array) -> Array:
         return jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(rng, epoch), index))
@@ -95,7 +95,7 @@ def augment(
     Args:
       rng: one key for the whole run.
       images: [b, h, w, c], any dtype.
-      index: int32 [b], which training picture each is.
+      index: int32 [b], which training image each is.
       epoch: int32 [b], which time each is seen.
       flip: a key of FLIPS.
       limit: pixels; 0 leaves the place alone.

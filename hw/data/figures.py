@@ -1,4 +1,4 @@
-"""The stand-in for CIFAR-10: ten drawn figures, for where there is no data and no network.
+"""The fallback data for CIFAR-10: ten drawn figures, for where there is no data and no network.
 
 Equally often, at random places, sizes, angles and colours (dark on light or light on dark), on a sloping
 ground with a spot and noise: no pixel's value tells anything by itself, so that a linear model is lost
@@ -43,7 +43,7 @@ FIGURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def draw(n: int, stream: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws `n` pictures, the same at every call with the same `stream`.
+    """Draws `n` images, the same at every call with the same `stream`.
 
     Returns:
       (uint8 [n, 32, 32, 3], int32 [n], the index into FIGURES).

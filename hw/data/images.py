@@ -40,7 +40,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Pictures and their classes."""
+    """Images and their classes."""
 
     image: np.ndarray  # uint8 [n, 32, 32, 3], red, green, blue
     label: np.ndarray  # int32 [n], index into the dataset's classes
@@ -62,18 +62,18 @@ class Dataset:
 
     train: Split
     eval: Split
-    eval_name: str  # "test", or "holdout": training pictures that are not trained on
+    eval_name: str  # "test", or "holdout": training images that are not trained on
     classes: tuple[str, ...]
     provenance: dict[str, Any]
 
 
 def load_images(config: ConfigDict, say: Say) -> Dataset:
-    """Loads the pictures that `config.data` asks for.
+    """Loads the images that `config.data` asks for.
 
     Args:
       config: `source` ("auto", "tfds", "embedded"), `dir` ("" for the default), `holdout` (how many
-        training pictures, evenly spaced, take the test set's place), `embedded_train`, `embedded_eval`.
-      say: is told what the user should know; a stand-in, in capitals.
+        training images, evenly spaced, take the test set's place), `embedded_train`, `embedded_eval`.
+      say: is told what the user should know; a fallback data, in capitals.
 
     Raises:
       UserError: the data is damaged, or missing with source "tfds", or an option is wrong.
@@ -85,7 +85,7 @@ def load_images(config: ConfigDict, say: Say) -> Dataset:
         train = Split(*figures.draw(config.embedded_train, stream=0))
         test = Split(*figures.draw(config.embedded_eval, stream=1))
         fingerprint = cache.digest(_arrays(train, test))
-        note = f"EMBEDDED STAND-IN, NOT CIFAR-10: {len(train):,} + {len(test):,} DRAWN FIGURES"
+        note = f"EMBEDDED FALLBACK DATA, NOT CIFAR-10: {len(train):,} + {len(test):,} DRAWN FIGURES"
         say(note)
     else:
         name, source, classes = "cifar10", "tfds", CLASSES
@@ -95,7 +95,7 @@ def load_images(config: ConfigDict, say: Say) -> Dataset:
     if config.holdout:
         if not 0 < config.holdout < len(train):
             raise UserError(f"config.data.holdout={config.holdout}: must lie in [0, {len(train)})")
-        # Spread evenly over the set: fair in whatever order the pictures stand.
+        # Spread evenly over the set: fair in whatever order the images stand.
         held = np.zeros(len(train), bool)
         held[np.arange(config.holdout) * len(train) // config.holdout] = True
         eval_name, test, train = "holdout", train[held], train[~held]
@@ -112,7 +112,7 @@ def load_images(config: ConfigDict, say: Say) -> Dataset:
 
 
 def blank_images(config: ConfigDict) -> Dataset:
-    """CIFAR-10 as far as its sizes go: black pictures, of which `config.holdout` are not trained on."""
+    """CIFAR-10 as far as its sizes go: black images, of which `config.holdout` are not trained on."""
 
     def blank(count: int) -> Split:
         return Split(np.zeros((count, 32, 32, 3), np.uint8), np.zeros(count, np.int32))
@@ -157,20 +157,20 @@ def _check(folder: Path) -> tuple[dict[str, prepared.Shards], str]:
         why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         raise Damaged(folder, f"its features cannot be read ({why})") from error
     if shape != ("uint8", 32, 32, 3):
-        raise Damaged(folder, f"its pictures are {shape}, not uint8 32 x 32 x 3")
+        raise Damaged(folder, f"its images are {shape}, not uint8 32 x 32 x 3")
     if classes != CLASSES:
         raise Damaged(folder, f"its classes are {', '.join(classes)}")
     counts = {split: sum(shards[split].values()) for split in COUNTS}
     for split in COUNTS:
         if not counts[split]:
-            raise Damaged(folder, f"it declares no {split} pictures")
+            raise Damaged(folder, f"it declares no {split} images")
     if counts != COUNTS:
         note = f"{counts['train']:,} train / {counts['test']:,} test images: not the full CIFAR-10. {note}"
     return shards, note
 
 
 def _decode(folder: Path, shards: dict[str, prepared.Shards]) -> tuple[Split, Split]:
-    """Decodes and checks every picture: (train, test)."""
+    """Decodes and checks every image: (train, test)."""
     import tensorflow_datasets as tfds
 
     # Pillow decodes: TFDS's own decoder would want TensorFlow or OpenCV.
@@ -186,21 +186,21 @@ def _decode_split(records: Any) -> Split:
     for start in range(0, len(records), 1000):
         chunk = records.__getitems__(range(start, min(start + 1000, len(records))))
         for i, record in enumerate(chunk, start):
-            with Image.open(io.BytesIO(record["image"]), formats=["PNG"]) as picture:
-                if (picture.mode, picture.size) != ("RGB", (32, 32)):
-                    raise ValueError(f"picture {i} is {picture.size} {picture.mode}, not 32 x 32 RGB")
-                image[i] = np.asarray(picture)
+            with Image.open(io.BytesIO(record["image"]), formats=["PNG"]) as decoded:
+                if (decoded.mode, decoded.size) != ("RGB", (32, 32)):
+                    raise ValueError(f"image {i} is {decoded.size} {decoded.mode}, not 32 x 32 RGB")
+                image[i] = np.asarray(decoded)
             label[i] = record["label"]
             identity.append(record.get("id", i))
     if not 0 <= label.min() <= label.max() < len(CLASSES):
         raise ValueError(f"labels run from {label.min()} to {label.max()}, not 0 to {len(CLASSES) - 1}")
     if len(set(identity)) < len(identity):
-        raise ValueError("some picture is there twice")
+        raise ValueError("some image is there twice")
     return _in_order(Split(image, label.astype(np.int32)))
 
 
 def _in_order(split: Split) -> Split:
-    """Sorts a split by the SHA-256 of each picture (then by label).
+    """Sorts a split by the SHA-256 of each image (then by label).
 
     That is the same order whatever the shuffling and the names of a copy, and as good as random. The
     order of the "id" is neither: a copy has been met whose ids are sorted by class.
@@ -223,7 +223,7 @@ def prepare_cifar10(data_dir: Path, say: Say, archive: Path | None = None, sha25
       say: is told what happens.
       archive: cifar-10-binary.tar.gz; None downloads it.
       sha256: hex digest that the archive must have instead of the official one's: an archive of
-        the same layout with pictures of one's own, which the dataset's description then says.
+        the same layout with images of one's own, which the dataset's description then says.
 
     Returns:
       The dataset's folder. One that is there and sound is left alone; a damaged one is replaced.
@@ -239,17 +239,17 @@ def prepare_cifar10(data_dir: Path, say: Say, archive: Path | None = None, sha25
         train, test = _parse_archive(file)
     if found == ARCHIVE_SHA256:
         if {"train": len(train), "test": len(test)} != COUNTS:
-            raise UserError(f"the archive holds {len(train):,} + {len(test):,} pictures, expected {COUNTS}")
-        description = "CIFAR-10 (Krizhevsky, 2009) from the official archive, every picture lossless."
+            raise UserError(f"the archive holds {len(train):,} + {len(test):,} images, expected {COUNTS}")
+        description = "CIFAR-10 (Krizhevsky, 2009) from the official archive, every image lossless."
     else:
         description = f"In CIFAR-10's layout, from an archive that is not the official one (SHA-256 {found})."
-    say(f"writing {len(train):,} + {len(test):,} pictures to {folder}")
+    say(f"writing {len(train):,} + {len(test):,} images to {folder}")
     _write(folder, train, test, description)
     return folder
 
 
 def _parse_archive(file: BinaryIO) -> tuple[Split, Split]:
-    """Reads the pictures of an archive in the official layout, in memory: (train, test)."""
+    """Reads the images of an archive in the official layout, in memory: (train, test)."""
     wanted = {*ARCHIVE_FILES["train"], *ARCHIVE_FILES["test"], ARCHIVE_CLASSES}
     contents = {}
     try:
@@ -291,7 +291,7 @@ def _parse_archive(file: BinaryIO) -> tuple[Split, Split]:
 
 
 def _write(folder: Path, train: Split, test: Split, description: str) -> None:
-    """Writes a TFDS dataset, every picture lossless."""
+    """Writes a TFDS dataset, every image lossless."""
     import tensorflow_datasets as tfds
 
     def examples(name: str, split: Split) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -83,7 +83,7 @@ def find(
       say: is told why there is none.
 
     Returns:
-      `DIR/dataset/version`, not yet looked into; None where the stand-in must do.
+      `DIR/dataset/version`, not yet looked into; None where the fallback data must do.
 
     Raises:
       UserError: with source "tfds" there is none, or the source is unknown.

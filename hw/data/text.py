@@ -1,4 +1,4 @@
-"""Text as symbol ids: a file of one's own, tiny Shakespeare (prepared or downloaded), or its stand-in."""
+"""Text as symbol ids: your own file, tiny Shakespeare (prepared or downloaded), or fallback data."""
 
 import codecs
 import hashlib
@@ -61,7 +61,7 @@ def load_text(config: ConfigDict, say: Say) -> TextDataset:
         "tfds", "embedded"), `dir` ("" for the default), `split` ("nanogpt", "tfds", "fractions"),
         `fractions` (training, validation), `holdout` (how many characters at the end of the training
         text take the validation text's place).
-      say: is told what the user should know; a stand-in, in capitals.
+      say: is told what the user should know; a fallback data, in capitals.
 
     Raises:
       UserError: the text is damaged, no text, too short, or missing, or an option is wrong.
@@ -83,7 +83,9 @@ def load_text(config: ConfigDict, say: Say) -> TextDataset:
     else:
         name, source = "pydoc_topics", "embedded"
         ids, classes, fingerprint = _index(embedded_text().encode())
-        note = f"EMBEDDED STAND-IN, NOT TINY SHAKESPEARE: {len(ids):,} CHARACTERS OF PYTHON'S DOCUMENTATION"
+        note = (
+            f"EMBEDDED FALLBACK DATA, NOT TINY SHAKESPEARE: {len(ids):,} CHARACTERS OF PYTHON'S DOCUMENTATION"
+        )
         say(note)
 
     start, stop = cut(len(ids))
@@ -150,7 +152,7 @@ def decode(ids: np.ndarray | Sequence[int], classes: Sequence[str]) -> str:
 
 
 def embedded_text() -> str:
-    """The stand-in: the documentation that every CPython ships, its topics in sorted order."""
+    """The fallback data: the documentation that every CPython ships, its topics in sorted order."""
     from pydoc_data import topics  # half a megabyte that nobody else needs
 
     return "\n\n".join(topics.topics[name] for name in sorted(topics.topics))

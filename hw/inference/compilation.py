@@ -132,12 +132,14 @@ def programs(config: ConfigDict, parallel: Parallel) -> Iterator[tuple[str, int,
     task = run.task
     state = parallel.shape(jax.eval_shape(run.first_state, jax.random.key(0), task.start))
     batch, count = run.batch_size, run.steps_per_dispatch
-    one = task.picks(0, batch)
-    picks = parallel.shape_picks({k: jax.ShapeDtypeStruct((count, batch), v.dtype) for k, v in one.items()})
+    one = task.indices(0, batch)
+    indices = parallel.shape_indices(
+        {k: jax.ShapeDtypeStruct((count, batch), v.dtype) for k, v in one.items()}
+    )
     for stage, first in enumerate(task.stages):
         step = parallel.train(run.step(stage))
         name = "train" if len(task.stages) == 1 else f"train from step {first}"
-        yield name, batch, step.lower(state, parallel.shape(task.resident), picks)
+        yield name, batch, step.lower(state, parallel.shape(task.resident), indices)
     yield from task.programs(state.result, parallel)
 
 

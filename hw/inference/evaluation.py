@@ -32,7 +32,7 @@ def evaluate(
     """
     run = saved.load_run(folder, cli.say, needs=None)
     config, provenance = run.config, run.provenance
-    # Strictly the kind of data that it was trained on: a stand-in never judges the real thing.
+    # Strictly the kind of data that it was trained on: a fallback data never judges the real thing.
     if provenance["source"] in ("tfds", "embedded"):
         config.data.source = provenance["source"]
     if "dir" in config.data:
@@ -48,7 +48,7 @@ def evaluate(
         raise UserError(f"{dataset.provenance['name']} has other {what} than {folder} was trained on")
     parallel = Parallel(config.parallel)
     parallel.check_batch(config.eval.batch_size, "the evaluation's batch size")
-    config = setup.with_stand_in(config, provenance["source"])
+    config = setup.with_fallback(config, provenance["source"])
     config.model.dtype = models.dtype_of(config.model.dtype, parallel.platform, hardware.processor())
     task = setup.build_task(config, parallel, dataset)
     variables = parallel.replicate(run.variables)

@@ -27,7 +27,7 @@ def predict(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
     pixels = np.stack([read_image(file) for file in files])
     needs = ("data.mean", "data.std", "eval.tta", "eval.temperature")
     run = saved.load_run(folder, cli.say, task="images", needs=needs)
-    config = setup.with_stand_in(run.config, run.provenance["source"])
+    config = setup.with_fallback(run.config, run.provenance["source"])
     logits_of = jax.jit(images.classify(run.module, config.data, images.TTA_VIEWS[config.eval.tta]))
     logits = logits_of(run.variables, {"image": pixels})["logits_tta"]
     probabilities = np.asarray(jax.nn.softmax(logits / (config.eval.temperature or 1.0)), float)

@@ -1,6 +1,6 @@
-"""Residual networks for 32×32 pictures: two that the field knows, and `hwnet`, our own fast one.
+"""Residual networks for 32×32 images: two that the field knows, and `hwnet`, our own fast one.
 
-Every network maps normalised pictures [batch, height, width, 3] to logits [batch, classes], computes
+Every network maps normalised images [batch, height, width, 3] to logits [batch, classes], computes
 in `dtype`, keeps its parameters in float32 and returns float32 logits.
 """
 
@@ -49,9 +49,9 @@ class Conv(nn.Module):
 
 
 class ChannelGates(nn.Module):
-    """Squeeze and excitation by one matrix: what a picture's channels are on average scales each of them.
+    """Squeeze and excitation by one matrix: what an image's channels are on average scales each of them.
 
-        y = x · 2σ(mean(x) W),   mean over the picture, W [channels, channels] from zero
+        y = x · 2σ(mean(x) W),   mean over the image, W [channels, channels] from zero
 
     so that every gate starts at 1; x and y [batch, height, width, channels].
 
@@ -114,7 +114,7 @@ def _norm_shapes(name: str, channels: int, *parts: str) -> dict[str, tuple[int, 
 
 
 class ResNet(nn.Module):
-    """3×3 stem, stages of basic blocks that halve the picture, global average, linear head.
+    """3×3 stem, stages of basic blocks that halve the image, global average, linear head.
 
     Source: He et al. 2015, "Deep Residual Learning for Image Recognition", section 4.2.
     """
@@ -188,9 +188,9 @@ def whitening_kernel(images: Array, size: int = 2, epsilon: float = 5e-4) -> Arr
     the largest eigenvalues first.
 
     Args:
-      images: normalised pictures [n, height, width, channels].
+      images: normalised images [n, height, width, channels].
       size: side of a patch in pixels.
-      epsilon: floor of an eigenvalue, in squared units of the normalised pictures.
+      epsilon: floor of an eigenvalue, in squared units of the normalised images.
 
     Returns:
       The kernel, float32 [size, size, channels, size²·channels].
@@ -211,18 +211,18 @@ def whitening_kernel(images: Array, size: int = 2, epsilon: float = 5e-4) -> Arr
 
 
 class HWNet(nn.Module):
-    """Our residual net: it whitens the picture, pools early, and starts every filter as a copy.
+    """Our residual net: it whitens the image, pools early, and starts every filter as a copy.
 
-    A fixed 2×2 convolution turns the picture into decorrelated channels of equal variance, so that
+    A fixed 2×2 convolution turns the image into decorrelated channels of equal variance, so that
     the first learned layer is well conditioned from the first step. Each stage is a convolution,
     2×2 max-pooling, and a residual convolution at the new size; pooling before normalising and
-    before the residual branch spends the arithmetic where the picture is small. Normalisation has
+    before the residual branch spends the arithmetic where the image is small. Normalisation has
     no scale, for the residual branches and the head set the scales themselves. The largest value
-    of each channel over the picture goes to a linear head.
+    of each channel over the image goes to a linear head.
 
         stage(x) = z + gates(gelu(norm(conv(z)))),   z = gates(gelu(norm(pool(conv(x)))))
 
-    where the gates, if any, scale a channel by what the whole picture holds (`ChannelGates`): a seventh more
+    where the gates, if any, scale a channel by what the whole image holds (`ChannelGates`): a seventh more
     parameters and next to no arithmetic.
 
     What each of these buys, experiments/studies/ablation.py measures, and the last six attributes are there
@@ -294,7 +294,7 @@ class HWNet(nn.Module):
         )
         shape = (2, 2, x.shape[-1], 4 * x.shape[-1])
         if self.stem == "whitened":
-            # Not a parameter: it is computed from the training pictures (`fit_stem`) and never learned.
+            # Not a parameter: it is computed from the training images (`fit_stem`) and never learned.
             kernel = self.variable("constants", "stem", jnp.zeros, shape).value
         else:
             kernel = self.param("stem", nn.initializers.lecun_normal(), shape)
@@ -324,7 +324,7 @@ class HWNet(nn.Module):
 
     @staticmethod
     def fit_stem(variables: VariableDict, images: Array) -> VariableDict:
-        """The variables with the whitening filters of `images` (normalised pictures) in the stem."""
+        """The variables with the whitening filters of `images` (normalised images) in the stem."""
         if "constants" not in variables:  # it is learned
             return variables
         return {**variables, "constants": {"stem": whitening_kernel(images)}}
@@ -332,5 +332,5 @@ class HWNet(nn.Module):
 
 # ResNet-20 as in He et al. 2015, section 4.2: 269,722 parameters.
 resnet20 = partial(ResNet, stage_sizes=(3, 3, 3), widths=(16, 32, 64), shortcut="pad")
-# ResNet-18 for 32×32 pictures (3×3 stem, no pooling after it): 11,173,962 parameters.
+# ResNet-18 for 32×32 images (3×3 stem, no pooling after it): 11,173,962 parameters.
 resnet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), widths=(64, 128, 256, 512), shortcut="projection")

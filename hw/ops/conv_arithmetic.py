@@ -2,7 +2,7 @@
 
 Letters, along one axis: n input pixels; k kernel, s stride, d dilation; lo and hi padding before
 and after; r receptive field and j jump (the distance of neighbouring outputs), in pixels of the
-network's input. A pair is (height, width); a picture is (h, w, c); a vector is (n,).
+network's input. A pair is (height, width); an image is (h, w, c); a vector is (n,).
 
 Sources: Dumoulin & Visin 2016, "A guide to convolution arithmetic for deep learning" (relationships
 cited by number); Araujo, Norris & Sim 2019, "Computing receptive fields of convolutional neural
@@ -161,9 +161,9 @@ class LayerReport:
       output: (h, w, c), or (n,) after flatten and dense.
       weights, biases: trainable parameters of this layer.
       macs: multiply-accumulates for one example; 0 for pooling.
-      receptive_field: extent in the picture that one output depends on, padding included; None for
+      receptive_field: extent in the image that one output depends on, padding included; None for
         a vector.
-      jump: distance, in the picture, of neighbouring outputs; None for a vector.
+      jump: distance, in the image, of neighbouring outputs; None for a vector.
       padding: ((lo, hi) of height, (lo, hi) of width); None where nothing slides.
       discarded: pixels that no window reaches at the end of each axis; None where nothing slides.
     """
@@ -211,15 +211,15 @@ def _slide(
     dilation: Pair = (1, 1),
     ceil: bool = False,
 ) -> LayerReport:
-    """Slides a window over both axes of a picture and leaves its channels alone.
+    """Slides a window over both axes of an image and leaves its channels alone.
 
     r ← r + (k - 1) d j,   j ← j s
 
-    Raises: UserError if x is no picture, or too small.
+    Raises: UserError if x is no image, or too small.
     Source: Araujo et al. 2019: the partial sums of r = 1 + Σ_l (k_l - 1) Π_{i<l} s_i.
     """
     if x.receptive_field is None or x.jump is None:
-        raise UserError("a window slides over a picture, not a vector; put it before flatten")
+        raise UserError("a window slides over an image, not a vector; put it before flatten")
 
     def along(
         n: int, r: int, j: int, k: int, s: int, d: int, rule: Literal["same", "valid"] | int

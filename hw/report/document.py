@@ -47,7 +47,7 @@ class Section:
       figures: drawn ones, and missing ones with the command that makes them.
       verdicts: of the answer's claims.
       runs: behind it, where it is told from logs.
-      pictures: a study of pictures with what was predicted for them, or None.
+      images: a study of images with what was predicted for them, or None.
       plays: names of what can be changed on the page.
       note: what the reader must know of the logs.
       command: that makes the missing log.
@@ -59,7 +59,7 @@ class Section:
     figures: Sequence[Figure | Missing] = ()
     verdicts: Sequence[Verdict] = ()
     runs: Sequence[Run] = ()
-    pictures: logs.Study | None = None
+    images: logs.Study | None = None
     plays: Sequence[str] = ()
     note: str = ""
     command: str = ""
@@ -136,7 +136,7 @@ def _recipe(run: Run) -> Mapping[str, Any]:
 
 def _trained(number: int, own: Sequence[Run]) -> Section:
     """A question that is answered by training."""
-    note, runs, pictures = "", list(own), None
+    note, runs, images = "", list(own), None
     if not runs:
         study, runs = logs.first_committed(_STUDIES[number])
         wanted = _STUDIES[number][0]
@@ -146,14 +146,14 @@ def _trained(number: int, own: Sequence[Run]) -> Section:
                 f"runs of experiments/results/{study}."
             )
         if number == 2:
-            pictures = logs.study("pictures")
+            images = logs.study("images")
     if not runs:
         return Section(number, _TOPICS[number], None, command=_COMMANDS[number])
     if runs[0].summary["dataset"]["source"] == "embedded":
         told = runs[0].summary["dataset"]["note"]
-        note = f"TRAINED ON THE EMBEDDED STAND-IN, NOT ON {_WANTED[number]}: {told}"
+        note = f"TRAINED ON THE EMBEDDED FALLBACK DATA, NOT ON {_WANTED[number]}: {told}"
     answer = _TRAINED[number].answer(runs)
-    return _section(answer, runs=runs, pictures=pictures, note=note)
+    return _section(answer, runs=runs, images=images, note=note)
 
 
 def _section(answer: Answer, **given: Any) -> Section:

@@ -98,7 +98,7 @@ def play_data() -> dict[str, Any]:
             "scaled": case.scaled,
         },
         "cnn": {
-            "input": "x".join(map(str, cnn.SHEET.picture)),
+            "input": "x".join(map(str, cnn.SHEET.image)),
             "layers": " ".join(word for word, _ in cnn.SHEET.layers),
         },
         "unrolled": {"steps": {"start": len(unrolled_rnn.SHEET.x), "least": 1, "most": steps, "step": 1}},

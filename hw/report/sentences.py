@@ -48,9 +48,9 @@ _MISTAKES_IN_LAYERS = {
     "groups_do_not_divide": "{groups} groups do not divide {channels} {side} channels",
     "input": "input",
     "output": "output",
-    "window_over_vector": "a window slides over a picture, not a vector; put it before flatten",
+    "window_over_vector": "a window slides over an image, not a vector; put it before flatten",
     "padding_too_large": "padding {padding} is more than half of the window {window}",
-    "dense_on_picture": "dense takes a vector; put flatten before it",
+    "dense_on_image": "dense takes a vector; put flatten before it",
     "too_many_digits": "{word} is too large; a number has at most {most} digits",
     "not_one_number": "{field} is one number, not {word}",
     "unknown_layer": "cannot read {word}; layers are {kinds}",
@@ -96,8 +96,8 @@ _ATTENTION = {
 
 _CNN = {
     "cnn_legend": "Your own CNN",
-    "picture_label": "Picture",
-    "picture_hint": "height x width x channels",
+    "image_label": "Image",
+    "image_hint": "height x width x channels",
     "layers_label": "Layers",
     "layers_hint": "conv16k5 (sN pN dN gN same valid nobias), pool2 or avgpool2 (sN pN same valid ceil), "
     "flatten, dense100 (nobias); 3x2 is height x width",

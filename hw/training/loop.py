@@ -44,7 +44,7 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
     batch = setup.batch_field(config)
     folder = Workdir(workdir, config.to_dict())
     try:
-        finished = processes.on_first(folder.begin)
+        finished = processes.on_primary(folder.begin)
         processes.check_same(cli.to_json(folder.recipe), "configurations")
         if finished is not None:
             return finished
@@ -52,7 +52,7 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
         run = setup.prepare(config, parallel, folder.begun_in)
         batch = run.batch_field
         # Only now, when the data and the model are there: a mistake in them leaves no trace of this recipe.
-        processes.on_first(lambda: None if folder.has_checkpoints else folder.save_config())
+        processes.on_primary(lambda: None if folder.has_checkpoints else folder.save_config())
         return _Loop(run, folder, clock).train(name, variant)
     except OutOfMemory:
         folder.forget_start()
@@ -82,7 +82,7 @@ class _Loop:
         self.signals = Signals()
         # Of several processes the first alone has a log, as it alone has a workdir.
         self.log: RunLog | Silence = Silence()
-        if processes.is_first():
+        if processes.is_primary():
             self.log = RunLog(folder.path, self.task.total_steps, run.log_seconds, self.task.unit)
         self.evaluated: set[int] = set()  # steps whose evaluation is logged
         self.last_save = 0.0
@@ -98,7 +98,7 @@ class _Loop:
                 state = self._steps(state)
                 report = self._evaluate(state, self.task.total_steps)
                 whole = self.parallel.local(state)
-                return processes.on_first(lambda: self._write(whole, report, name, variant))
+                return processes.on_primary(lambda: self._write(whole, report, name, variant))
         finally:
             self.log.close()
 
@@ -109,10 +109,10 @@ class _Loop:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.parallel.own),
             jax.eval_shape(self.run.first_state, rng, self.task.start),
         )
-        progress, state = processes.on_first_keeping(lambda: self._restore(like))
+        progress, state = processes.on_primary_keeping(lambda: self._restore(like))
         if progress is None:
             state = jax.jit(self.run.first_state)(rng, self.task.start)
-        state = self.parallel.replicate(processes.from_first(state, like))
+        state = self.parallel.replicate(processes.broadcast(state, like))
         if progress is None:
             self._save(state)
         else:
@@ -120,7 +120,7 @@ class _Loop:
             self.log.say(f"continuing at step {int(state.step)}")
         step = int(state.step)
         self.evaluated.update(
-            processes.on_first(
+            processes.on_primary(
                 lambda: [line["step"] for line in self.log.begin(step) if line["split"] == "eval"]
             )
         )
@@ -152,15 +152,15 @@ class _Loop:
             return checkpoint.save(self.folder.checkpoints, whole, progress, self.run.keep)
 
         with self.clock.part("save"):
-            step = processes.on_first(save)
+            step = processes.on_primary(save)
         self.last_save = time.monotonic()
         self.log.note(f"saved step {step}")
 
-    def _picks(self, step: int, count: int) -> dict[str, Array]:
+    def _indices(self, step: int, count: int) -> dict[str, Array]:
         """What the next `count` steps take: [count, batch]."""
         size = self.run.batch_size
-        flat = self.task.picks(step * size, count * size)
-        return self.parallel.shard_picks({k: v.reshape(count, size) for k, v in flat.items()})
+        flat = self.task.indices(step * size, count * size)
+        return self.parallel.shard_indices({k: v.reshape(count, size) for k, v in flat.items()})
 
     def _steps(self, state: TrainState) -> TrainState:
         """Takes all remaining steps. One dispatch is under way while the one before is logged."""
@@ -183,20 +183,20 @@ class _Loop:
             key = (count, stage)
             # The first call compiles the small programs that shuffle.
             with self.clock.part("train" if key in programs else "compile"):
-                picks = self._picks(step, count)
+                indices = self._indices(step, count)
             if key not in programs:
                 with self.clock.part("compile"):
                     program = self.parallel.train(run.step(stage))
-                    programs[key] = program.lower(state, resident, picks).compile()
+                    programs[key] = program.lower(state, resident, indices).compile()
                 self.parallel.check_memory(programs[key], run.batch_field)
             with self.clock.part("train"):
                 with self.clock.part("step"):
-                    state, metrics = programs[key](state, resident, picks)
+                    state, metrics = programs[key](state, resident, indices)
                 step += count
                 pending.append((step, metrics))
                 late = time.monotonic() - self.last_save >= run.save_seconds
                 # All processes at the same step; it is the first one's clock that counts.
-                due, signum = processes.largest(late and processes.is_first(), self.signals.received)
+                due, signum = processes.all_reduce_max(late and processes.is_primary(), self.signals.received)
                 if step == boundary or due or signum:
                     while pending:
                         self._log_steps(*pending.popleft())
@@ -245,7 +245,7 @@ class _Loop:
             for found in self.task.evaluate(state.result, self.parallel):
                 if found is not None:
                     report = found
-                elif signum := processes.largest(self.signals.received)[0]:
+                elif signum := processes.all_reduce_max(self.signals.received)[0]:
                     self._stop(signum)
         values = {name: report[field] for name, field in self.task.headline.items()}
         self._log_line("eval", step, values)

@@ -57,7 +57,7 @@ def classification_report(
     """Everything `evaluation.json` says of a classifier.
 
     Args:
-      logits: [n, K], one view of each picture.
+      logits: [n, K], one view of each image.
       logits_tta: [n, K], averaged over the views of test-time augmentation.
       labels: [n].
       temperature: for the calibrated values, fitted elsewhere, never on these examples; 0 means

@@ -154,14 +154,14 @@ class Parallel:
         """Puts host arrays [batch, …] on the devices, each its share."""
         return self._put(tree, NamedSharding(self.mesh, P(AXIS)))
 
-    def shard_picks(self, tree: Any) -> Any:
+    def shard_indices(self, tree: Any) -> Any:
         """Puts host arrays [steps, batch] on the devices, each its share of every step."""
         if self.mode == "pmap":  # which takes, and removes, an axis of exactly the devices
             tree = jax.tree.map(lambda x: x.reshape(len(x), self.num_devices, -1), tree)
         return self._put(tree, NamedSharding(self.mesh, P(None, AXIS)))
 
-    def shape_picks(self, tree: Any) -> Any:
-        """What `shard_picks` makes of arrays [steps, batch], for shapes alone; under jit."""
+    def shape_indices(self, tree: Any) -> Any:
+        """What `shard_indices` makes of arrays [steps, batch], for shapes alone; under jit."""
         sharding = NamedSharding(self.mesh, P(None, AXIS))
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
@@ -173,20 +173,20 @@ class Parallel:
         """Several steps as one dispatch.
 
         Args:
-          step_fn: `(state, resident, picks) -> (state, metrics)`, one step; `picks` has the batch as
+          step_fn: `(state, resident, indices) -> (state, metrics)`, one step; `indices` has the batch as
             first axis and says which of the `resident` data to take.
 
         Returns:
-          A jitted `(state, resident, picks) -> (state, metrics)` whose picks (by `shard_picks`) and
+          A jitted `(state, resident, indices) -> (state, metrics)` whose indices (by `shard_indices`) and
           metrics have one more leading axis, the steps. It consumes (donates) the state it is given.
         """
 
-        def dispatch(state: State, resident: Any, picks: Any) -> tuple[State, Any]:
-            if jax.tree.leaves(picks)[0].shape[0] == 1:
+        def dispatch(state: State, resident: Any, indices: Any) -> tuple[State, Any]:
+            if jax.tree.leaves(indices)[0].shape[0] == 1:
                 # Not through scan: a convolution in a loop is very slow on XLA:CPU.
-                state, metrics = step_fn(state, resident, jax.tree.map(lambda x: x[0], picks))
+                state, metrics = step_fn(state, resident, jax.tree.map(lambda x: x[0], indices))
                 return state, jax.tree.map(lambda x: x[None], metrics)
-            return jax.lax.scan(lambda s, p: step_fn(s, resident, p), state, picks)
+            return jax.lax.scan(lambda s, p: step_fn(s, resident, p), state, indices)
 
         if self.mode == "pmap":
             return jax.pmap(

@@ -206,7 +206,7 @@ def several() -> bool:
     return jax.process_count() > 1
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Whether this process is the one that reads and writes the workdir."""
     import jax
 
@@ -218,25 +218,25 @@ def lost(error: Exception) -> bool:
     return several() and any(word in str(error) for word in _EXCHANGE)
 
 
-def on_first(fn: Callable[[], T]) -> T:
+def on_primary(fn: Callable[[], T]) -> T:
     """What `fn` returns in the first process, which alone calls it: strict JSON.
 
     Raises:
       UserError: in every process, what stopped `fn` in the first.
     """
-    return on_first_keeping(lambda: (fn(), None))[0]
+    return on_primary_keeping(lambda: (fn(), None))[0]
 
 
-def on_first_keeping(fn: Callable[[], tuple[T, Kept]]) -> tuple[T, Kept | None]:
+def on_primary_keeping(fn: Callable[[], tuple[T, Kept]]) -> tuple[T, Kept | None]:
     """The same for a pair, of which the first process keeps the second part; it is None elsewhere.
 
     Raises:
-      UserError: see `on_first`.
+      UserError: see `on_primary`.
     """
     if not several():
         return fn()
     error, kept, message = None, None, ""
-    if is_first():
+    if is_primary():
         try:
             value, kept = fn()
             message = cli.to_json({"value": value})
@@ -245,7 +245,7 @@ def on_first_keeping(fn: Callable[[], tuple[T, Kept]]) -> tuple[T, Kept | None]:
     raw = message.encode()
     size = int(_broadcast(np.int32(len(raw))))
     buffer = np.zeros(size, np.uint8)
-    if is_first():
+    if is_primary():
         buffer[:] = np.frombuffer(raw, np.uint8)
     found = json.loads(bytes(np.asarray(_broadcast(buffer))))
     if error is not None:
@@ -264,20 +264,20 @@ def on_all(fn: Callable[[], T]) -> T:
     try:
         value = fn()
     except UserError:
-        largest(True)  # the others wait to hear of it
+        all_reduce_max(True)  # the others wait to hear of it
         raise
-    if largest(False)[0]:
+    if all_reduce_max(False)[0]:
         raise UserError("another process of this run could not begin: it says why")
     return value
 
 
 def check_same(value: str, what: str) -> None:
     """Raises UserError in every process unless all of them have the same `value`."""
-    if largest(on_first(lambda: value) != value)[0]:
+    if all_reduce_max(on_primary(lambda: value) != value)[0]:
         raise UserError(f"the processes of this run have different {what}: give all of them the same")
 
 
-def largest(*values: int) -> tuple[int, ...]:
+def all_reduce_max(*values: int) -> tuple[int, ...]:
     """Of each value the largest that any process has: so they come to the same decision."""
     if not several():
         return values
@@ -286,7 +286,7 @@ def largest(*values: int) -> tuple[int, ...]:
     return tuple(map(int, np.max(multihost_utils.process_allgather(np.array(values)), axis=0)))
 
 
-def from_first(tree: Any, like: Any) -> Any:
+def broadcast(tree: Any, like: Any) -> Any:
     """The first process's arrays in all of them, bit for bit; where there is no other, `tree` itself.
 
     Args:
@@ -298,7 +298,7 @@ def from_first(tree: Any, like: Any) -> Any:
     if not several():
         return tree
     shapes, structure = jax.tree.flatten(like)
-    leaves = jax.tree.leaves(tree) if is_first() else [np.zeros(x.shape, x.dtype) for x in shapes]
+    leaves = jax.tree.leaves(tree) if is_primary() else [np.zeros(x.shape, x.dtype) for x in shapes]
     received = []
     for shape, leaf in zip(shapes, leaves, strict=True):
         # As bytes: what is broadcast is added to zeros, and a float's -0 would not survive it.

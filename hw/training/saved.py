@@ -85,6 +85,7 @@ def check_config(recipe: dict[str, Any], where: str) -> dict[str, Any]:
       UserError: names the field that is wrong, or the task, the model or its type, if that is missing.
     """
     schema.require(schema.check(recipe, {"task": fields.TASK}, where=where), "task", where=where)
+    recipe = fields.under_new_names(recipe)
     table = fields.of_finished(recipe["task"])
     config: dict[str, Any] = {key: {} for key, rule in table.items() if not isinstance(rule, schema.Rule)}
     config |= schema.check(recipe, table, where=where)

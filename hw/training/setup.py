@@ -91,12 +91,12 @@ class Run:
     def step(
         self, stage: int = 0
     ) -> Callable[[TrainState, Batch, Batch], tuple[TrainState, dict[str, Array]]]:
-        """`(state, resident, picks) -> (state, metrics)`: the task's batch in `stage`, then the pure step."""
+        """`(state, resident, indices) -> (state, metrics)`: the batch of `stage`, then the pure step."""
 
-        def step(state: TrainState, resident: Batch, picks: Batch) -> tuple[TrainState, dict[str, Array]]:
+        def step(state: TrainState, resident: Batch, indices: Batch) -> tuple[TrainState, dict[str, Array]]:
             return train_step(
                 state,
-                self.task.make_batch(resident, picks, stage),
+                self.task.make_batch(resident, indices, stage),
                 jax.random.fold_in(run_rng(resident, 2), state.step),
                 apply_fn=self.task.apply_fn,
                 loss_fn=self.task.loss_fn,
@@ -139,8 +139,8 @@ def batch_field(config: ConfigDict, source: str = "") -> str:
     return f"config.{field}.batch_size={config[field].batch_size}"
 
 
-def with_stand_in(config: ConfigDict, source: str) -> ConfigDict:
-    """The recipe as it is run on data of `source`: the stand-in gets the short schedule of its own."""
+def with_fallback(config: ConfigDict, source: str) -> ConfigDict:
+    """The recipe as it is run on data of `source`: the fallback data gets the short schedule of its own."""
     config = ConfigDict(config.to_dict())
     if source == "embedded":
         config.train.update(config.embedded)
@@ -174,7 +174,7 @@ def build(config: ConfigDict, parallel: Parallel, dataset: data.Dataset) -> Run:
     """
     source = dataset.provenance.get("source", "")
     field = batch_field(config, source)
-    config = with_stand_in(config, source)
+    config = with_fallback(config, source)
     parallel.check_batch(config.train.batch_size, field.partition("=")[0])
     task = build_task(config, parallel, dataset)
     tx, rate = optim.build(config.optim, task.total_steps)
@@ -217,7 +217,7 @@ def prepare(config: ConfigDict, parallel: Parallel, begun_in: Callable[[str], st
     processes.check_same(dataset.provenance["fingerprint"], "data")
     config = ConfigDict(config.to_dict())
     # The first process decides, since hosts may have different processors.
-    config.model.dtype, note = processes.on_first(
+    config.model.dtype, note = processes.on_primary(
         lambda: list(precision(config.model.dtype, parallel.platform, begun_in))
     )
     return dataclasses.replace(build(config, parallel, dataset), note=note)

@@ -25,7 +25,7 @@ class TrainState(struct.PyTreeNode):
       params: what the gradient moves.
       model_state: the model's other collections, such as `batch_stats`.
       opt_state: the optimiser's.
-      carry: what passes from one batch to the next (a recurrent hidden state); () for pictures.
+      carry: what passes from one batch to the next (a recurrent hidden state); () for images.
       average: a running average of `variables`, () where the recipe has none.
     """
 

@@ -20,7 +20,7 @@ _SMALL = st.integers(1, 4)
 
 @st.composite
 def words(draw) -> str:
-    """A layer of a picture, in the layer language."""
+    """A layer of an image, in the layer language."""
     padding = draw(st.sampled_from(["", "same", "valid", "p1", "p0x1"]))
     kernel, stride = draw(st.tuples(_SMALL, _SMALL)), draw(st.tuples(_SMALL, _SMALL))
     if draw(st.booleans()):
@@ -57,9 +57,9 @@ def test_a_window_that_would_start_past_the_end():
 @given(
     st.tuples(st.integers(1, 20), st.integers(1, 20), st.sampled_from([2, 4])), st.lists(words(), max_size=3)
 )
-def test_cnns(picture, body):
+def test_cnns(image, body):
     spec = " ".join([*body, "flatten", "dense3"])
-    problem = cnn.Problem(picture, tuple(parse_layers(spec)))
+    problem = cnn.Problem(image, tuple(parse_layers(spec)))
     try:
         answer = cnn.answer(problem)
     except LayerError:

@@ -21,13 +21,13 @@ def _call(images, index, epoch, seed=0, flip="random", limit=2):
 def test_shift_equals_a_loop(images):
     offsets = np.array([(0, 0), (2, -1), (-2, 2), (1, 1), (0, -2), (-1, 0)])
     moved = augment.shift(images, jnp.array(offsets), 2)
-    for picture, (down, right), out in zip(np.asarray(images), offsets, np.asarray(moved), strict=True):
+    for image, (down, right), out in zip(np.asarray(images), offsets, np.asarray(moved), strict=True):
         for i in range(8):
             for j in range(8):
-                # The picture continues as its mirror image, the edge itself not repeated.
+                # The image continues as its mirror image, the edge itself not repeated.
                 y, x = abs(i - down), abs(j - right)
                 y, x = (14 - y if y > 7 else y), (14 - x if x > 7 else x)
-                np.testing.assert_array_equal(out[i, j], picture[y, x])
+                np.testing.assert_array_equal(out[i, j], image[y, x])
 
 
 @pytest.mark.parametrize("flip", ["random", "alternating", "none"])
@@ -87,7 +87,7 @@ def test_shrink_keeps_means_and_straight_slopes():
     assert np.asarray(augment.shrink(noise, 16)).std() < 0.5
 
 
-def test_cutout_covers_one_square_within_the_picture():
+def test_cutout_covers_one_square_within_the_image():
     r = np.random.default_rng(0)
     images = jnp.array(r.integers(0, 256, (400, 8, 8, 3)), jnp.uint8)
     index, epoch = jnp.arange(400), jnp.zeros(400, jnp.int32)

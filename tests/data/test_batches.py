@@ -9,9 +9,9 @@ from hw.data import batches
 @pytest.mark.parametrize(("num_examples", "batch"), [(20, 5), (23, 5), (7, 10), (50, 50)])
 def test_each_example_once_an_epoch(num_examples, batch):
     steps = -(-3 * num_examples // batch)
-    picks = [batches.examples(3, s * batch, batch, num_examples) for s in range(steps)]
-    index = np.concatenate([p["index"] for p in picks])
-    epoch = np.concatenate([p["epoch"] for p in picks])
+    indices = [batches.examples(3, s * batch, batch, num_examples) for s in range(steps)]
+    index = np.concatenate([p["index"] for p in indices])
+    epoch = np.concatenate([p["epoch"] for p in indices])
     for e in range(3):
         assert sorted(index[epoch == e]) == list(range(num_examples))
     assert np.all(np.diff(epoch) >= 0)

@@ -32,14 +32,14 @@ def noise(n: int, seed: int) -> images.Split:
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def squares():
     return noise(NUM_TRAIN, 1), noise(NUM_TEST, 2)
 
 
 @pytest.fixture(scope="module")
-def original(pictures, tmp_path_factory):
+def original(squares, tmp_path_factory):
     data_dir = tmp_path_factory.mktemp("original")
-    images._write(data_dir / "cifar10" / images.VERSION, *pictures, "Sixty squares of noise.")
+    images._write(data_dir / "cifar10" / images.VERSION, *squares, "Sixty squares of noise.")
     return data_dir
 
 
@@ -64,12 +64,12 @@ def content(split: images.Split) -> list[tuple[bytes, int]]:
     return sorted((i.tobytes(), int(k)) for i, k in zip(split.image, split.label, strict=True))
 
 
-def serialize(label: int, picture: Image.Image, identity: str) -> bytes:
+def serialize(label: int, image: Image.Image, identity: str) -> bytes:
     """A record as TFDS writes it, but with anything in it."""
     import tensorflow_datasets as tfds
 
     png = io.BytesIO()
-    picture.save(png, "PNG")
+    image.save(png, "PNG")
     features = tfds.features.FeaturesDict(
         {
             "id": tfds.features.Text(),
@@ -84,7 +84,7 @@ def overwrite(folder: Path, count: int, **wrong) -> None:
     """Replaces the test split by `count` records, the last of them wrong."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    sound = {"label": 3, "picture": Image.new("RGB", (32, 32))}
+    sound = {"label": 3, "image": Image.new("RGB", (32, 32))}
     writer = ArrayRecordWriter(str(folder / "cifar10-test.array_record-00000-of-00001"), "group_size:1")
     for i in range(count):
         record = sound | {"identity": f"test_{i:05d}"} | (wrong if i == count - 1 else {})
@@ -95,9 +95,9 @@ def overwrite(folder: Path, count: int, **wrong) -> None:
 # --- A prepared dataset ---
 
 
-def test_what_is_read_is_what_was_written(folder, pictures):
+def test_what_is_read_is_what_was_written(folder, squares):
     dataset = data.load(config(folder), lambda line: None)
-    train, test = pictures
+    train, test = squares
     assert dataset.train.image.dtype == np.uint8 and dataset.train.label.dtype == np.int32
     assert content(dataset.train) == content(train)
     assert content(dataset.eval) == content(test)
@@ -114,8 +114,8 @@ def test_what_is_read_is_what_was_written(folder, pictures):
     assert len(bytes.fromhex(dataset.provenance["fingerprint"])) == 32
 
 
-def test_every_copy_gives_the_same_arrays_and_another_picture_another_fingerprint(folder, pictures, tmp_path):
-    train, test = pictures
+def test_every_copy_gives_the_same_arrays_and_another_image_another_fingerprint(folder, squares, tmp_path):
+    train, test = squares
     order = np.random.default_rng(0).permutation(NUM_TRAIN)
     shuffled = images.Split(train.image[order], train.label[order])
     altered = images.Split(train.image.copy(), train.label)
@@ -131,8 +131,8 @@ def test_every_copy_gives_the_same_arrays_and_another_picture_another_fingerprin
     assert prints["original"] == prints["shuffled"] != prints["altered"]
 
 
-def test_fingerprint_knows_every_array(pictures):
-    arrays = images._arrays(*pictures)
+def test_fingerprint_knows_every_array(squares):
+    arrays = images._arrays(*squares)
     seen = {cache.digest(arrays), cache.digest([a.reshape(-1) for a in arrays])}
     for i, array in enumerate(arrays):
         changed = array.copy()
@@ -152,7 +152,7 @@ def test_where_it_is_looked_for(folder, monkeypatch, tmp_path):
     assert len(data.load(config(folder, source="tfds"), lambda line: None).train) == NUM_TRAIN
 
 
-def test_holdout_is_taken_evenly_from_the_training_pictures(folder):
+def test_holdout_is_taken_evenly_from_the_training_images(folder):
     whole = data.load(config(folder), lambda line: None)
     held = data.load(config(folder, holdout=10), silent)
     assert (held.eval_name, len(held.train), len(held.eval)) == ("holdout", 30, 10)
@@ -224,7 +224,7 @@ FAULTS = {
     "shard is text": (alter(lambda b: b"x" * 100_000), "truncated or altered"),
     "too few records": (lambda f: overwrite(f, NUM_TEST - 1), "holds 19 records, not 20"),
     "too many records": (lambda f: overwrite(f, NUM_TEST + 1), "holds 21 records, not 20"),
-    "no records declared": (edit("dataset_info.json", '"20"', '"0"'), "no test pictures"),
+    "no records declared": (edit("dataset_info.json", '"20"', '"0"'), "no test images"),
     "split missing": (edit("dataset_info.json", '"test"', '"tset"'), "test"),
     "no dataset_info": (drop("dataset_info.json"), "dataset_info.json"),
     "no features": (drop("features.json"), "features.json"),
@@ -235,11 +235,11 @@ FAULTS = {
     "wrong type": (edit("features.json", "uint8", "uint16"), "uint16"),
     "wrong class names": (edit("label.labels.txt", "airplane", "plane"), "its classes are plane"),
     "classes swapped": (edit("label.labels.txt", "cat\ndeer", "deer\ncat"), "deer, cat"),
-    "a small picture": (lambda f: overwrite(f, NUM_TEST, picture=SMALL), r"\(16, 32\) RGB"),
-    "a grey picture": (lambda f: overwrite(f, NUM_TEST, picture=GREY), r"\(32, 32\) L"),
+    "a small image": (lambda f: overwrite(f, NUM_TEST, image=SMALL), r"\(16, 32\) RGB"),
+    "a grey image": (lambda f: overwrite(f, NUM_TEST, image=GREY), r"\(32, 32\) L"),
     "label 10": (lambda f: overwrite(f, NUM_TEST, label=10), "3 to 10"),
     "label -1": (lambda f: overwrite(f, NUM_TEST, label=-1), "-1 to 3"),
-    "a picture twice": (lambda f: overwrite(f, NUM_TEST, identity="test_00000"), "twice"),
+    "an image twice": (lambda f: overwrite(f, NUM_TEST, identity="test_00000"), "twice"),
     "folder empty": (lambda f: [p.unlink() for p in f.iterdir()], "dataset_info.json"),
     "folder a file": (lambda f: (shutil.rmtree(f), f.write_text("")), "dataset_info.json"),
 }
@@ -289,7 +289,7 @@ def hang(*args, **kwargs):
 
 
 @pytest.mark.parametrize("network", ["closed port", "resolver hangs", "silent server"])
-def test_without_network_the_stand_in_says_so_within_five_seconds(tmp_path, monkeypatch, network):
+def test_without_network_the_fallback_says_so_within_five_seconds(tmp_path, monkeypatch, network):
     with socket.socket() as server:  # takes connections and never answers
         server.bind(("127.0.0.1", 0))
         server.listen()
@@ -301,7 +301,7 @@ def test_without_network_the_stand_in_says_so_within_five_seconds(tmp_path, monk
         start = time.monotonic()
         dataset = data.load(config(dir=str(tmp_path / "data")), said.append)
         assert time.monotonic() - start < 5
-    note = "EMBEDDED STAND-IN, NOT CIFAR-10: 60 + 30 DRAWN FIGURES"
+    note = "EMBEDDED FALLBACK DATA, NOT CIFAR-10: 60 + 30 DRAWN FIGURES"
     assert "cannot reach" in said[0] and "--archive=FILE" in said[0]
     assert said[1:] == [note]
     assert dataset.provenance | {"fingerprint": ""} == {
@@ -393,7 +393,7 @@ def harm_cache(entry: Path, how: str, trap: Path) -> None:
         entry.write_bytes(content[: len(content) // 3])
     elif how == "empty":
         entry.write_bytes(b"")
-    elif how == "other arrays":  # a sound zip file, whose pictures are not those of its digest
+    elif how == "other arrays":  # a sound zip file, whose images are not those of its digest
         with np.load(entry) as file:
             arrays = dict(file)
         arrays["arr_0"] = arrays["arr_0"][::-1]
@@ -492,10 +492,10 @@ def test_a_relative_cache_home_is_ignored(monkeypatch, tmp_path):
     assert not (tmp_path / "here").exists()
 
 
-# --- The stand-in ---
+# --- The fallback data ---
 
 
-def test_holdout_of_the_stand_in():
+def test_holdout_of_the_fallback():
     dataset = data.load(config(source="embedded", holdout=10), lambda line: None)
     assert (dataset.eval_name, len(dataset.train), len(dataset.eval)) == ("holdout", 50, 10)
 

@@ -443,7 +443,7 @@ def test_missing_is_an_error_where_it_was_demanded(tmp_path):
 
 
 @pytest.mark.parametrize("network", ["closed port", "silent server"])
-def test_without_network_the_stand_in_says_so_within_five_seconds(tmp_path, monkeypatch, network):
+def test_without_network_the_fallback_says_so_within_five_seconds(tmp_path, monkeypatch, network):
     with socket.socket() as server:  # takes connections and never answers
         server.bind(("127.0.0.1", 0))
         server.listen()
@@ -456,12 +456,12 @@ def test_without_network_the_stand_in_says_so_within_five_seconds(tmp_path, monk
     assert "tiny Shakespeare is not to be had: cannot reach" in said[0]
     assert "hw.prepare tiny_shakespeare --archive=FILE" in said[0]
     assert said[1:] == [dataset.provenance["note"]]
-    assert said[1].startswith("EMBEDDED STAND-IN, NOT TINY SHAKESPEARE: ") and said[1] == said[1].upper()
+    assert said[1].startswith("EMBEDDED FALLBACK DATA, NOT TINY SHAKESPEARE: ") and said[1] == said[1].upper()
     assert (dataset.provenance["name"], dataset.provenance["source"]) == ("pydoc_topics", "embedded")
     assert not (tmp_path / "data").exists()
 
 
-def test_the_stand_in_is_the_documentation_and_always_the_same():
+def test_the_fallback_is_the_documentation_and_always_the_same():
     from pydoc_data.topics import topics
 
     said = []

@@ -18,7 +18,7 @@ from hw import cli
 from hw.training import checkpoint
 from tests import processes
 
-STAND_IN = "EMBEDDED STAND-IN, NOT CIFAR-10"
+STAND_IN = "EMBEDDED FALLBACK DATA, NOT CIFAR-10"
 # Learning rates at which so small a net learns, and a batch size (of real data, so of no effect here)
 # that eight devices accept.
 CHANGES = {
@@ -137,7 +137,7 @@ def test_summary(finished):
     assert summary["versions"]["jax"] and summary["versions"]["python"]
 
 
-def test_the_stand_in_is_named_in_capitals(finished):
+def test_the_fallback_is_named_in_capitals(finished):
     process, workdir = finished
     said = process.stderr.splitlines()
     assert STAND_IN in "".join(said[:3]) and STAND_IN in said[-1]
@@ -217,9 +217,9 @@ def test_evaluate_again(hw, finished, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> list[Path]:
-    """Pictures of many modes and sizes."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory) -> list[Path]:
+    """Images of many modes and sizes."""
+    folder = tmp_path_factory.mktemp("images")
     r = np.random.default_rng(0)
     noise = Image.fromarray(r.integers(0, 256, (40, 60, 3), np.uint8))
     clear = noise.convert("RGBA")
@@ -242,19 +242,19 @@ def pictures(tmp_path_factory) -> list[Path]:
         "ein Bild mit ü & <b>.png": noise,
         "text.png.bmp": noise,
     }
-    for name, picture in made.items():
-        picture.save(folder / name, **({"exif": turned} if name.startswith("turned") else {}))
+    for name, image in made.items():
+        image.save(folder / name, **({"exif": turned} if name.startswith("turned") else {}))
     with Image.open(folder / "deep.png") as deep:
         assert deep.mode.startswith("I;16")
     return [folder / name for name in made]
 
 
-def test_predict(hw, finished, pictures):
+def test_predict(hw, finished, images):
     _, workdir = finished
-    process = hw("predict", *pictures, f"--workdir={workdir}", "--json")
+    process = hw("predict", *images, f"--workdir={workdir}", "--json")
     assert process.returncode == 0, process.stderr
     predictions = _strict(process.stdout)
-    assert [p["file"] for p in predictions] == [str(p) for p in pictures]
+    assert [p["file"] for p in predictions] == [str(p) for p in images]
     classes = _strict((workdir / "summary.json").read_text())["dataset"]["classes"]
     for p in predictions:
         assert set(p) == {"file", "label", "probability", "top5"}
@@ -264,24 +264,24 @@ def test_predict(hw, finished, pictures):
         assert shares[-1] > 0 and sum(shares) <= 1 + 1e-6
         assert {label for label, _ in p["top5"]} <= set(classes)
     of_file = {Path(p["file"]).name: p["top5"] for p in predictions}
-    # The same pixels in another container are the same picture; a turned one is not.
+    # The same pixels in another container are the same image; a turned one is not.
     assert of_file["rgb.png"] == of_file["text.png.bmp"] == of_file["ein Bild mit ü & <b>.png"]
     assert of_file["turned.jpg"] != of_file["rgb.png"]
 
 
-def test_predict_for_reading_and_into_a_file(hw, finished, pictures, tmp_path):
+def test_predict_for_reading_and_into_a_file(hw, finished, images, tmp_path):
     _, workdir = finished
-    process = hw("predict", pictures[0], f"--workdir={workdir}", f"--json={tmp_path / 'out.json'}")
+    process = hw("predict", images[0], f"--workdir={workdir}", f"--json={tmp_path / 'out.json'}")
     assert process.returncode == 0 and process.stdout == ""
     (prediction,) = _strict((tmp_path / "out.json").read_text())
-    assert prediction["file"] == str(pictures[0])
+    assert prediction["file"] == str(images[0])
 
 
-def test_a_pipe_that_is_closed_early(hw, finished, pictures):
+def test_a_pipe_that_is_closed_early(hw, finished, images):
     _, workdir = finished
     reading, writing = os.pipe()
     os.close(reading)
-    process = hw("predict", *pictures, f"--workdir={workdir}", stdout=writing)
+    process = hw("predict", *images, f"--workdir={workdir}", stdout=writing)
     os.close(writing)
     assert process.returncode == 0 and process.stderr == ""
 
@@ -319,7 +319,7 @@ def test_eight_devices_agree_with_one(hw, arguments, finished, tmp_path, mode, b
 
 
 @pytest.mark.slow
-def test_the_default_run_on_the_stand_in(hw, launch, tmp_path):
+def test_the_default_run_on_the_fallback(hw, launch, tmp_path):
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("the times are promised for two cores")
     default = ["--config=configs/resnet.py", "--config.data.source=embedded"]

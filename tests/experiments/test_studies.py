@@ -39,10 +39,10 @@ from tests.models.test_resnet import multiply_adds
 
 @pytest.mark.parametrize("name", sorted(experiments.MOVED))
 def test_old_names_of_commands_are_found_and_say_the_new_one(name, capsys):
-    spec = importlib.util.find_spec(f"experiments.{name}")
-    new = importlib.util.find_spec(f"experiments.{experiments.MOVED[name].parent.name}.{name}")
+    file, spec = experiments.MOVED[name], importlib.util.find_spec(name)
+    new = importlib.util.find_spec(f"experiments.{file.parent.name}.{file.stem}")
     assert spec.origin == new.origin and spec.loader.get_code(spec.name)
-    assert capsys.readouterr().err == f"note: experiments.{name} is now {new.name}\n"
+    assert capsys.readouterr().err == f"note: {name} is now {new.name}\n"
 
 
 def test_there_is_no_other_old_name():
@@ -178,6 +178,8 @@ def as_it_was(config):
         optim["momentum"] = b1
     if config.task == "recall":
         tree["data"]["holdout"], tree["embedded"] = 0, {"batch_size": 128, "epochs": 0.0}
+    if config.task == "text":
+        tree["train"]["forget"] = tree["train"].pop("state_reset")
     if config.model.name == "gru_lm":
         optim["head_learning_rate"] = 3e-3
     return tree

@@ -57,7 +57,7 @@ def test_a_run_of_two_processes_that_one_finishes(pair, start, uninterrupted, so
     first = sound(workdir)[-1]
     assert len(_trained(workdir)) == first
     assert not (tmp_path / "elsewhere").exists(), "the second process wrote"
-    # It is the run that one device would have made: the same pictures in the same order.
+    # It is the run that one device would have made: the same images in the same order.
     alone = _trained(uninterrupted.workdir)
     for mine, theirs in zip(_trained(workdir)[:4], alone, strict=False):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)

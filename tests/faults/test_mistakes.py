@@ -162,7 +162,7 @@ def test_eight_devices_and_a_batch_of_60_as_a_process(start, tmp_path):
 
 def test_a_batch_that_no_memory_holds(start, tmp_path):
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    size = memory // 2**17  # a picture as float32, and eight activations like it, are 2^17 bytes
+    size = memory // 2**17  # an image as float32, and eight activations like it, are 2^17 bytes
     process = start(tmp_path / "run", f"--config.embedded.batch_size={size}")
     assert process.end() == 2, process.stderr
     assert len(process.errors) == 1 and process.stderr.splitlines()[-1] == process.errors[0]
@@ -243,21 +243,21 @@ def test_evaluate_in_batches_that_are_none(mistake, uninterrupted):
 
 
 @pytest.fixture
-def picture(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
-    return tmp_path / "picture.png"
+def image(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    return tmp_path / "image.png"
 
 
-def test_predict(mistake, uninterrupted, picture, tmp_path):
+def test_predict(mistake, uninterrupted, image, tmp_path):
     run = f"--workdir={uninterrupted.workdir}"
     text, empty, half = (tmp_path / name for name in ("notes.jpg", "empty.png", "half.png"))
-    text.write_text("this is no picture")
+    text.write_text("this is no image")
     empty.write_bytes(b"")
     half.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
     assert "IMAGE" in mistake(predict, run)
     for file in (text, empty, half, tmp_path / "none.png", tmp_path):
         assert str(file) in mistake(predict, run, file)
-    assert str(tmp_path / "none") in mistake(predict, f"--workdir={tmp_path / 'none'}", picture)
+    assert str(tmp_path / "none") in mistake(predict, f"--workdir={tmp_path / 'none'}", image)
     assert "--jso" in mistake(predict, run, text, "--jso")
 
 
@@ -272,6 +272,6 @@ def test_prepare(mistake, tmp_path):
     assert not (tmp_path / "data" / "cifar10").exists()
 
 
-def test_json_that_cannot_be_written(mistake, uninterrupted, picture):
+def test_json_that_cannot_be_written(mistake, uninterrupted, image):
     run = f"--workdir={uninterrupted.workdir}"
-    assert "/nowhere/x.json" in mistake(predict, run, picture, "--json=/nowhere/x.json")
+    assert "/nowhere/x.json" in mistake(predict, run, image, "--json=/nowhere/x.json")

@@ -49,7 +49,7 @@ class Bigram(nn.Module):
 
 
 MODULES = {
-    "stand-in": StandIn(),
+    "fallback data": StandIn(),
     "gru": GRULM(vocab_size=V, embedding=8, width=8, depth=2),
     "attention": AttentionLM(vocab_size=V, width=8, depth=2, heads=2, context=6),
 }
@@ -70,8 +70,8 @@ def model(request):
 
 
 @pytest.fixture(scope="module")
-def stand_in():
-    return build(MODULES["stand-in"])
+def fallback():
+    return build(MODULES["fallback data"])
 
 
 PROMPT = np.array([3, 1, 4, 1, 5, 2, 6], np.int32)
@@ -188,11 +188,11 @@ def test_greedy_takes_the_likeliest(model):
     np.testing.assert_array_equal(drawn, generation.sample(*model, PROMPT, length=CHUNK + 6, top_k=1)[0])
 
 
-def test_a_symbol_is_a_function_of_seed_stream_and_position(stand_in):
+def test_a_symbol_is_a_function_of_seed_stream_and_position(fallback):
     """One character at a time, without chunk, batch or scan."""
-    module, variables = stand_in
+    module, variables = fallback
     streams, length = [0, 3], CHUNK + 3
-    drawn = generation.sample(*stand_in, PROMPT, length=length, streams=streams, seed=5, top_k=6)
+    drawn = generation.sample(*fallback, PROMPT, length=length, streams=streams, seed=5, top_k=6)
     for stream, new in zip(streams, drawn, strict=True):
         rng = jax.random.fold_in(jax.random.key(5), stream)
         logits, carry = one_pass(module, variables, PROMPT[None], module.initial_carry(1))
@@ -213,9 +213,9 @@ def test_a_stream_is_the_same_alone_and_among_others(model):
 
 
 @pytest.mark.parametrize("length", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK])
-def test_length_and_beginnings(stand_in, length):
-    (long,) = generation.sample(*stand_in, PROMPT, length=3 * CHUNK)
-    (text,) = generation.sample(*stand_in, PROMPT, length=length)
+def test_length_and_beginnings(fallback, length):
+    (long,) = generation.sample(*fallback, PROMPT, length=3 * CHUNK)
+    (text,) = generation.sample(*fallback, PROMPT, length=length)
     assert text.dtype == np.int32 and len(text) == length
     np.testing.assert_array_equal(text, long[:length])
 
@@ -274,15 +274,15 @@ def test_a_state_that_does_not_fade_is_read_from_the_beginning(monkeypatch, caps
     assert "reading a prompt of 1,500 characters" in capsys.readouterr().err
 
 
-def test_prompts_of_one_symbol_and_of_none(stand_in):
-    assert len(generation.sample(*stand_in, PROMPT[:1], length=5)[0]) == 5
+def test_prompts_of_one_symbol_and_of_none(fallback):
+    assert len(generation.sample(*fallback, PROMPT[:1], length=5)[0]) == 5
     with pytest.raises(ValueError, match="at least one"):
-        generation.sample(*stand_in, PROMPT[:0], length=5)
+        generation.sample(*fallback, PROMPT[:0], length=5)
 
 
 @pytest.mark.parametrize("replicated", [False, True], ids=["host", "mesh"])
-def test_one_program_for_all_chunks_and_slices(stand_in, replicated):
-    module, variables = stand_in
+def test_one_program_for_all_chunks_and_slices(fallback, replicated):
+    module, variables = fallback
     if replicated:
         variables = Parallel().replicate(variables)
     before = sampling._write._cache_size(), scoring._nats._cache_size()
@@ -327,36 +327,36 @@ def test_stop_equals_a_search(text, wanted, block):
     assert shown + stop.end() == text[: find(text, wanted)]
 
 
-def test_stop_texts_of_every_place_and_size(stand_in):
+def test_stop_texts_of_every_place_and_size(fallback):
     length = 2 * CHUNK + 20
-    reference = generation.sample(*stand_in, PROMPT, length=length)[0].tolist()
+    reference = generation.sample(*fallback, PROMPT, length=length)[0].tolist()
     starts = (0, 5, CHUNK - 3, CHUNK - 1, CHUNK, 2 * CHUNK - 2, length - 4)
     wanted = [reference[start : start + size] for start in starts for size in (1, 2, 4, 9)]
     # What would be an occurrence only with what comes after the end, and what comes nowhere.
     wanted += [[*reference[-3:], 0, 0, 0, 0, 0, 0], [0, 6] * 40]
     borders = 0
     for stop in wanted:
-        blocks = list(generation.stream(*stand_in, PROMPT, length=length, stop=stop))
+        blocks = list(generation.stream(*fallback, PROMPT, length=length, stop=stop))
         cut = find(reference, stop)
         shown = [symbol for (block,) in blocks for symbol in block.tolist()]
         assert shown == reference[:cut]
-        assert shown == generation.sample(*stand_in, PROMPT, length=length, stop=stop)[0].tolist()
+        assert shown == generation.sample(*fallback, PROMPT, length=length, stop=stop)[0].tolist()
         assert len(blocks) == -(-min(cut + len(stop), length) // CHUNK)  # ends early
         borders += cut // CHUNK != (cut + len(stop) - 1) // CHUNK
     assert borders >= 5  # occurrences across the border of two chunks
 
 
-def test_each_stream_stops_by_itself_and_the_prompt_is_not_searched(stand_in):
+def test_each_stream_stops_by_itself_and_the_prompt_is_not_searched(fallback):
     streams, length = range(6), 3 * CHUNK
-    reference = generation.sample(*stand_in, PROMPT, length=length, streams=streams)
+    reference = generation.sample(*fallback, PROMPT, length=length, streams=streams)
     stop = reference[2][10:13].tolist()
-    stopped = generation.sample(*stand_in, PROMPT, length=length, streams=streams, stop=stop)
+    stopped = generation.sample(*fallback, PROMPT, length=length, streams=streams, stop=stop)
     for text, whole in zip(stopped, reference, strict=True):
         np.testing.assert_array_equal(text, whole[: find(whole.tolist(), stop)])
     # The stop text ends the prompt, and begins in it: neither counts.
-    (first,) = generation.sample(*stand_in, PROMPT, length=length)
+    (first,) = generation.sample(*fallback, PROMPT, length=length)
     stop = [int(PROMPT[-1]), int(first[0])]
-    (text,) = generation.sample(*stand_in, PROMPT, length=length, stop=stop)
+    (text,) = generation.sample(*fallback, PROMPT, length=length, stop=stop)
     np.testing.assert_array_equal(text, first[: find(first.tolist(), stop)])
 
 
@@ -406,17 +406,17 @@ def test_stateful_equals_one_long_pass(model, length):
 
 
 @pytest.mark.parametrize("protocol", generation.PROTOCOLS)
-def test_scoring_yields_between_slices(stand_in, protocol):
-    slices = list(generation.score(*stand_in, np.zeros(101, int), protocol, window=10, batch_size=4))
+def test_scoring_yields_between_slices(fallback, protocol):
+    slices = list(generation.score(*fallback, np.zeros(101, int), protocol, window=10, batch_size=4))
     assert len(slices) - 1 == {"cold256": 3, "stateful": 10}[protocol]
 
 
-def test_what_cannot_be_scored(stand_in):
+def test_what_cannot_be_scored(fallback):
     for ids in ([], [1]):
         with pytest.raises(UserError, match="at least two"):
-            next(generation.score(*stand_in, np.array(ids), "cold256"))
+            next(generation.score(*fallback, np.array(ids), "cold256"))
     with pytest.raises(ValueError, match="warm"):
-        next(generation.score(*stand_in, PROMPT, "warm"))
+        next(generation.score(*fallback, PROMPT, "warm"))
 
 
 # --- Copies ---

@@ -79,12 +79,12 @@ def test_exchanges_are_counted_in_whatever_form():
     assert compilation.collectives(program) == {"all-reduce": 2, "all-gather": 1}
 
 
-def test_pictures_have_a_program_for_every_stage_and_one_to_evaluate():
+def test_images_have_a_program_for_every_stage_and_one_to_evaluate():
     config = _config(
         "resnet", **{"model.hwnet.widths": (8, 8, 8), "train.batch_size": 40, "eval.batch_size": 40}
     )
     found = [name for name, _, _ in compilation.programs(config, Parallel(devices=jax.devices()[:1]))]
-    # By hand: 5 · 50,000 / 40 = 6,250 steps, the first 40 % of them with small pictures.
+    # By hand: 5 · 50,000 / 40 = 6,250 steps, the first 40 % of them with small images.
     assert found == ["train from step 0", "train from step 2500", "evaluate"]
 
 

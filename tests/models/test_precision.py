@@ -39,7 +39,7 @@ def _step(name: str) -> tuple[Any, Any, dict[str, collections.Counter]]:
     run = setup.build(config, parallel, data.load(config.data, say=lambda line: None))
     task, step = run.task, run.step()
     state = jax.eval_shape(run.first_state, jax.random.key(0), task.start)
-    arguments = state, task.resident, task.picks(0, BATCH)
+    arguments = state, task.resident, task.indices(0, BATCH)
     types: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     for equation in _equations(jax.make_jaxpr(step)(*arguments).jaxpr):
         for operand in equation.invars:

@@ -91,13 +91,13 @@ KNOWN = {"resnet20": 269_722, "resnet18": 11_173_962}
 @pytest.mark.parametrize("name", ["hwnet", "resnet20", "resnet18"])
 def test_parameters_and_arithmetic(name):
     module = _build(name, num_devices=2)
-    pictures = jnp.zeros((1, 32, 32, 3))
-    variables = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), pictures)
+    images = jnp.zeros((1, 32, 32, 3))
+    variables = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), images)
     params, macs = _arithmetic(name)
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     assert count == params
     assert count == KNOWN.get(name, count)
-    program = jax.make_jaxpr(partial(module.apply, train=False))(variables, pictures)
+    program = jax.make_jaxpr(partial(module.apply, train=False))(variables, images)
     assert multiply_adds(program.jaxpr) == macs
 
 
@@ -162,7 +162,7 @@ def _parts():
 
 def test_whitening_makes_patches_white():
     r = np.random.default_rng(0)
-    # Correlated pictures: smoothed noise, channels mixed.
+    # Correlated images: smoothed noise, channels mixed.
     noise = r.normal(size=(200, 12, 12, 3))
     images = noise + np.roll(noise, 1, 1) + np.roll(noise, 1, 2)
     images = jnp.array(images @ r.normal(size=(3, 3)), jnp.float32)

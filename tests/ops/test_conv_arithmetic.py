@@ -397,8 +397,8 @@ def test_macs_by_doing_each_one(groups, pads):
         ("conv8k1x13", 0, "a window spanning 13 pixels does not fit in 0 + 12 + 0"),
         ("pool2 pool7", 1, 'layer 2 "pool7" on 5x6x3: a window spanning 7 pixels'),
         ("pool2 dense10", 1, 'layer 2 "dense10" on 5x6x3: dense takes a vector; put flatten'),
-        ("flatten conv8k3", 1, 'layer 2 "conv8k3" on 360: a window slides over a picture, not a'),
-        ("flatten dense9 avgpool2", 2, 'layer 3 "avgpool2" on 9: a window slides over a picture'),
+        ("flatten conv8k3", 1, 'layer 2 "conv8k3" on 360: a window slides over an image, not a'),
+        ("flatten dense9 avgpool2", 2, 'layer 3 "avgpool2" on 9: a window slides over an image'),
         ("pool2 conv8k3g2", 1, "on 5x6x3: 2 groups do not divide 3 input channels"),
     ],
 )

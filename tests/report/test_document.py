@@ -193,11 +193,11 @@ def test_a_study_in_place_of_the_full_recipe_is_said(tmp_path, monkeypatch):
     assert "missing" in made.sections[0].note and "gru-quick" in made.sections[0].note
 
 
-def test_a_stand_in_is_never_shown_as_the_real_thing(tmp_path):
+def test_a_fallback_is_never_shown_as_the_real_thing(tmp_path):
     folder = _copy_run(tmp_path / "run", "resnet")
     _edit(folder / "summary.json", lambda s: s["dataset"].update(source="embedded"))
     text = Elements(page.page(document.build(only=[2], workdirs=[folder]))).text
-    assert "TRAINED ON THE EMBEDDED STAND-IN" in text
+    assert "TRAINED ON THE EMBEDDED FALLBACK DATA" in text
 
 
 def test_a_claim_that_fails_is_shown_and_told_by_the_exit_code(tmp_path, monkeypatch, capsys):

@@ -248,9 +248,9 @@ def cnn_mistakes(ask, changed: Mapping[str, str] = {}) -> list:
     mistakes, kinds = [], []
     for case, found in zip(specs(), ask(_CNN, specs(), changed), strict=True):
         try:
-            picture = layer_language.parse_input(case["input"])
+            image = layer_language.parse_input(case["input"])
             layers = tuple(layer_language.parse_layers(case["layers"]))
-            true = _reported(cnn.reports(cnn.Problem(picture, layers)))
+            true = _reported(cnn.reports(cnn.Problem(image, layers)))
         except UserError as error:
             true = {"error": str(error), "name": type(error).__name__}
             true |= {"reports": _reported(error.reports)} if hasattr(error, "reports") else {}
@@ -514,7 +514,7 @@ def test_start_values_are_the_sheets():
     for name in "qkv":
         assert notation.parse_matrix(data["attention"][name], name) == getattr(attention.SHEET, name)
     assert notation.parse_matrix(data["attention"]["dout"], "dout") == attention_gradient.PROBLEM.dout
-    assert layer_language.parse_input(data["cnn"]["input"]) == cnn.SHEET.picture
+    assert layer_language.parse_input(data["cnn"]["input"]) == cnn.SHEET.image
     assert tuple(layer_language.parse_layers(data["cnn"]["layers"])) == cnn.SHEET.layers
     for network in data["vanishing"]["networks"]:
         assert np.abs(np.linalg.eigvals(network["whh"])).max() == pytest.approx(1, abs=1e-9)
@@ -740,7 +740,7 @@ def test_text_is_followed_while_it_is_typed(read):
 
 def test_hostile_text_stays_text(read):
     hostile = '<img src=x onerror="window.hurt=1"><script>window.hurt=1</script>'
-    for name, label in (("attention", "Q"), ("attention", "∂L/∂O"), ("cnn", "Layers"), ("cnn", "Picture")):
+    for name, label in (("attention", "Q"), ("attention", "∂L/∂O"), ("cnn", "Layers"), ("cnn", "Image")):
         widget = read(name)
         before = widget.working
         widget.type(label, hostile)

@@ -1,4 +1,4 @@
-"""What the loop is told of pictures: views, evaluation, and that nothing is fitted on the test set."""
+"""What the loop is told of images: views, evaluation, and that nothing is fitted on the test set."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from hw.data.images import Dataset, Split
 from hw.training import metrics
 from hw.training.parallel import Parallel
-from hw.training.setup import with_stand_in
+from hw.training.setup import with_fallback
 from hw.training.tasks import images as tasks
 from hw.training.tasks.task import total_steps
 
@@ -84,32 +84,32 @@ def test_views_are_mirrored_and_moved():
 
 
 @pytest.mark.parametrize("name", sorted(tasks.TTA_VIEWS))
-def test_weights_of_views_sum_to_one_and_the_first_is_the_picture(name):
+def test_weights_of_views_sum_to_one_and_the_first_is_the_image(name):
     assert sum(v[3] for v in tasks.TTA_VIEWS[name]) == pytest.approx(1.0)
     assert tasks.TTA_VIEWS[name][0][:3] == (False, 0, 0)
 
 
-def test_total_steps_and_the_stand_ins_schedule(tiny_config):
-    # 320 pictures, batch 32, 2 epochs: 20 steps; 1.05 epochs are 10.5, so 11.
-    short = with_stand_in(tiny_config, "embedded")
+def test_total_steps_and_the_fallbacks_schedule(tiny_config):
+    # 320 images, batch 32, 2 epochs: 20 steps; 1.05 epochs are 10.5, so 11.
+    short = with_fallback(tiny_config, "embedded")
     assert total_steps(short, 320) == 20
     short.train.epochs = 1.05
     assert total_steps(short, 320) == 11
-    assert with_stand_in(tiny_config, "tfds").train.epochs == tiny_config.train.epochs
+    assert with_fallback(tiny_config, "tfds").train.epochs == tiny_config.train.epochs
 
 
 @pytest.mark.parametrize(
     ("size", "until", "stages"),
-    # 2 epochs of 300 pictures in batches of 32 are 19 steps; a half of them, 9.5, rounds to the even 10.
+    # 2 epochs of 300 images in batches of 32 are 19 steps; a half of them, 9.5, rounds to the even 10.
     [(16, 0.5, {0: 16, 10: 4}), (16, 0.0, {0: 4}), (0, 0.5, {0: 4}), (16, 1.0, {0: 16, 19: 4})],
 )
-def test_small_pictures_come_first(tiny_config, size, until, stages):
-    config = with_stand_in(tiny_config, "embedded")
+def test_small_images_come_first(tiny_config, size, until, stages):
+    config = with_fallback(tiny_config, "embedded")
     config.augment.small_size, config.augment.small_until = size, until
     task = tasks.ImageTask(config, _dataset("test"), module=None)
     assert task.total_steps == 19
     assert task.stages == tuple(stages)
-    picks = {"index": jnp.arange(5), "epoch": jnp.zeros(5, jnp.int32)}
+    indices = {"index": jnp.arange(5), "epoch": jnp.zeros(5, jnp.int32)}
     for stage, side in enumerate(stages.values()):
-        batch = task.make_batch(task.resident, picks, stage)
+        batch = task.make_batch(task.resident, indices, stage)
         assert batch["image"].shape == (5, side, side, 3)

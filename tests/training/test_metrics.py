@@ -15,7 +15,7 @@ def _random(n=400, k=5, scale=2.0, seed=0):
 
 
 def test_ece_by_hand():
-    # Two pictures of confidence 0.8 (one right), two of 0.6 (both right), in different bins:
+    # Two images of confidence 0.8 (one right), two of 0.6 (both right), in different bins:
     # (2/4)|0.5 - 0.8| + (2/4)|1 - 0.6| = 0.15 + 0.2 = 0.35.
     p = np.array([[0.8, 0.2], [0.8, 0.2], [0.6, 0.4], [0.6, 0.4]])
     labels = np.array([0, 1, 0, 0])

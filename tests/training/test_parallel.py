@@ -80,8 +80,8 @@ def test_same_numbers_as_one_device(arrays, way):
 
 @pytest.mark.parametrize("way", ["jit", "pmap"])
 def test_each_device_has_its_own_share(runs, way, model):
-    picks = runs[way]["picks"]["index" if model == "resnet" else "start"]
-    shares = [np.asarray(s.data).ravel() for s in picks.addressable_shards]
+    indices = runs[way]["indices"]["index" if model == "resnet" else "start"]
+    shares = [np.asarray(s.data).ravel() for s in indices.addressable_shards]
     assert len(shares) == 8 and len({tuple(s) for s in shares}) == 8
     assert sum(s.size for s in shares) == 32
 
@@ -100,7 +100,7 @@ def test_batch_norm_per_device_is_the_mean_of_eight_steps_of_a_share_each(runs):
     config = recipe("resnet")
     parallel = Parallel("jit", jax.devices()[:1])
     task = setup.build(config, parallel, data.load(config.data, say=lambda line: None)).task
-    picks = {k: v.reshape(8, 4) for k, v in task.picks(0, 32).items()}
+    indices = {k: v.reshape(8, 4) for k, v in task.indices(0, 32).items()}
     variables = begin(task)
     params = variables.pop("params")
     resident = jax.device_put(task.resident)
@@ -114,7 +114,7 @@ def test_batch_norm_per_device_is_the_mean_of_eight_steps_of_a_share_each(runs):
 
         return jax.grad(objective)(params)
 
-    each = [gradient(params, {k: v[i] for k, v in picks.items()}) for i in range(8)]
+    each = [gradient(params, {k: v[i] for k, v in indices.items()}) for i in range(8)]
     mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *each)
     got_by_name, synchronised = (flat(of["grads"], "grads") for of in (found, runs["one"]))
     for name, true in flat(mean, "grads").items():
@@ -150,8 +150,8 @@ def test_a_state_goes_from_eight_devices_to_four_to_one_to_eight(model, tmp_path
             state, _ = checkpoint.restore_newest(tmp_path / str(place - 1), parallel.shape(shapes), print)
         assert all(len(x.devices()) == count for x in jax.tree.leaves(state))
         digests.append(checkpoint.fingerprint(state))
-        picks = parallel.shard_picks({k: v.reshape(2, 32) for k, v in task.picks(5 * 32, 64).items()})
-        orders.append({k: np.asarray(v).tolist() for k, v in picks.items()})
+        indices = parallel.shard_indices({k: v.reshape(2, 32) for k, v in task.indices(5 * 32, 64).items()})
+        orders.append({k: np.asarray(v).tolist() for k, v in indices.items()})
         checkpoint.save(tmp_path / str(place), state, {}, keep=1)
     assert len(set(digests)) == 1
     assert all(order == orders[0] for order in orders)

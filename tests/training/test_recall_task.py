@@ -31,14 +31,14 @@ def test_sequences_and_their_label():
     assert dataset.eval_inputs.shape == (2000, 4)
     np.testing.assert_array_equal(dataset.eval_label, dataset.eval_inputs[:, 0])
     first, second = (
-        task.make_batch(task.resident, jax.tree.map(jnp.asarray, task.picks(s, 500)), 0) for s in (0, 500)
+        task.make_batch(task.resident, jax.tree.map(jnp.asarray, task.indices(s, 500)), 0) for s in (0, 500)
     )
     np.testing.assert_array_equal(first["label"], first["inputs"][:, 0])
     assert first["inputs"].shape == (500, 4) and set(np.unique(first["inputs"])) == set(range(8))
     # As often as chance would have it: 8^4 sequences, 1000 draws.
     rows = {tuple(r) for batch in (first, second) for r in np.asarray(batch["inputs"])}
     assert len(rows) > 800
-    again = task.make_batch(task.resident, jax.tree.map(jnp.asarray, task.picks(0, 500)), 0)
+    again = task.make_batch(task.resident, jax.tree.map(jnp.asarray, task.indices(0, 500)), 0)
     np.testing.assert_array_equal(again["inputs"], first["inputs"])
 
 

@@ -99,9 +99,9 @@ def hand_in(made, tmp_path):
 
 def refused(folder: Path, capsys, task: str = "") -> str:
     """The one line that ends every command on a folder."""
-    picture = folder.parent / "a picture.png"
-    Image.new("RGB", (40, 30), "red").save(picture)
-    command, first = (predict, str(picture)) if task == "images" else (sample, "--length=3")
+    image = folder.parent / "an image.png"
+    Image.new("RGB", (40, 30), "red").save(image)
+    command, first = (predict, str(image)) if task == "images" else (sample, "--length=3")
     with pytest.raises(SystemExit) as stopped:
         cli.run(command.main, [first, f"--workdir={folder}"])
     out, err = capsys.readouterr()

@@ -29,7 +29,7 @@ def _dataset(size=1000, num_eval=130, seed=0):
 def _config(name="gru", **changes):
     config = importlib.import_module(f"configs.{name}").get_config()
     small = {"train.batch_size": 8, "train.length": 16, "eval.batch_size": 2, "eval.window": 32}
-    small |= {"train.forget": 0.0}
+    small |= {"train.state_reset": 0.0}
     if name == "gru":
         small |= {"model.gru_lm.embedding": 8, "model.gru_lm.width": 8, "model.gru_lm.dropout": 0.0}
     config.update_from_flattened_dict(small | changes)
@@ -75,11 +75,11 @@ def test_batches_are_the_text_and_its_next_characters(order):
     task = text.TextTask(config, dataset, _module(config))
     circle = np.concatenate([dataset.train, dataset.train])
     for step in (0, 5, 300):
-        picks = {k: jnp.asarray(v) for k, v in task.picks(step * 8, 8).items()}
-        batch = task.make_batch(jax.tree.map(jnp.asarray, task.resident), picks, 0)
+        indices = {k: jnp.asarray(v) for k, v in task.indices(step * 8, 8).items()}
+        batch = task.make_batch(jax.tree.map(jnp.asarray, task.resident), indices, 0)
         chex.assert_shape((batch["inputs"], batch["targets"]), (8, 16))
         np.testing.assert_array_equal(batch["inputs"][:, 1:], batch["targets"][:, :-1])
-        for row, start in enumerate(picks["start"]):
+        for row, start in enumerate(indices["start"]):
             np.testing.assert_array_equal(batch["inputs"][row], circle[start : start + 16])
             np.testing.assert_array_equal(batch["targets"][row], circle[start + 1 : start + 17])
 
@@ -93,7 +93,7 @@ def test_no_character_of_the_validation_text_is_trained_on(order):
     config = _config(**{"train.order": order})
     task = text.TextTask(config, marked, _module(config))
     assert not np.any(task.resident["text"] == 6)
-    most = max(int(task.picks(step * 8, 8)["start"].max()) for step in range(task.total_steps))
+    most = max(int(task.indices(step * 8, 8)["start"].max()) for step in range(task.total_steps))
     assert most + 16 < len(task.resident["text"]), "a window would reach beyond what there is"
 
 
@@ -114,9 +114,9 @@ def _train(config, dataset, parallel, steps):
     resident = parallel.replicate(task.resident)
     program, losses = parallel.train(run.step()), []
     for step in range(steps):
-        flat = task.picks(step * config.train.batch_size, config.train.batch_size)
-        picks = parallel.shard_picks({k: v[None] for k, v in flat.items()})
-        state, metrics = program(state, resident, picks)
+        flat = task.indices(step * config.train.batch_size, config.train.batch_size)
+        indices = parallel.shard_indices({k: v[None] for k, v in flat.items()})
+        state, metrics = program(state, resident, indices)
         losses.append(float(metrics["loss"][0]))
     return jax.device_get(state), losses, task
 
@@ -127,7 +127,7 @@ def test_the_carry_is_that_of_the_text_before():
     alone = Parallel(devices=jax.devices()[:1])
     config.optim.learning_rate = 1e-30  # the weights stay, so that the state can be recomputed at once
     state, _, task = _train(config, dataset, alone, steps=3)
-    starts = task.picks(0, 8)["start"]
+    starts = task.indices(0, 8)["start"]
     read = np.stack([np.resize(np.roll(dataset.train, -s), 48) for s in starts])
     _, expected = _module(config).apply(state.variables, jnp.asarray(read, jnp.int32), None, train=False)
     np.testing.assert_allclose(state.carry, expected, rtol=1e-5, atol=1e-6)
@@ -135,12 +135,12 @@ def test_the_carry_is_that_of_the_text_before():
 
 
 @pytest.mark.parametrize(("share", "lowest", "highest"), [(1.0, 8, 8), (0.5, 1, 7)])
-def test_a_forgotten_state_is_that_of_the_start(share, lowest, highest):
-    config, dataset = _config(**{"train.forget": share}), _dataset()
+def test_a_state_that_is_reset_is_that_of_the_start(share, lowest, highest):
+    config, dataset = _config(**{"train.state_reset": share}), _dataset()
     config.optim.learning_rate = 1e-30
     state, _, task = _train(config, dataset, Parallel(devices=jax.devices()[:1]), steps=3)
     # What each stream carries if it read the last window alone.
-    starts = task.picks(2 * 8, 8)["start"]
+    starts = task.indices(2 * 8, 8)["start"]
     last = np.stack([np.resize(np.roll(dataset.train, -s), 16) for s in starts])
     _, alone = _module(config).apply(state.variables, jnp.asarray(last, jnp.int32), None, train=False)
     forgot = [np.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(state.carry, alone, strict=True)]
@@ -154,8 +154,8 @@ def test_windows_carry_nothing():
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
-def test_eight_devices_forget_as_one_does(mode):
-    config, dataset = _config(**{"train.forget": 0.5}), _dataset()
+def test_eight_devices_reset_as_one_does(mode):
+    config, dataset = _config(**{"train.state_reset": 0.5}), _dataset()
     alone, _, _ = _train(config, dataset, Parallel(devices=jax.devices()[:1]), steps=3)
     eight, _, _ = _train(config, dataset, Parallel(mode), steps=3)
     for a, b in zip(jax.tree.leaves(alone.params), jax.tree.leaves(eight.params), strict=True):

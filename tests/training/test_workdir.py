@@ -694,7 +694,7 @@ models.BFLOAT16_PAYS_ON_CPU = True
 sets = ("avx512_bf16",) if sys.argv[2] == sys.argv[3] else ()
 hardware.processor = lambda: hardware.Processor("", "", sets)
 begun_in = Workdir(Path(sys.argv[4]), {}).begun_in
-print(processes.on_first(lambda: list(setup.precision("auto", "cpu", begun_in))))
+print(processes.on_primary(lambda: list(setup.precision("auto", "cpu", begun_in))))
 """
 
 

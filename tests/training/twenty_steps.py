@@ -86,7 +86,7 @@ def take(name: str, parallel: Parallel, *, reduced: bool = True, steps: int = ST
 
     Returns:
       "grads", of the first step; "params" and "model_state" after the last; "losses" [steps]; and the first
-      step's "picks", on their devices. Trees of the host's arrays, but for the picks.
+      step's "indices", on their devices. Trees of the host's arrays, but for the indices.
     """
     config = recipe(name, **changes)
     run = setup.build(config, parallel, data.load(config.data, say=lambda line: None))
@@ -99,13 +99,13 @@ def take(name: str, parallel: Parallel, *, reduced: bool = True, steps: int = ST
     program = parallel.train(run.step())
     found: dict = {"losses": []}
     for step in range(steps):
-        host = task.picks(step * BATCH, BATCH)
-        picks = parallel.shard_picks({k: v.reshape(1, BATCH) for k, v in host.items()})
-        state, metrics = program(state, resident, picks)
+        host = task.indices(step * BATCH, BATCH)
+        indices = parallel.shard_indices({k: v.reshape(1, BATCH) for k, v in host.items()})
+        state, metrics = program(state, resident, indices)
         found["losses"].append(float(metrics["loss"][0]))
         if step == 0:
             found["grads"] = jax.device_get(parallel.local(state.opt_state[0]))
-            found["picks"] = picks
+            found["indices"] = indices
     found["params"] = jax.device_get(parallel.local(state.params))
     found["model_state"] = jax.device_get(parallel.local(state.model_state))
     return found
@@ -120,7 +120,7 @@ def flat(tree, prefix: str) -> dict[str, np.ndarray]:
 
 
 def by_name(found: dict) -> dict[str, np.ndarray]:
-    """What `take` returns, the picks left out, as arrays by name."""
+    """What `take` returns, the indices left out, as arrays by name."""
     parts = ("grads", "params", "model_state", "losses")
     return {name: array for part in parts for name, array in flat(found[part], part).items()}
 
@@ -132,9 +132,9 @@ def main(argv: list[str]) -> None:
     jax.distributed.initialize(given["coordinator"], int(given["num_processes"]), int(given["process_id"]))
     parallel = Parallel("jit")
     found = take(model, parallel)
-    shares = [np.asarray(s.data) for x in jax.tree.leaves(found["picks"]) for s in x.addressable_shards]
+    shares = [np.asarray(s.data) for x in jax.tree.leaves(found["indices"]) for s in x.addressable_shards]
     assert len({x.tobytes() for x in shares}) >= jax.local_device_count(), "devices share a share"
-    if processes.is_first():
+    if processes.is_primary():
         np.savez(out, **by_name(found))
 
 

@@ -73,7 +73,7 @@
   }
 
   function cnnWork(text, level) {
-    const picture = at("input", () => hw.parseInput(text.input.trim()));
+    const image = at("input", () => hw.parseInput(text.input.trim()));
     const layers = at("layers", () => {
       const found = hw.parseLayers(text.layers);
       const [count, most] = [found.length, MOST_LAYERS];
@@ -83,13 +83,13 @@
     let reports;
     let failure = null;
     try {
-      reports = hw.traceCnn(picture, layers);
+      reports = hw.traceCnn(image, layers);
     } catch (error) {
       if (!(error instanceof hw.LayerError)) throw error;
       reports = error.reports; // the table goes up to the layer that fails
       failure = Object.assign(error, { field: "layers" });
     }
-    const before = [picture, ...reports.map((r) => r.output)];
+    const before = [image, ...reports.map((r) => r.output)];
     const nodes = reports.map((report, i) =>
       step(
         level,
@@ -101,7 +101,7 @@
     const pair = (numbers) => (numbers ? times(...numbers) : "–");
     const bytes = (shape) => 4n * shape.reduce((a, b) => a * b, 1n);
     const rows = [
-      [say("input"), pair(picture), 0n, 0n, "1 × 1", "1 × 1", bytes(picture)],
+      [say("input"), pair(image), 0n, 0n, "1 × 1", "1 × 1", bytes(image)],
       ...reports.map((r) => [
         r.name,
         pair(r.output),
@@ -135,10 +135,10 @@
     fields: [
       {
         name: "input",
-        label: say("picture_label"),
+        label: say("image_label"),
         kind: "text",
         start: start.input,
-        hint: say("picture_hint"),
+        hint: say("image_hint"),
       },
       {
         name: "layers",

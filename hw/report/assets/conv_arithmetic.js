@@ -53,7 +53,7 @@
     if (channels % groups) throw new UserError("groups_do_not_divide", { groups, channels, side });
   };
 
-  /** Slides a window over both axes of a picture: r ← r + (k − 1) d j, j ← j s. */
+  /** Slides a window over both axes of an image: r ← r + (k − 1) d j, j ← j s. */
   function slide(x, layer) {
     if (x.output.length !== 3) throw new UserError("window_over_vector");
     const found = [0, 1].map((axis) => {
@@ -138,7 +138,7 @@
       options: ["nobias"],
       check: ({ units }) => checkPositive({ units }),
       report(layer, x, name) {
-        if (x.output.length !== 1) throw new UserError("dense_on_picture");
+        if (x.output.length !== 1) throw new UserError("dense_on_image");
         const weights = x.output[0] * layer.units;
         const biases = layer.bias ? layer.units : 0n;
         return report(name, { output: [layer.units], weights, biases, macs: weights });
@@ -245,7 +245,7 @@
     return layers;
   }
 
-  /** Reads a picture's height x width x channels. */
+  /** Reads an image's height x width x channels. */
   function parseInput(word) {
     if (!/^[0-9]+x[0-9]+x[0-9]+$/.test(word)) {
       throw new UserError("not_an_input", { word: quote(word) });
@@ -258,8 +258,8 @@
   /** A report for each layer: name, output, weights, biases, params, macs, elements, receptiveField, jump,
    * padding, discarded, as in hw.ops.conv_arithmetic.LayerReport. Throws LayerError at the first that
    * does not fit. */
-  function traceCnn(picture, layers) {
-    let x = report("input", { output: picture, receptiveField: [1n, 1n], jump: [1n, 1n] });
+  function traceCnn(image, layers) {
+    let x = report("input", { output: image, receptiveField: [1n, 1n], jump: [1n, 1n] });
     const reports = [];
     layers.forEach((layer, index) => {
       try {

@@ -1,4 +1,4 @@
-"""Classification of pictures: augmentation, progressive resolution, test-time views, calibration."""
+"""Classification of images: augmentation, progressive resolution, test-time views, calibration."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -38,12 +38,12 @@ TTA_VIEWS: dict[str, tuple[View, ...]] = {
     ),
 }
 
-# The pictures from which a data-dependent start is computed.
+# The images from which a data-dependent start is computed.
 _NUM_START_IMAGES = 5000
 
 
 def image_views(images: Array, views: Sequence[View]) -> list[Array]:
-    """The pictures [b, h, w, c], once for each (mirrored, down, right, weight) of `views`."""
+    """The images [b, h, w, c], once for each (mirrored, down, right, weight) of `views`."""
 
     def view(mirrored: bool, down: int, right: int) -> Array:
         x = images[:, :, ::-1] if mirrored else images
@@ -103,17 +103,17 @@ class ImageTask(Task):
         variables = self._module.init(rng, images[:1], train=False)
         return self._module.fit_stem(variables, images) if hasattr(self._module, "fit_stem") else variables
 
-    def picks(self, start: int, count: int) -> dict[str, np.ndarray]:
+    def indices(self, start: int, count: int) -> dict[str, np.ndarray]:
         return batches.examples(self.seed, start, count, self.num_examples)
 
-    def make_batch(self, resident: Batch, picks: Batch, stage: int) -> Batch:
+    def make_batch(self, resident: Batch, indices: Batch, stage: int) -> Batch:
         images = self._augment(
-            run_rng(resident, 1), resident["image"][picks["index"]], picks["index"], picks["epoch"]
+            run_rng(resident, 1), resident["image"][indices["index"]], indices["index"], indices["epoch"]
         )
         images = self._normalize(images)
         if size := self._sizes[stage]:
             images = augment.shrink(images, size)
-        return {"image": images, "label": resident["label"][picks["index"]]}
+        return {"image": images, "label": resident["label"][indices["index"]]}
 
     def apply_fn(
         self, variables: VariableDict, batch: Batch, carry: Any, rng: Array

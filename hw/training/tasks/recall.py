@@ -50,12 +50,12 @@ class RecallTask(Task):
     def init(self, rng: Array, start: Array) -> VariableDict:
         return self._module.init(rng, start, train=False)
 
-    def picks(self, start: int, count: int) -> dict[str, np.ndarray]:
+    def indices(self, start: int, count: int) -> dict[str, np.ndarray]:
         return {"number": np.arange(start, start + count, dtype=np.int32)}
 
-    def make_batch(self, resident: Batch, picks: Batch, stage: int) -> Batch:
+    def make_batch(self, resident: Batch, indices: Batch, stage: int) -> Batch:
         del stage  # there is but one
-        rngs = jax.vmap(partial(jax.random.fold_in, run_rng(resident, 1)))(picks["number"])
+        rngs = jax.vmap(partial(jax.random.fold_in, run_rng(resident, 1)))(indices["number"])
         inputs = jax.vmap(lambda rng: draw(rng, self._delay, self._num_symbols))(rngs)
         return {"inputs": inputs, "label": inputs[:, 0]}
 

@@ -60,12 +60,12 @@ class Task(abc.ABC):
         """The model's variables at step 0."""
 
     @abc.abstractmethod
-    def picks(self, start: int, count: int) -> dict[str, np.ndarray]:
+    def indices(self, start: int, count: int) -> dict[str, np.ndarray]:
         """Which data the examples `start` … `start + count − 1` of the run are: {name: [count]}."""
 
     @abc.abstractmethod
-    def make_batch(self, resident: Batch, picks: Batch, stage: int) -> Batch:
-        """The batch of `picks` in one of `stages`, made on the device."""
+    def make_batch(self, resident: Batch, indices: Batch, stage: int) -> Batch:
+        """The batch of `indices` in one of `stages`, made on the device."""
 
     @abc.abstractmethod
     def apply_fn(

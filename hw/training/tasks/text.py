@@ -27,7 +27,7 @@ SAMPLE_TEMPERATURES = (0.5, 0.8, 1.0)
 SAMPLE_LENGTH = 1000
 # Copies of the training text shorter than this are the language's own phrases.
 COPY_LENGTH = 20
-_FORGET = 1  # folded into a step's rng: a draw of its own beside dropout's
+_RESET = 1  # folded into a step's rng: a draw of its own beside dropout's
 
 
 def stream_starts(seed: int, start: int, count: int, *, streams: int, length: int, size: int) -> np.ndarray:
@@ -83,7 +83,7 @@ class TextTask(Task):
         super().__init__(config, num_examples, axis_name)
         self._module, self._dataset = module, dataset
         self._length, self._size, self._batch_size = length, size, config.train.batch_size
-        self._forgotten: float = config.train.forget
+        self._state_reset: float = config.train.state_reset
         self._smoothing = config.train.label_smoothing
         self._eval_window, self._eval_batch_size = config.eval.window, config.eval.batch_size
         self.per_example = length
@@ -95,32 +95,32 @@ class TextTask(Task):
     def init(self, rng: Array, start: Array) -> VariableDict:
         return self._module.init(rng, start, None, train=False)
 
-    def picks(self, start: int, count: int) -> dict[str, np.ndarray]:
+    def indices(self, start: int, count: int) -> dict[str, np.ndarray]:
         sizes = {"length": self._length, "size": self._size}
         if self._streams:
             return {"start": stream_starts(self.seed, start, count, streams=self._batch_size, **sizes)}
         return {"start": window_starts(self.seed, start, count, **sizes)}
 
-    def make_batch(self, resident: Batch, picks: Batch, stage: int) -> Batch:
+    def make_batch(self, resident: Batch, indices: Batch, stage: int) -> Batch:
         del stage  # there is but one
-        places = picks["start"][:, None] + jnp.arange(self._length + 1)[None]
+        places = indices["start"][:, None] + jnp.arange(self._length + 1)[None]
         window = resident["text"][places].astype(jnp.int32)
         return {"inputs": window[:, :-1], "targets": window[:, 1:]}
 
-    def _forget(self, rng: Array, carry: Any) -> Any:
+    def _reset(self, rng: Array, carry: Any) -> Any:
         """The carry, of a few streams as if nothing had been read: so the model learns to begin, too."""
-        forgotten = jax.random.bernoulli(rng, self._forgotten, (self._batch_size,))
+        reset = jax.random.bernoulli(rng, self._state_reset, (self._batch_size,))
 
         def one(fresh: Array, kept: Array) -> Array:
-            return jnp.where(forgotten.reshape(-1, *[1] * (kept.ndim - 1)), fresh, kept)
+            return jnp.where(reset.reshape(-1, *[1] * (kept.ndim - 1)), fresh, kept)
 
         return jax.tree.map(one, self._module.initial_carry(self._batch_size), carry)
 
     def apply_fn(
         self, variables: VariableDict, batch: Batch, carry: Any, rng: Array
     ) -> tuple[Array, VariableDict, Any]:
-        if self._streams and self._forgotten:
-            carry = self._forget(jax.random.fold_in(rng, _FORGET), carry)
+        if self._streams and self._state_reset:
+            carry = self._reset(jax.random.fold_in(rng, _RESET), carry)
         axis, share = self.axis_name, len(batch["inputs"])
         if axis is not None:
             # The carry is whole on every device, as all state is: each takes its streams and gives them back.

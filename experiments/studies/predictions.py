@@ -1,9 +1,9 @@
-"""Pictures of the test set with what a net makes of them: the first it gets right, the first it gets wrong.
+"""Images of the test set with what a net makes of them: the first it gets right, the first it gets wrong.
 
-    python -m experiments.studies.pictures [--model=resnet | --workdir=DIR] [--each=12]
+    python -m experiments.studies.predictions [--model=resnet | --workdir=DIR] [--each=12]
 
 In the order of the test set, none chosen. Each is kept whole (PNG) with its class, the predicted one and its
-probability, for the report. Results in `experiments/results/pictures/`.
+probability, for the report. Results in `experiments/results/predictions/`.
 """
 
 import base64
@@ -23,24 +23,24 @@ from hw.data.images import load_images
 from hw.training import saved
 from hw.training.tasks import images
 
-STUDY = RESULTS / "pictures"
+STUDY = RESULTS / "predictions"
 BATCH = 500
 
 
-def _png(picture: np.ndarray) -> str:
-    """A picture uint8 [height, width, 3] as PNG in base64."""
+def _png(image: np.ndarray) -> str:
+    """An image uint8 [height, width, 3] as PNG in base64."""
     buffer = BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the study; returns its exit code."""
-    parser = cli.ArgumentParser(prog="experiments.studies.pictures", description=__doc__)
+    parser = cli.ArgumentParser(prog="experiments.studies.predictions", description=__doc__)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", choices=["resnet"], default="resnet", help="a released model")
     source.add_argument("--workdir", type=Path, help="a run of one's own")
-    parser.add_argument("--each", type=int, default=12, help="pictures right, and as many wrong")
+    parser.add_argument("--each", type=int, default=12, help="images right, and as many wrong")
     options = parser.parse_args(argv)
     folder = options.workdir or saved.released(options.model)
     run = saved.load_run(folder, cli.say, task="images", needs=None)
@@ -53,10 +53,10 @@ def main(argv: Sequence[str]) -> int:
     logits_of = jax.jit(images.classify(run.module, config.data, images.TTA_VIEWS["none"]))
     found: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for first in range(0, len(dataset.eval.label), BATCH):
-        pictures = dataset.eval.image[first : first + BATCH]
-        logits = logits_of(run.variables, {"image": pictures})["logits"]
+        batch = dataset.eval.image[first : first + BATCH]
+        logits = logits_of(run.variables, {"image": batch})["logits"]
         shares = np.asarray(jax.nn.softmax(logits / (config.eval.temperature or 1.0)), float)
-        for offset, (picture, row) in enumerate(zip(pictures, shares, strict=True)):
+        for offset, (image, row) in enumerate(zip(batch, shares, strict=True)):
             label, predicted = int(dataset.eval.label[first + offset]), int(row.argmax())
             group = found[label == predicted]
             if len(group) < options.each:
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
                         "label": classes[label],
                         "predicted": classes[predicted],
                         "probability": round(float(row[predicted]), 4),
-                        "png": _png(picture),
+                        "png": _png(image),
                     }
                 )
         if all(len(group) == options.each for group in found.values()):
@@ -74,11 +74,11 @@ def main(argv: Sequence[str]) -> int:
     report = {
         "model": {"config_sha256": cli.sha256(cli.to_json(run.recipe)), "seed": run.recipe["seed"]},
         "data": {k: run.provenance[k] for k in ("name", "source", "fingerprint")},
-        "pictures": [*found[True], *found[False]],
+        "images": [*found[True], *found[False]],
     }
     STUDY.mkdir(parents=True, exist_ok=True)
     files.write_atomic(STUDY / "data.json", cli.to_json(report, indent=2) + "\n")
-    for of in report["pictures"]:
+    for of in report["images"]:
         print(f"{of['index']:>6}  {of['label']:<12}{of['predicted']:<12}{of['probability']:.4f}")
     return 0
 
