@@ -201,10 +201,10 @@ def test_a_disk_without_room_for_files_ends_the_run(arguments, mount):
 
 def test_a_changed_config_is_refused_field_by_field(refused, begun):
     workdir = begun
-    changes = {"seed": 3, "optim.b2": 0.5, "model.hwnet.norm_momentum": 0.7, "data.embedded_train": 300}
+    changes = {"seed": 3, "optim.momentum": 0.5, "model.hwnet.norm_momentum": 0.7, "data.embedded_train": 300}
     line, before = refused(workdir, *(f"--config.{k}={v}" for k, v in changes.items()))
     assert not before
-    assert "seed: 0 there, 3 now" in line and "optim.b2: 0.999 there, 0.5 now" in line
+    assert "seed: 0 there, 3 now" in line and "optim.momentum: 0.85 there, 0.5 now" in line
     assert (
         "hwnet.norm_momentum: 0.6 there, 0.7 now" in line
         and "data.embedded_train: 320 there, 300 now" in line
