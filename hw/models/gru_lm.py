@@ -71,7 +71,7 @@ class GRUCell(nn.Module):
         return self.advance(h_bn, x_bi @ self.w + self.b[None])
 
     def advance(self, h_bn: Array, a_bg: Array) -> tuple[Array, Array]:
-        """Returns the same from the input part of the gates, x_t W + b [b, 3n]."""
+        """Returns (h_t, h_t) from h_{t-1} and the input part of the gates, x_t W + b [b, 3n]."""
         h_bn, _ = ops.step(self.u, self.c, h_bn, ops.Gates(*jnp.split(a_bg, 3, axis=-1)))
         return h_bn, h_bn
 

@@ -231,7 +231,7 @@ def forward_pays(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> boo
 
 
 def dkernel_pays(size: Size, kernel_shape: tuple[int, ...]) -> bool:
-    """Returns the same for `dkernel_by_patches`, the weights' gradient, with `size` outputs a channel."""
+    """Returns whether `dkernel_by_patches` is faster on a CPU than XLA, for `size` outputs a channel."""
     # Patches are slower for outputs of a few pixels and for narrow layers, except a stem with 3 colours.
     return (kernel_shape[3] >= 64 or kernel_shape[2] < 8) and size[0] * size[1] >= 9
 
