@@ -13,8 +13,8 @@ Glossary:
 
 In every block, a query sees itself and the `context` − 1 characters before it. With L blocks, a logit
 therefore depends on the last L (context − 1) + 1 characters. The carry has the same size for texts of any
-length: each block's keys and values of the last n characters, the newest last, and the number of them that
-are filled. No gradient flows into the cache, as in Dai et al. 2019, "Transformer-XL", section 3.2.
+length. It holds each block's keys and values of the last n characters, the newest last, and the number of
+filled slots. No gradient flows into the cache, as in Dai et al. 2019, "Transformer-XL", section 3.2.
 
 `rotate` encodes the position by rotating queries and keys. The score of two rotated vectors depends only on
 the difference of their positions. So we cache keys unrotated and count positions from the oldest cached key.

@@ -188,7 +188,7 @@ class GRULM(nn.Module):
           (logits [b, t, V], carry).
         """
         carry = self.initial_carry(len(inputs)) if carry is None else carry
-        whole = np.promote_types(self.dtype, jnp.float32)  # all except the embedding
+        whole = np.promote_types(self.dtype, jnp.float32)  # of everything except the embedding
         drop = nn.Dropout(self.dropout, broadcast_dims=(1,), deterministic=not train)
         # Inputs, parameters and sums need one dtype: by default linen mixes float64 with float32.
         one = {"dtype": whole, "param_dtype": whole, "force_float32_reductions": False}

@@ -2,7 +2,7 @@
 
 GPUs and TPUs use XLA's convolution and its gradients. On a CPU, XLA's convolution is slow in the
 gradient for the weights at almost every size, with few channels, and when the image is smaller than
-the kernel. Its matrix product is fast, so in these cases a convolution is one product with the matrix
+the kernel. XLA's matrix product is fast. So in these cases a convolution is one product with the matrix
 of the patches (im2col) of a few images at a time. We choose between the two when a program is lowered:
 a program that a CPU compiles for a TPU uses the TPU's convolution.
 
@@ -53,7 +53,7 @@ def conv2d(
       stride: s, for rows and columns alike.
       padding: 'SAME', 'VALID' or ((lo, hi), (lo, hi)) for rows and columns.
       chunked: whether a CPU may loop over slices of the batch. It must be False when the batch is sharded
-        over devices, because each of them would gather the whole batch. Then every platform uses XLA's
+        over devices, because each device would gather the whole batch. Then every platform uses XLA's
         convolution.
 
     Returns:
@@ -133,7 +133,7 @@ def _explicit(stride: int, padding: Padding, x_bhwc: Array, kernel_ijco: Array) 
 
 
 def _may_chunk(x_bhwc: Array, chunked: bool) -> bool:
-    # On our CPU, half-precision products are no faster than float32 products, so XLA's convolution is used.
+    # On our CPU, half-precision products are no faster than float32 ones, so we use XLA's convolution.
     return chunked and x_bhwc.dtype in (jnp.float32, jnp.float64)
 
 

@@ -39,7 +39,7 @@ class GRUParams(NamedTuple):
 
 
 class Gates(NamedTuple):
-    """Holds one array for each gate, [..., n]. They are separate, because joining all times costs copies."""
+    """Holds one array for each gate, [..., n]. They are separate, because joining them would cost copies."""
 
     r: Array
     z: Array

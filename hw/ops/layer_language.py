@@ -10,10 +10,10 @@ Blanks separate words. A word is a kind of layer, its number, and options in any
     dense100    100 units that read the whole vector; option: nobias
 
 Windows, strides, padding and dilation are one number for both axes or height x width, as in
-conv16k5x3s2x1. `valid`, the default, adds no padding. `same` adds flax's, so that the output has
-⌈n/s⌉ pixels. pN adds N pixels on each side.
+conv16k5x3s2x1. `valid`, the default, adds no padding. `same` adds flax's padding, so that the output
+has ⌈n/s⌉ pixels. pN adds N pixels on each side.
 
-This file defines how to spell a layer; `hw.ops.conv_arithmetic` knows which layers make sense.
+This file defines how to spell a layer; `hw.ops.conv_arithmetic` checks whether it makes sense.
 """
 
 import re
