@@ -331,7 +331,7 @@ class HWNet(nn.Module):
         return {**variables, "constants": {"stem": whitening_kernel(images)}}
 
 
-# ResNet-20 as in He et al. 2015, section 4.2: 269,722 parameters.
+# ResNet-20 of He et al. 2015, section 4.2, has 269,722 parameters.
 resnet20 = partial(ResNet, stage_sizes=(3, 3, 3), widths=(16, 32, 64), shortcut="pad")
-# ResNet-18 for 32×32 images (3×3 stem, no pooling after it): 11,173,962 parameters.
+# ResNet-18 for 32×32 images has a 3×3 stem, no pooling after it, and 11,173,962 parameters.
 resnet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), widths=(64, 128, 256, 512), shortcut="projection")

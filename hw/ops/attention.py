@@ -171,7 +171,7 @@ def attention(
 
 
 def windowed_attention(q_td: Array, k_sd: Array, v_se: Array, mask_ts: Array, window: int) -> Array:
-    """Returns `attention` with a causal mask: a query sees its own key and `window` − 1 keys before it.
+    """Returns `attention` with a causal mask: a query sees at most its own key and `window` − 1 before it.
 
     A query's own key is at the same place counted from the end, as in `causal_mask`. Each step takes a few
     queries and only the keys that they may see, so most masked scores are never computed.
