@@ -88,8 +88,8 @@ def test_parameters_are_counted(width, depth, heads, mlp_ratio, tied):
 
 
 def test_the_size_of_nanogpt_is_its_own():
-    # karpathy/nanoGPT, config/train_shakespeare_char.py, has 6 blocks of width 384, 65 symbols, context 256. It
-    # has 10.65 M parameters without positions: 65 · 384 tied, 6 (12 · 384² + 2 · 384), 384 at the end.
+    # karpathy/nanoGPT, config/train_shakespeare_char.py, has 6 blocks of width 384, 65 symbols, context 256.
+    # It has 10.65 M parameters without positions: 65 · 384 tied, 6 (12 · 384² + 2 · 384), 384 at the end.
     net = AttentionLM(vocab_size=65, dtype=jnp.float32, width=384, depth=6, heads=6, context=256, tied=True)
     assert sum(x.size for x in jax.tree.leaves(_shapes(net))) == 24_960 + 6 * 1_770_240 + 384 == 10_646_784
 
