@@ -1,4 +1,4 @@
-"""Models by name: `build(config.model, …)` turns a recipe's words into a linen module."""
+"""Builds models by name: `build(config.model, …)` turns a recipe into a linen module."""
 
 import inspect
 from collections.abc import Callable
@@ -19,36 +19,37 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": resnet.resnet20,
 }
 
-# What a model may compute in. Parameters, optimiser state, statistics, softmax and losses are float32 anyway.
+# The dtypes in which a model may compute. Parameters, optimiser state, statistics, softmax and losses are
+# always float32.
 DTYPES = ("float32", "bfloat16")
-# Whether "auto" takes bfloat16 on the CPUs where it makes products faster. Not yet: in bfloat16 convolutions
-# are XLA's own (`hw.ops.convolution`), whose gradients are slow, and a run of configs/resnet.py:quick spent
+# Whether "auto" means bfloat16 on CPUs where it makes products faster. It does not yet: bfloat16 uses XLA's
+# convolutions (`hw.ops.convolution`), and their gradients are slow. A run of configs/resnet.py:quick spent
 # 660 s in its steps against 362 s in float32 (AMD EPYC with avx512_bf16, jax 0.12, the same hour; issue 20).
 BFLOAT16_PAYS_ON_CPU = False
 
 
 def _declared(name: str) -> dict[str, inspect.Parameter]:
-    """The arguments that a model declares."""
+    """Returns the arguments that a model declares."""
     return dict(inspect.signature(MODELS[name]).parameters)
 
 
 def arguments(name: str) -> dict[str, inspect.Parameter]:
-    """The arguments that a recipe gives a model under `config.model.NAME`, with their defaults."""
+    """Returns the arguments that a recipe gives a model under `config.model.NAME`, with their defaults."""
     declared = _declared(name)
     return {field: declared[field] for field in fields.MODELS[name]}
 
 
 def dtype_of(dtype: str, platform: str, processor: hardware.Processor) -> str:
-    """What a recipe's `config.model.dtype` means on some hardware: "float32" or "bfloat16".
+    """Returns the dtype that `config.model.dtype` means on some hardware: "float32" or "bfloat16".
 
-    "auto" is bfloat16 on GPU and TPU, and on CPUs float32 as long as `BFLOAT16_PAYS_ON_CPU` says so, then
-    bfloat16 on those whose instruction sets make it faster. Nothing is timed, so that the numbers of a run
-    depend on its hardware alone.
+    "auto" is bfloat16 on GPUs and TPUs. On CPUs it is float32, unless `BFLOAT16_PAYS_ON_CPU` is True and the
+    processor's instruction sets make bfloat16 faster. Nothing is timed, so a run's numbers depend only on
+    its hardware.
 
     Args:
       dtype: "auto", "float32" or "bfloat16".
-      platform: of the devices that will run it: "cpu", "gpu" or "tpu".
-      processor: of this machine; it counts on "cpu" alone.
+      platform: the platform of the devices that will run the model: "cpu", "gpu" or "tpu".
+      processor: this machine's processor; it matters only if the platform is "cpu".
     """
     if dtype != "auto":
         return dtype
@@ -67,17 +68,17 @@ def build(
     """Builds the module that `config.model` describes.
 
     Args:
-      config: `name`; `dtype` (see `dtype_of`); `batch_norm`,
-        where a model has any: "synchronised", or "per-device", by the statistics of each device's share;
-        and, under the model's own name, the arguments that only this model has.
-      num_outputs: classes, or symbols of the vocabulary.
-      platform: the platform of the devices that will run it: "cpu", "gpu" or "tpu".
-      num_devices: how many devices share a batch.
-      axis_name: the mapped axis over which batch statistics are averaged (pmap only: under jit the
-        batch is one global array and its statistics are global already).
+      config: the fields `name`, `dtype` (see `dtype_of`) and `batch_norm`, which is "synchronised", or
+        "per-device" for statistics of each device's part of the batch. Under the model's name it holds the
+        arguments that only this model has.
+      num_outputs: number of classes, or of symbols in the vocabulary.
+      platform: the platform of the devices that will run the model: "cpu", "gpu" or "tpu".
+      num_devices: number of devices that share a batch.
+      axis_name: the mapped axis over which batch statistics are averaged. Only pmap needs it: under jit
+        the batch is one global array, so its statistics are already global.
 
     Raises:
-      UserError: the model, its dtype or one of its arguments does not exist, or is out of its range.
+      UserError: the model, its dtype or one of its arguments is unknown or out of range.
     """
     fields.check_part("model", config)
     declared, own = _declared(config.name), dict(config.get(config.name) or {})

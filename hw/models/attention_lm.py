@@ -1,25 +1,24 @@
-"""A character-level language model of causal self-attention: pre-norm blocks that look a window back.
+"""Defines a character-level language model of causal self-attention, in pre-norm blocks with a window.
 
     x^0 = drop(norm(E[inputs]))
     y = x^l + drop(W_O attend(norm(x^l))),   x^{l+1} = y + drop(W_D relu(W_U norm(y))²)
     logits = W norm(x^L)
 
-`norm` divides by the root mean square over the width and (but for the first) multiplies by a learned scale;
-`attend` is `hw.ops.attention` in each head, whose backward pass is derived by hand. No bias anywhere.
+`norm` divides by the root mean square over the width; all norms except the first multiply by a learned
+scale. `attend` is `hw.ops.attention` in each head, with its hand-derived backward pass. There are no biases.
 
 Glossary:
-  b  batch      t  new characters      n  cached ones, context − 1      s  keys, t or n + t of them
+  b  batch      t  new characters      n  cached characters, context − 1      s  keys, t or n + t
   m  width      h  heads               d  size of a head, m / h
 
-A query sees itself and the `context` − 1 characters before it, in every block: the window slides, so that
-with L blocks a logit depends on the last L (context − 1) + 1 characters, and what has to be kept of a text
-of any length is the same. That is the carry: per block the keys and values of the last n characters, the
-newest at the end, and how many of them have been filled yet. No gradient reaches what was cached, as in
-Dai et al. 2019, "Transformer-XL", section 3.2.
+In every block, a query sees itself and the `context` − 1 characters before it. With L blocks, a logit
+therefore depends on the last L (context − 1) + 1 characters. The carry has the same size for texts of any
+length. It holds each block's keys and values of the last n characters, the newest last, and the number of
+filled slots. No gradient flows into the cache, as in Dai et al. 2019, "Transformer-XL", section 3.2.
 
-Position enters as a rotation of queries and keys (`rotate`), and the score of two rotated vectors depends on
-the difference of their positions alone. So keys are cached unrotated, and positions are counted anew from the
-oldest key at hand: no angle grows with the length of the text, and no length is the longest one.
+`rotate` encodes the position by rotating queries and keys. The score of two rotated vectors depends only on
+the difference of their positions. So we cache keys unrotated and count positions from the oldest cached key.
+The angles do not grow with the text, and a text may have any length.
 
 Parameters, with V symbols, L blocks and mlp_ratio r:  2 V m + L ((4 + 2 r) m² + 2 m) + m,  V m fewer if tied.
 
@@ -43,26 +42,26 @@ from hw.ops import attention as ops
 Array = jax.Array
 Carry = dict[str, Array]
 
-# Wavelengths of the rotations run from 2π to nearly 2π times this. Source: Su et al. 2021, section 3.2.2, as
-# Vaswani et al. 2017, section 3.5.
+# The wavelengths of the rotations run from 2π to nearly 2π times this. Source: Su et al. 2021, section 3.2.2,
+# and Vaswani et al. 2017, section 3.5.
 ROTARY_BASE = 10_000.0
 EPSILON = 1e-6  # of the norms
 
 
 def rotate(x_bshd: Array, position_s: Array) -> Array:
-    """Turns the pair (x_i, x_{i+d/2}) of the vector at position p by the angle p · base^(−2i/d).
+    """Rotates the pair (x_i, x_{i+d/2}) of the vector at position p by the angle p · base^(−2i/d).
 
         x'_i = x_i cos − x_{i+d/2} sin,   x'_{i+d/2} = x_{i+d/2} cos + x_i sin
 
     Args:
       x_bshd: queries or keys of even size, [b, s, h, d].
-      position_s: their positions, [s], in the type in which to compute.
+      position_s: their positions, [s], in the dtype of the computation.
 
     Returns:
-      [b, s, h, d], in the type of the positions.
+      [b, s, h, d], in the dtype of the positions.
 
-    Source: Su et al. 2021, equation 34 (its i counts from 1), where neighbours are pairs. Which two
-    components are one means nothing, for they come from a learned product; halves are read without strides.
+    Source: Su et al. 2021, equation 34 (its i counts from 1), which pairs neighbours. The choice of pairs
+    does not matter, because a learned product makes the components. Halves need no strided reads.
     """
     size = x_bshd.shape[-1]
     frequency = ROTARY_BASE ** (-jnp.arange(0, size, 2, dtype=position_s.dtype) / size)
@@ -73,12 +72,12 @@ def rotate(x_bshd: Array, position_s: Array) -> Array:
 
 
 def window_mask(t: int, context: int, length_b: Array | None) -> Array:
-    """True where a query may look: 0 ≤ query's position − key's < context, and only at filled slots.
+    """Returns True where 0 ≤ query's position − key's position < context and the key's slot is filled.
 
     Args:
-      t: new characters.
-      context: characters that a query sees, itself included.
-      length_b: filled ones of the context − 1 slots that stand before the new characters, [b]; None if
+      t: number of new characters.
+      context: number of characters that a query sees, including itself.
+      length_b: number of filled slots among the context − 1 slots before the new characters, [b]; None if
         there are no slots.
 
     Returns:
@@ -95,32 +94,32 @@ def window_mask(t: int, context: int, length_b: Array | None) -> Array:
 
 
 def product_of_rows(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
-    """x @ kernel for `nn.Dense`: [..., i] times [i, o], with all leading axes of x joined to one.
+    """Returns x @ kernel for `nn.Dense`: [..., i] times [i, o], with all leading axes of x joined into one.
 
-    The gradient for the kernel then has one axis to sum over. With two of them XLA:CPU of jax 0.12 takes a
-    product of YNNPACK that adds bfloat16 numbers in bfloat16: with 1,024 terms the result is wrong by a tenth
-    of its size (tests/models/test_precision.py). The first axis, the batch, may be sharded.
+    The gradient for the kernel then sums over one axis. For two axes, XLA:CPU of jax 0.12 uses a product of
+    YNNPACK that adds bfloat16 numbers in bfloat16. With 1,024 terms, the error is a tenth of the result
+    (tests/models/test_precision.py). The first axis, the batch, may be sharded.
     """
-    del args, kwargs  # the axes to sum over, which are these, and the default precision
+    del args, kwargs  # `nn.Dense` passes these same axes and the default precision
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def _norm(dtype: DTypeLike, **arguments: Any) -> nn.RMSNorm:
-    """linen's, of inputs, parameters and sums of one dtype: it would mix float64 with float32."""
+    """Returns linen's norm with one dtype for everything; by default it mixes float64 with float32."""
     return nn.RMSNorm(
         epsilon=EPSILON, dtype=dtype, param_dtype=dtype, force_float32_reductions=False, **arguments
     )
 
 
 class Block(nn.Module):
-    """y = x + drop(W_O attend(norm(x))), out = y + drop(W_D relu(W_U norm(y))²).
+    """Computes y = x + drop(W_O attend(norm(x))), out = y + drop(W_D relu(W_U norm(y))²).
 
-    Every matrix starts with variance 1 / (its inputs), so that from a normalised input the components of
-    queries and keys have variance 1, which the 1/√d of their scores supposes; the two that end a residual
-    branch, W_O and W_D, are 1/√(2 L) of that, so that all 2 L branches together add about as much variance
-    as the stream began with (Radford et al. 2019, section 2.3).
+    Every matrix starts with variance 1 / (number of its inputs). For a normalised input, the components of
+    queries and keys then have variance 1, as the 1/√d of their scores assumes. W_O and W_D, which end the
+    residual branches, start 1/√(2 L) times as large. All 2 L branches together then add about as much
+    variance as the stream has at first (Radford et al. 2019, section 2.3).
 
-    Attributes: as `AttentionLM`'s.
+    Attributes: those of `AttentionLM`.
     """
 
     heads: int
@@ -134,19 +133,19 @@ class Block(nn.Module):
     def __call__(
         self, x_btm: Array, cached: tuple[Array, Array] | None, mask: Array, *, train: bool
     ) -> tuple[Array, tuple[Array, Array]]:
-        """One block.
+        """Applies the block to the residual stream.
 
         Args:
           x_btm: the stream, [b, t, m].
-          cached: unrotated keys and values of the slots before, [b, n, h, d] each; or None.
-          mask: `window_mask`.
-          train: whether to drop out.
+          cached: unrotated keys and values of the earlier characters, [b, n, h, d] each; or None.
+          mask: the result of `window_mask`.
+          train: whether to apply dropout.
 
         Returns:
           (the stream [b, t, m], all keys and values, cached and new, [b, s, h, d] each).
         """
         b, t, m = x_btm.shape
-        # Norms, angles and softmax in float32 where the rest is in bfloat16, whose eight bits are too few.
+        # If the rest is in bfloat16, norms, angles and softmax use float32: they need more than eight bits.
         wide = np.promote_types(self.dtype, jnp.float32)
         into = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         out_of = nn.initializers.variance_scaling(0.5 / self.depth, "fan_in", "normal")
@@ -161,7 +160,6 @@ class Block(nn.Module):
             return _norm(wide, name=name)(x.astype(wide)).astype(self.dtype)
 
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        # One product for queries, keys and values of all heads.
         qkv = jnp.split(dense(3 * m, into, "qkv")(norm("norm_attention", x_btm)), 3, axis=-1)
         q_bthd, k_bshd, v_bshd = (x.reshape(b, t, self.heads, m // self.heads) for x in qkv)
         if cached is not None:
@@ -182,22 +180,23 @@ class Block(nn.Module):
 
 
 class AttentionLM(nn.Module):
-    """Embedding, `depth` blocks, norm, linear head; see the top of this file.
+    """Consists of an embedding, `depth` blocks, a norm and a linear head; see the top of this file.
 
-    The embedding is normalised before anything reads it, so that its scale decides only how fast it turns:
-    normal(0.02), as Radford's. An untied head starts at zero: the first prediction is no prejudice.
+    The embedding is normalised before any block reads it, so its scale only decides how fast it turns. It
+    starts as normal(0.02), as in Radford et al. 2019. An untied head starts at zero, so the first prediction
+    is uniform.
 
     Attributes:
       vocab_size: V.
       width: m, a multiple of twice the heads.
       depth: L, blocks.
       heads: h.
-      context: how many characters a query of one block sees, itself included.
-      dropout: probability with which a component is dropped: of the embedding, and of what each branch adds.
+      context: number of characters that a query of one block sees, including itself.
+      dropout: probability of dropping a component of the embedding or of a branch's output.
       tied: whether the head's weights are the embedding's (Press & Wolf 2017, "Using the Output Embedding to
         Improve Language Models").
-      mlp_ratio: width of an MLP's middle over m.
-      dtype: of the computation and the carry; logits are float32 (float64 if this is).
+      mlp_ratio: hidden width of an MLP divided by m.
+      dtype: dtype of the computation and the carry; logits are float32 (float64 if this is).
     """
 
     vocab_size: int
@@ -212,11 +211,11 @@ class AttentionLM(nn.Module):
 
     @property
     def reach(self) -> int:
-        """Of how many symbols the carry depends: each block's cached keys look `context` − 1 further back."""
+        """Returns how many symbols the carry depends on: each block looks `context` − 1 further back."""
         return self.depth * (self.context - 1)
 
     def initial_carry(self, batch_size: int) -> Carry:
-        """The carry of a text of which nothing has been seen: no slot filled.
+        """Returns the carry before the first character, with no slot filled.
 
         Returns:
           "k" and "v", [b, depth, context − 1, heads, width / heads]; "length", int32 [b].
@@ -229,7 +228,7 @@ class AttentionLM(nn.Module):
         }
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every array of the variables by its flat name, as `init` makes them; nothing is traced."""
+        """Returns the shape of each variable that `init` makes, by its flat name, without tracing."""
         m, middle = self.width, self.mlp_ratio * self.width
         made: dict[str, tuple[int, ...]] = {"params/embed/embedding": (self.vocab_size, m)}
         for layer in range(self.depth):
@@ -243,7 +242,7 @@ class AttentionLM(nn.Module):
         return made
 
     def _carry_after(self, carry: Carry | None, keys: list[Array], values: list[Array], t: int) -> Carry:
-        """The last context − 1 keys and values of each block, zeros before them where there are fewer."""
+        """Returns the last context − 1 keys and values of each block, after zeros if there are fewer."""
         slots = self.context - 1
 
         def last(blocks: list[Array]) -> Array:
@@ -260,16 +259,16 @@ class AttentionLM(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array, carry: Carry | None, *, train: bool) -> tuple[Array, Carry]:
-        """Logits of the character after each input.
+        """Returns the logits of the character after each input, and the carry.
 
-        The products with weights cost the same however the text is cut; scores cost t · s, so that one step
-        (t = 1) costs O(context) in each block, and a long text is best read in parts of about `context`.
+        The cost of products with weights does not depend on how a text is cut. Scores cost t · s, so one step
+        (t = 1) costs O(context) in each block. A long text is best read in parts of about `context`.
 
         Args:
           inputs: int32 [b, t].
-          carry: what was seen before, of `initial_carry` or an earlier call. None: nothing was, and no key
-            is computed for it.
-          train: whether to drop out, by the rng "dropout".
+          carry: the carry of `initial_carry` or of an earlier call. None means that no character came before,
+            and saves the products with empty slots.
+          train: whether to apply dropout, by the rng "dropout".
 
         Returns:
           (logits [b, t, V], the carry after the last input: same shapes, same dtypes).
@@ -284,8 +283,8 @@ class AttentionLM(nn.Module):
             name="embed",
         )
         norm = _norm(wide, use_scale=False, name="norm_embed")
-        # Rounded after the look-up: the gradient adds up each character's places, thousands of them, in the
-        # type that is looked up, and in bfloat16 such a sum stops growing at 256 of its terms.
+        # We round after the look-up. The gradient sums over thousands of places of each character, in the
+        # dtype of the table. In bfloat16 such a sum stops growing after 256 equal terms.
         x = drop(norm(embed(inputs).astype(self.dtype).astype(wide)).astype(self.dtype))
         mask = window_mask(inputs.shape[1], self.context, None if carry is None else carry["length"])
         keys: list[Array] = []

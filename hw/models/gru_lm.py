@@ -1,8 +1,8 @@
-"""A character-level language model of gated recurrent units.
+"""Defines a character-level language model of gated recurrent units.
 
-Every language model here maps symbols [batch, time] and a carry, what it keeps of all symbols before, to
-logits [batch, time, symbols] and the carry after. Parameters, carries and logits are float32 (float64 where
-the computation is).
+Every language model here maps symbols [batch, time] and a carry, its memory of all earlier symbols, to
+logits [batch, time, symbols] and the next carry. In this model, parameters, carries and logits are float32
+(float64 if the computation is).
 """
 
 from collections.abc import Callable
@@ -27,29 +27,29 @@ NORMS: dict[str, Callable[..., Callable[[Array], Array]]] = {
 
 
 def _orthogonal_gates(rng: Array, shape: tuple[int, int], dtype: DTypeLike = jnp.float32) -> Array:
-    """Three orthogonal matrices side by side, [n, 3n]: at the start no direction of the state is lost."""
+    """Returns three orthogonal matrices side by side, [n, 3n], which at first lose no part of the state."""
     size = shape[0]
     draw = nn.initializers.orthogonal()
     return jnp.concatenate([draw(r, (size, size), dtype) for r in jax.random.split(rng, 3)], axis=1)
 
 
 def _gate_biases(update: float, rng: Array, shape: tuple[int], dtype: DTypeLike = jnp.float32) -> Array:
-    """Zeros, but for the update gate: `update`."""
+    """Returns biases that are `update` for the update gate and zero for the other gates."""
     del rng
     size = shape[0] // 3
     return jnp.zeros(shape, dtype).at[size : 2 * size].set(update)
 
 
 class GRUCell(nn.Module):
-    """A gated recurrent unit; equations and names of the weights in `hw.ops.gru`.
+    """Computes a gated recurrent unit; `hw.ops.gru` has the equations and the names of the weights.
 
-    n (i + n) · 3 + 4 n parameters. Computes in float32: its products are a step's own, small, and their
-    errors would add up over time.
+    It has n (i + n) · 3 + 4 n parameters. It computes in float32, because the products of a step are small
+    and rounding errors would add up over time.
 
     Attributes:
       features: n.
       inputs: i.
-      update_bias: where the update gate's bias starts; above 0 the unit begins by remembering.
+      update_bias: initial bias of the update gate; above 0 the unit starts with a longer memory.
       flat: see `hw.ops.gru.gru`.
     """
 
@@ -66,17 +66,17 @@ class GRUCell(nn.Module):
         self.c = self.param("c", nn.initializers.zeros_init(), (size,))
 
     def __call__(self, h_bn: Array, x_bi: Array) -> tuple[Array, Array]:
-        """One step: (h_t, h_t) from h_{t-1} and x_t, as `nn.scan` wants it."""
-        # With few rows it is the weights that must not be copied: one product, its result taken apart.
+        """Returns (h_t, h_t) from h_{t-1} and x_t, as `nn.scan` requires."""
+        # With few rows, copies of the weights cost most. So we split the result of one product, not w.
         return self.advance(h_bn, x_bi @ self.w + self.b[None])
 
     def advance(self, h_bn: Array, a_bg: Array) -> tuple[Array, Array]:
-        """The same from what x_t brings to the gates, x_t W + b [b, 3n]."""
+        """Returns (h_t, h_t) from h_{t-1} and the input part of the gates, x_t W + b [b, 3n]."""
         h_bn, _ = ops.step(self.u, self.c, h_bn, ops.Gates(*jnp.split(a_bg, 3, axis=-1)))
         return h_bn, h_bn
 
     def sequence(self, h_bn: Array, x_bti: Array) -> tuple[Array, Array]:
-        """All steps by `ops.gru`: (h_T, [b, T, n]). A single one is a step, as when text is sampled."""
+        """Returns (h_T, all states [b, T, n]) by `ops.gru`, or by one step if T = 1, as in sampling."""
         if x_bti.shape[1] == 1:
             h_bn, _ = self(h_bn, x_bti[:, 0])
             return h_bn, h_bn[:, None]
@@ -86,34 +86,34 @@ class GRUCell(nn.Module):
 
 
 class GRULM(nn.Module):
-    """Embedding, layers of gated recurrent units, normalisation, linear head.
+    """Consists of an embedding, layers of gated recurrent units, a norm and a linear head.
 
-        x_0 = embedding(symbol), or its unit vector, which the first layer reads as it is
+        x_0 = embedding(symbol), or its unit vector, to which the first layer applies neither norm nor drop
         x_l = gru_l(drop(norm_l(x_{l-1}))) (+ x_{l-1}),   l = 1 … L
         logits = W drop(norm(x_L)) + b
 
-    `recurrence` chooses how a layer's recurrence is computed, from the same parameters to the same numbers:
-    "scan" steps a linen cell by `nn.scan` and leaves the gradient to JAX; "fused" takes the inputs' product
-    out of the loop and goes back by the hand-derived `hw.ops.gru.bptt`.
+    `recurrence` chooses how to compute a layer; both ways give the same numbers from the same parameters.
+    "scan" steps a linen cell by `nn.scan`, and JAX derives the gradient. "fused" takes the inputs' product
+    out of the loop, and the gradient is the hand-derived `hw.ops.gru.bptt`.
 
     Attributes:
-      vocab_size: V, how many symbols there are.
-      embedding: length of a symbol's vector; 0 for unit vectors of length V, with which the first layer's
-        product is a look-up, and its gradient a sum over each symbol's places.
+      vocab_size: V, number of symbols.
+      embedding: length of a symbol's vector. 0 means unit vectors of length V: the first layer's product
+        is then a look-up, and its gradient a sum over each symbol's places.
       width: n, hidden units of a layer.
-      depth: layers.
-      dropout: share of what each layer and the head read that is zeroed in training, the same units at
-        all times of a window: noise that changes at every step would be one more thing to forget
-        (Gal & Ghahramani 2016, "A Theoretically Grounded Application of Dropout in Recurrent Neural
-        Networks", section 4.1).
-      residual: whether a layer's input is added to its output, where they are of one length.
-      norm: "rms", "layer" or "none", of what the head reads;
-      norm_layers: and of what each layer reads.
+      depth: number of layers.
+      dropout: share of the inputs of each layer and of the head that training sets to zero. A window drops
+        the same units at all times, because noise that changes at every step would disturb the memory.
+        Source: Gal & Ghahramani 2016, "A Theoretically Grounded Application of Dropout in Recurrent Neural
+        Networks", section 4.1.
+      residual: whether a layer adds its input to its output, if both have the same length.
+      norm: the norm before the head: "rms", "layer" or "none".
+      norm_layers: whether each layer normalises its input too.
       update_bias: see `GRUCell`.
       recurrence: "fused" or "scan".
-      sharded: whether the batch is spread over several devices: time and batch are then not joined to one
-        axis (`flat` of `hw.ops.gru.gru`), for each device would gather the whole batch.
-      dtype: of the embedding. The recurrence and the logits are float32 (float64 if this is).
+      sharded: whether the batch is sharded over devices. Time and batch are then not joined into one axis
+        (`flat` of `hw.ops.gru.gru`), because each device would gather the whole batch.
+      dtype: dtype of the embedding. The recurrence and the logits are float32 (float64 if this is).
     """
 
     vocab_size: int
@@ -130,14 +130,14 @@ class GRULM(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def initial_carry(self, batch_size: int) -> Array:
-        """Hidden states before any symbol: zeros, [batch, depth, width]."""
+        """Returns the hidden states before the first symbol: zeros, [batch, depth, width]."""
         return jnp.zeros((batch_size, self.depth, self.width))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every array of the variables by its flat name, as `init` makes them; nothing is traced."""
+        """Returns the shape of each variable that `init` makes, by its flat name, without tracing."""
         n = self.width
         made: dict[str, tuple[int, ...]] = {}
-        norms: list[int] = []  # the length that each normalisation reads
+        norms: list[int] = []  # the length of each norm's input
         if self.embedding:
             made["params/embed/embedding"] = (self.vocab_size, self.embedding)
         inputs = self.embedding or self.vocab_size
@@ -155,16 +155,16 @@ class GRULM(nn.Module):
         return made | {"params/head/kernel": (n, self.vocab_size), "params/head/bias": (self.vocab_size,)}
 
     def far_carries(self) -> Array:
-        """States far apart that texts before may have left, [4, depth, width]: each unit lies in [−1, 1]."""
+        """Returns four distant states that earlier texts may leave, [4, depth, width], units in [−1, 1]."""
         alternating = jnp.where(jnp.arange(self.width) % 2, 1.0, -1.0)[None] * jnp.ones((self.depth, 1))
         zero = jnp.zeros_like(alternating)
         return jnp.stack([zero, zero + 1, zero - 1, alternating])
 
     def fold(self, variables: VariableDict) -> VariableDict:
-        """The variables with what the first layer's product makes of each symbol, E W + b: [V, 3n].
+        """Returns the variables with a table of the first layer's product for each symbol, E W + b: [V, 3n].
 
-        For a text written symbol by symbol: the first layer then looks up what it would multiply. Where what
-        it reads is not the symbol's vector alone (`norm_layers`), or "scan" steps it, they stay as they are.
+        Sampling symbol by symbol then looks up this product. The variables stay unchanged if the layer
+        normalises the symbol's vector (`norm_layers`) or if "scan" steps it.
         """
         if (self.embedding and self.norm_layers) or self.recurrence == "scan":
             return variables
@@ -177,28 +177,28 @@ class GRULM(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array, carry: Array | None, *, train: bool) -> tuple[Array, Array]:
-        """Logits for the symbol after each input.
+        """Returns the logits of the symbol after each input, and the carry.
 
         Args:
           inputs: symbols, integers [b, t].
-          carry: [b, depth, width], as `initial_carry` or an earlier call gives it; None is the former.
-          train: whether units are dropped, which takes an rng named "dropout".
+          carry: [b, depth, width], from `initial_carry` or an earlier call; None means `initial_carry`.
+          train: whether to apply dropout, by the rng "dropout".
 
         Returns:
           (logits [b, t, V], carry).
         """
         carry = self.initial_carry(len(inputs)) if carry is None else carry
-        whole = np.promote_types(self.dtype, jnp.float32)  # of what must not lose digits
+        whole = np.promote_types(self.dtype, jnp.float32)  # of everything except the embedding
         drop = nn.Dropout(self.dropout, broadcast_dims=(1,), deterministic=not train)
-        # Inputs, parameters and sums of one dtype: linen would mix float64 with float32.
+        # Inputs, parameters and sums need one dtype: by default linen mixes float64 with float32.
         one = {"dtype": whole, "param_dtype": whole, "force_float32_reductions": False}
 
         def norm(x: Array) -> Array:
             return NORMS[self.norm](**one)(x)
 
         if self.embedding:
-            # Rounded after the look-up: the gradient adds up each symbol's places, thousands of them, in the
-            # type that is looked up, and in bfloat16 such a sum stops growing at 256 of its terms.
+            # We round after the look-up. The gradient sums over thousands of places of each symbol, in the
+            # dtype of the table. In bfloat16 such a sum stops growing after 256 equal terms.
             embed = nn.Embed(self.vocab_size, self.embedding, dtype=whole, name="embed")
             x = embed(inputs).astype(self.dtype)
         else:
@@ -206,7 +206,7 @@ class GRULM(nn.Module):
         hidden = []
         for layer in range(self.depth):
             read = x.astype(whole)
-            if layer or self.embedding:  # of a unit vector nothing is normalised or dropped
+            if layer or self.embedding:  # a unit vector is neither normalised nor dropped
                 read = drop(norm(read) if self.norm_layers else read)
             shape = {"features": self.width, "inputs": x.shape[-1], "update_bias": self.update_bias}
             shape["flat"] = not self.sharded

@@ -1,4 +1,4 @@
-"""One recurrent layer that reads a sequence and answers once, at its end: what can it still remember?"""
+"""Defines one recurrent layer that reads a sequence and answers once, at its end, to test its memory."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ Array = jax.Array
 
 
 class TanhRNN(nn.Module):
-    """h_t = tanh(W_xh x_t + W_hh h_{t-1} + b_h) over a sequence, by `hw.ops.rnn`; returns h_T."""
+    """Computes h_T, where h_t = tanh(W_xh x_t + W_hh h_{t-1} + b_h), by `hw.ops.rnn`."""
 
     features: int
     inputs: int
@@ -23,7 +23,7 @@ class TanhRNN(nn.Module):
         params = rnn.RNNParams(
             wxh_ni=self.param("wxh", start, (size, self.inputs)),
             whh_nk=self.param("whh", start, (size, size)),
-            why_on=jnp.zeros((0, size)),  # the state itself is what is asked for
+            why_on=jnp.zeros((0, size)),  # no outputs: we need only the state
             bh_n=self.param("bh", nn.initializers.zeros_init(), (size,)),
             by_o=jnp.zeros(0),
         )
@@ -31,13 +31,13 @@ class TanhRNN(nn.Module):
 
 
 class RecallNet(nn.Module):
-    """logits = W h_T + b, where h_T is the last state of a layer that has read the sequence.
+    """Computes logits = W h_T + b, where h_T is the last state of a layer that reads the sequence.
 
     Attributes:
-      num_classes: symbols, of the inputs (one-hot) and of the answer.
+      num_classes: number of symbols, in the inputs (one-hot) and in the answer.
       cell: "rnn" (the problem set's tanh cell) or "gru" (`hw.ops.gru`).
       width: hidden units.
-      update_bias: where the GRU's update gate starts, see `GRUCell`.
+      update_bias: initial bias of the GRU's update gate, see `GRUCell`.
     """
 
     num_classes: int
@@ -46,7 +46,7 @@ class RecallNet(nn.Module):
     update_bias: float = 0.0
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every array of the variables by its flat name, as `init` makes them; nothing is traced."""
+        """Returns the shape of each variable that `init` makes, by its flat name, without tracing."""
         n, symbols = self.width, self.num_classes
         if self.cell == "gru":
             made = {"gru/w": (symbols, 3 * n), "gru/u": (n, 3 * n), "gru/b": (3 * n,), "gru/c": (n,)}
@@ -57,8 +57,8 @@ class RecallNet(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Array:
-        """Logits [b, K] for sequences of symbols [b, t]."""
-        del train  # nothing is dropped, nothing normalised
+        """Returns the logits [b, K] for sequences of symbols [b, t]."""
+        del train  # this net has no dropout and no norm
         x_bti = jax.nn.one_hot(inputs, self.num_classes)
         shape = {"features": self.width, "inputs": self.num_classes}
         if self.cell == "gru":

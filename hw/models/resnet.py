@@ -1,4 +1,4 @@
-"""Residual networks for 32×32 images: two that the field knows, and `hwnet`, our own fast one.
+"""Defines residual networks for 32×32 images: ResNet-18, ResNet-20, and `hwnet`, our fast network.
 
 Every network maps normalised images [batch, height, width, 3] to logits [batch, classes], computes
 in `dtype`, keeps its parameters in float32 and returns float32 logits.
@@ -20,9 +20,9 @@ Array = jax.Array
 
 
 class Conv(nn.Module):
-    """A convolution without bias, by `hw.ops.convolution`: y = x ∗ kernel, kernel [k, k, in, out].
+    """Computes a convolution without bias, by `hw.ops.convolution`: y = x ∗ kernel, kernel [k, k, in, out].
 
-    With `pool`, the largest of each 2×2 block of it.
+    With `pool`, it returns the maximum of each 2×2 block of y.
     """
 
     features: int
@@ -49,13 +49,13 @@ class Conv(nn.Module):
 
 
 class ChannelGates(nn.Module):
-    """Squeeze and excitation by one matrix: what an image's channels are on average scales each of them.
+    """Scales each channel by a gate that depends on the means of all channels (squeeze and excitation).
 
-        y = x · 2σ(mean(x) W),   mean over the image, W [channels, channels] from zero
+        y = x · 2σ(mean(x) W),   mean over the image, W [channels, channels]
 
-    so that every gate starts at 1; x and y [batch, height, width, channels].
+    W starts at zero, so every gate starts at 1. x and y are [batch, height, width, channels].
 
-    Source: Hu et al. 2018, "Squeeze-and-Excitation Networks", section 3; there two matrices with a
+    Source: Hu et al. 2018, "Squeeze-and-Excitation Networks", section 3, which has two matrices with a
     rectifier between them, and gates that start at a half.
     """
 
@@ -68,18 +68,18 @@ class ChannelGates(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm):
-    """linen's, computed in its `dtype`, float32 or wider, also where the net computes in bfloat16."""
+    """Computes linen's batch normalisation in its `dtype`, float32 or wider, even in a bfloat16 net."""
 
     def __call__(self, x: Array) -> Array:
         return super().__call__(x.astype(self.dtype)).astype(x.dtype)
 
 
 class BasicBlock(nn.Module):
-    """y = relu(shortcut(x) + norm(conv(relu(norm(conv(x)))))) (He et al. 2015, figure 2).
+    """Computes y = relu(shortcut(x) + norm(conv(relu(norm(conv(x)))))) (He et al. 2015, figure 2).
 
-    Where the shape changes, the shortcut is a strided 1×1 convolution with normalisation
-    ("projection", their option B) or strided subsampling with zeros for the new channels ("pad",
-    their option A, which has no parameters).
+    If the shape changes, the shortcut "projection" is a strided 1×1 convolution with normalisation
+    (their option B). The shortcut "pad" is strided subsampling with zeros for the new channels; it has
+    no parameters (their option A).
     """
 
     features: int
@@ -90,8 +90,8 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        # One row of zeros on each side, as in the paper: flax's "SAME" would pad an even size
-        # with stride 2 at its end only.
+        # The paper pads one row of zeros on each side. With stride 2, flax's "SAME" would pad an even
+        # size only at its end.
         around = ((1, 1), (1, 1))
         y = self.conv(self.features, stride=self.stride, padding=around)(x)
         y = nn.relu(self.norm()(y))
@@ -108,13 +108,13 @@ class BasicBlock(nn.Module):
 
 
 def _norm_shapes(name: str, channels: int, *parts: str) -> dict[str, tuple[int, ...]]:
-    """What a batch normalisation of so many channels keeps; `parts` are its parameters."""
+    """Returns the shapes of a batch normalisation's variables; `parts` are its parameters."""
     made: dict[str, tuple[int, ...]] = {f"params/{name}/{part}": (channels,) for part in parts}
     return made | {f"batch_stats/{name}/{part}": (channels,) for part in ("mean", "var")}
 
 
 class ResNet(nn.Module):
-    """3×3 stem, stages of basic blocks that halve the image, global average, linear head.
+    """Consists of a 3×3 stem, stages of basic blocks that halve the image, a mean and a linear head.
 
     Source: He et al. 2015, "Deep Residual Learning for Image Recognition", section 4.2.
     """
@@ -128,7 +128,7 @@ class ResNet(nn.Module):
     sharded: bool = False
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every array of the variables by its flat name, as `init` makes them; nothing is traced."""
+        """Returns the shape of each variable that `init` makes, by its flat name, without tracing."""
         learned = ("scale", "bias")
         made: dict[str, tuple[int, ...]] = {"params/Conv_0/kernel": (3, 3, 3, self.widths[0])}
         made |= _norm_shapes("BatchNorm_0", self.widths[0], *learned)
@@ -170,9 +170,9 @@ class ResNet(nn.Module):
 
 
 def _dirac(rng: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Array:
-    """A kernel [k, k, in, out] whose first `in` filters copy their channel; the rest are random.
+    """Returns a kernel [k, k, in, out]; its first `in` filters copy their channel, the rest are random.
 
-    Source: Zagoruyko & Komodakis 2017, "DiracNets", equation 2, here only as a start.
+    Source: Zagoruyko & Komodakis 2017, "DiracNets", equation 2; we use it only as initialisation.
     """
     height, width, channels_in, channels_out = shape
     kernel = nn.initializers.lecun_normal()(rng, shape, dtype)
@@ -182,15 +182,15 @@ def _dirac(rng: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> 
 
 
 def whitening_kernel(images: Array, size: int = 2, epsilon: float = 5e-4) -> Array:
-    """Filters whose responses to the patches of `images` are uncorrelated and of equal variance.
+    """Returns filters whose responses to the patches of `images` are uncorrelated and of equal variance.
 
-    With the patches' covariance C = E Λ Eᵀ, the filters are the columns of E (Λ + ε)^(-1/2), those of
-    the largest eigenvalues first.
+    With the patches' covariance C = E Λ Eᵀ, the filters are the columns of E (Λ + ε)^(-1/2), from the
+    largest eigenvalue to the smallest.
 
     Args:
       images: normalised images [n, height, width, channels].
       size: side of a patch in pixels.
-      epsilon: floor of an eigenvalue, in squared units of the normalised images.
+      epsilon: ε, which limits the filters of small eigenvalues, in squared units of the images.
 
     Returns:
       The kernel, float32 [size, size, channels, size²·channels].
@@ -203,7 +203,7 @@ def whitening_kernel(images: Array, size: int = 2, epsilon: float = 5e-4) -> Arr
         [images[:, i : i + rows, j : j + columns] for i in range(size) for j in range(size)],
         axis=-2,
     ).reshape(-1, size * size * channels)
-    # A GPU's or TPU's default precision would round the factors of small eigenvalues away.
+    # The default precision of a GPU or TPU would lose the small eigenvalues.
     covariance = jnp.matmul(patches.T, patches, precision=jax.lax.Precision.HIGHEST) / len(patches)
     eigenvalues, eigenvectors = jnp.linalg.eigh(covariance)
     filters = (eigenvectors / jnp.sqrt(eigenvalues + epsilon)[None])[:, ::-1]
@@ -211,36 +211,37 @@ def whitening_kernel(images: Array, size: int = 2, epsilon: float = 5e-4) -> Arr
 
 
 class HWNet(nn.Module):
-    """Our residual net: it whitens the image, pools early, and starts every filter as a copy.
+    """Our residual net whitens the image, pools early, and starts every filter as a copy of a channel.
 
-    A fixed 2×2 convolution turns the image into decorrelated channels of equal variance, so that
-    the first learned layer is well conditioned from the first step. Each stage is a convolution,
-    2×2 max-pooling, and a residual convolution at the new size; pooling before normalising and
-    before the residual branch spends the arithmetic where the image is small. Normalisation has
-    no scale, for the residual branches and the head set the scales themselves. The largest value
-    of each channel over the image goes to a linear head.
+    A fixed 2×2 convolution turns the image into decorrelated channels of equal variance, so the first
+    learned layer is well conditioned from the first step. Each stage is a convolution, 2×2 max-pooling,
+    and a residual convolution at the new size. The net pools before it normalises and before the residual
+    branch, so most of its arithmetic is at the smaller size. Normalisation has no scale, because the
+    residual branches and the head set the scales. A linear head reads the maximum of each channel over
+    the image.
 
         stage(x) = z + gates(gelu(norm(conv(z)))),   z = gates(gelu(norm(pool(conv(x)))))
 
-    where the gates, if any, scale a channel by what the whole image holds (`ChannelGates`): a seventh more
-    parameters and next to no arithmetic.
+    The gates are optional and scale a channel by the means of all channels (`ChannelGates`). They add a
+    seventh to the parameters and almost no arithmetic.
 
-    What each of these buys, experiments/studies/ablation.py measures, and the last six attributes are there
-    for it. Tried on held-out images and dropped (experiments/results/tuning): a learned bias after the stem
-    (no better, a fifth slower); for as much time, narrower stages with more epochs or with two residual
-    convolutions each, and wider ones with fewer (no better).
+    experiments/studies/ablation.py measures the effect of each idea with the last six attributes. On
+    held-out images, we tried four changes that did not help (experiments/results/tuning). A learned bias
+    after the stem was no better and a fifth slower. In the same time, narrower stages with more epochs,
+    narrower stages with two residual convolutions each, and wider stages with fewer epochs were no better.
 
     Attributes:
       widths: channels of each stage.
       depth: residual convolutions of each stage.
-      norm_momentum: of the running statistics: few steps need young ones.
+      norm_momentum: momentum of the running statistics. A short run needs a small one: with 0.9 they would
+        still remember the first steps.
       num_classes: K.
-      dtype: of the computation.
+      dtype: dtype of the computation.
       axis_name: the mapped axis over which batch statistics are averaged.
-      sharded: whether the batch is spread over several devices: `conv2d` then walks over no slices of it,
-        for each device would gather the whole batch.
+      sharded: whether the batch is sharded over devices. `conv2d` then does not loop over slices of it,
+        because each device would gather the whole batch.
       stem: "whitened", or "learned" from random filters of the same shape.
-      identity: whether filters start as copies of their channels, or at random.
+      identity: whether filters start as copies of their channels or at random.
       residual: whether the second convolution of a stage has a skip connection around it.
       pool: "first", after a stage's first convolution, or "last", at its end.
       norm_scale: whether normalisation has a scale.
@@ -265,7 +266,7 @@ class HWNet(nn.Module):
     channel_gates: bool = False
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every array of the variables by its flat name, as `init` makes them; nothing is traced."""
+        """Returns the shape of each variable that `init` makes, by its flat name, without tracing."""
         stem = "constants/stem" if self.stem == "whitened" else "params/stem"
         made: dict[str, tuple[int, ...]] = {stem: (2, 2, 3, 12)}
         learned = ("scale", "bias") if self.norm_scale else ("bias",)
@@ -294,13 +295,13 @@ class HWNet(nn.Module):
         )
         shape = (2, 2, x.shape[-1], 4 * x.shape[-1])
         if self.stem == "whitened":
-            # Not a parameter: it is computed from the training images (`fit_stem`) and never learned.
+            # The stem is not a parameter: `fit_stem` computes it from the training images.
             kernel = self.variable("constants", "stem", jnp.zeros, shape).value
         else:
             kernel = self.param("stem", nn.initializers.lecun_normal(), shape)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         x = conv2d(x, kernel, padding="VALID", chunked=not self.sharded)
-        # Both signs of every response, for a rectifier keeps only one: gelu(-x) = gelu(x) - x.
+        # We keep both signs of every response, because GELU keeps only one: gelu(-x) = gelu(x) - x.
         positive = nn.gelu(x)
         x = jnp.concatenate([positive, positive - x], axis=-1)
 
@@ -316,21 +317,21 @@ class HWNet(nn.Module):
             if self.pool == "last":
                 x = max_pool2(x)
         x = jnp.max(x, axis=(1, 2)).astype(jnp.float32)
-        # From zero, so that the first prediction is no prejudice; divided by √width, so that a step
-        # of the head moves the logits alike at any width.
+        # The head starts at zero, so the first prediction is uniform. We divide by √width, so a step of
+        # the head changes the logits by the same amount at any width.
         zeros = nn.initializers.zeros_init()
         head = nn.Dense(self.num_classes, use_bias=False, kernel_init=zeros, name="head")
         return head(x) / self.widths[-1] ** 0.5
 
     @staticmethod
     def fit_stem(variables: VariableDict, images: Array) -> VariableDict:
-        """The variables with the whitening filters of `images` (normalised images) in the stem."""
-        if "constants" not in variables:  # it is learned
+        """Returns the variables with the whitening filters of `images`, which are normalised, in the stem."""
+        if "constants" not in variables:  # the stem is learned
             return variables
         return {**variables, "constants": {"stem": whitening_kernel(images)}}
 
 
-# ResNet-20 as in He et al. 2015, section 4.2: 269,722 parameters.
+# ResNet-20 of He et al. 2015, section 4.2, has 269,722 parameters.
 resnet20 = partial(ResNet, stage_sizes=(3, 3, 3), widths=(16, 32, 64), shortcut="pad")
-# ResNet-18 for 32×32 images (3×3 stem, no pooling after it): 11,173,962 parameters.
+# ResNet-18 for 32×32 images has a 3×3 stem, no pooling after it, and 11,173,962 parameters.
 resnet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), widths=(64, 128, 256, 512), shortcut="projection")

@@ -1,15 +1,15 @@
-"""Scaled dot-product attention and multi-head attention, forward and backward by hand.
+"""Computes scaled dot-product attention and multi-head attention, with a backward pass by hand.
 
-Glossary (leading axes, "...", are batch and heads; every array of one call has the same or broadcasts):
+Glossary ("..." stands for the leading axes, batch and heads; those of one call are equal or broadcast):
   t  queries (n_q)      s  keys and values (n_k)
   d  size of a query and a key (d_k)            e  size of a value (d_v)
   m  size of the model (d_model)                h  heads
 
-A mask is boolean, True where a query may look. A query that may look nowhere gets weights, output and
-gradients of zero: nothing flows through it, forward or back.
+A mask is boolean: True where a query may see a key. A query that sees no key has weights, output and
+gradients of zero.
 
-Source: A. Vaswani et al. 2017, "Attention Is All You Need", equation 1 and section 3.2.2. The backward
-pass is derived below, line by line, where it is computed.
+Source: A. Vaswani et al. 2017, "Attention Is All You Need", equation 1 and section 3.2.2.
+`attention_backward` derives the backward pass line by line.
 """
 
 from typing import NamedTuple
@@ -19,43 +19,43 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-# Queries that `windowed_attention` takes at a time: on a CPU the fastest of 32, 64, 128 and all of 256.
+# `windowed_attention` takes this many queries at a time: the fastest on a CPU of 32, 64, 128 and all of 256.
 _QUERIES_AT_ONCE = 64
 
 
 def causal_mask(t: int, s: int) -> Array:
-    """[t, s]: query i sees keys 0 … i + s − t, so that the last query sees every key."""
+    """Returns the mask [t, s] by which query i sees keys 0 … i + s − t; the last query sees every key."""
     return jnp.arange(s)[None] <= jnp.arange(t)[:, None] + (s - t)
 
 
 def scores(q_td: Array, k_sd: Array, scale: float | Array | None = None) -> Array:
-    """z_ts = scale · Σ_d q_td k_sd.
+    """Returns the scores z_ts = scale · Σ_d q_td k_sd.
 
     Args:
       q_td, k_sd: queries and keys, [..., t, d] and [..., s, d].
-      scale: 1/√d if not given, so that z has the variance of one component where the components of q
-        and k are independent, of mean 0 and variance 1 (then Var(Σ_d q_d k_d) = d).
+      scale: 1/√d if not given. Then z has variance 1 if the components of q and k are independent and
+        have mean 0 and variance 1, because Var(Σ_d q_d k_d) = d.
     """
     scale = q_td.shape[-1] ** -0.5 if scale is None else scale
     return jnp.einsum("...td,...sd->...ts", q_td, k_sd) * scale
 
 
 def masked_softmax(z_ts: Array, mask_ts: Array | None = None) -> Array:
-    """a_ts = exp(z_ts) / Σ_s' exp(z_ts') over the keys that the mask leaves; zero elsewhere.
+    """Returns a_ts = exp(z_ts) / Σ_s' exp(z_ts') over the keys that the mask allows, and zero elsewhere.
 
-    The row's largest score is subtracted first, which changes nothing but keeps exp from overflowing.
+    It first subtracts the row's largest score: the result is the same, and exp cannot overflow.
     """
     if mask_ts is None:
         return jax.nn.softmax(z_ts, axis=-1)
     z_ts = jnp.where(mask_ts, z_ts, -jnp.inf)
     largest = jnp.max(z_ts, axis=-1, keepdims=True)
-    exp_ts = jnp.exp(z_ts - jnp.where(jnp.isneginf(largest), 0.0, largest))  # -inf: nowhere to look
+    exp_ts = jnp.exp(z_ts - jnp.where(jnp.isneginf(largest), 0.0, largest))  # -inf: no key is allowed
     total = exp_ts.sum(axis=-1, keepdims=True)
     return exp_ts / jnp.where(total == 0, 1.0, total)
 
 
 class AttentionGradient(NamedTuple):
-    """Every gradient on the way back through attention, named as in `attention_backward`."""
+    """Holds every gradient of the backward pass, named as in `attention_backward`."""
 
     dv_se: Array
     da_ts: Array
@@ -65,17 +65,17 @@ class AttentionGradient(NamedTuple):
 
 
 def softmax_backward(a_ts: Array, da_ts: Array) -> Array:
-    """dz for a = softmax(z): dz_i = a_i (da_i − Σ_j a_j da_j), row by row.
+    """Returns dz for a = softmax(z): dz_i = a_i (da_i − Σ_j a_j da_j), row by row.
 
-    This is Jᵀ da with the Jacobian J = diag(a) − a aᵀ, which need not be in memory. The rows of dz sum to
-    zero. Computed in another form: since Σ_j a_j = 1, any constant may be taken from da first, and we take
-    what the textbook would subtract:
+    This is Jᵀ da with the Jacobian J = diag(a) − a aᵀ, which is never stored. The rows of dz sum to zero.
+    We compute another form. Since Σ_j a_j = 1, we may first subtract any constant from da. We choose the
+    sum that the textbook's form subtracts:
 
         dz_i = a_i (δ_i − Σ_j a_j δ_j),   δ = da − Σ_j a_j da_j.
 
-    On a saturated row (one weight near 1) da at that weight agrees with the sum in almost all of its digits,
-    and their difference, the textbook's result, keeps few. Here that δ is only a small number with an error
-    as small, and the second subtraction removes the error.
+    In a saturated row, one weight is near 1. There da and the sum agree in almost all digits, so their
+    difference, the textbook's result, has few correct digits. Here the difference is only δ: its error is
+    small too, and the second subtraction removes it.
     """
     delta_ts = da_ts - jnp.sum(a_ts * da_ts, axis=-1, keepdims=True)
     return a_ts * (delta_ts - jnp.sum(a_ts * delta_ts, axis=-1, keepdims=True))
@@ -89,19 +89,19 @@ def attention_backward(
     do_te: Array,
     scale: float | Array | None = None,
 ) -> AttentionGradient:
-    """Gradients of L through o = a v, a = softmax(z), z = scale · q kᵀ, from do = ∂L/∂o.
+    """Returns the gradients of L through o = a v, a = softmax(z), z = scale · q kᵀ, from do = ∂L/∂o.
 
-        dv = aᵀ do                  o_te = Σ_s a_ts v_se
-        da = do vᵀ                  the same sum, by its other factor
+        dv = aᵀ do                  derivative of o_te = Σ_s a_ts v_se by v
+        da = do vᵀ                  derivative of the same sum by a
         dz = a ∘ (da − rowsum(a ∘ da))       `softmax_backward`
-        dq = scale · dz k           z_ts = scale · Σ_d q_td k_sd
-        dk = scale · dzᵀ q          the same sum, by its other factor
+        dq = scale · dz k           derivative of z_ts = scale · Σ_d q_td k_sd by q
+        dk = scale · dzᵀ q          derivative of the same sum by k
 
-    A mask needs no mention: where it forbids, a is zero, so dz is.
+    The mask needs no term: where it forbids a key, a is zero, and so is dz.
 
     Args:
       q_td, k_sd, v_se, scale: as in the forward pass.
-      a_ts: its weights.
+      a_ts: the weights of the forward pass.
       do_te: ∂L/∂o.
     """
     scale = q_td.shape[-1] ** -0.5 if scale is None else scale
@@ -144,40 +144,43 @@ def attention(
     mask_ts: Array | None = None,
     scale: float | None = None,
 ) -> Array:
-    """o = softmax(scale · q kᵀ) v, with the backward pass of `attention_backward`.
+    """Returns o = softmax(scale · q kᵀ) v; its backward pass is `attention_backward`.
 
-    Reverse mode only (jax.grad, jax.vjp).
+    It supports reverse mode only (jax.grad, jax.vjp).
 
     Args:
       q_td: [..., t, d].
       k_sd: [..., s, d].
       v_se: [..., s, e], with the same leading axes as q_td and k_sd.
       mask_ts: bool, broadcast to [..., t, s]; None lets every query see every key.
-      scale: of the scores; 1/√d if not given. A constant: no gradient reaches it.
+      scale: factor of the scores; 1/√d if not given. It is a constant and gets no gradient.
 
     Returns:
       [..., t, e].
 
+    Raises:
+      ValueError: the leading axes differ.
+
     Source: Vaswani et al. 2017, equation 1.
     """
     if not q_td.shape[:-2] == k_sd.shape[:-2] == v_se.shape[:-2]:
-        # Broadcasting forward would ask for a sum backward.
-        raise ValueError(f"leading axes differ: {q_td.shape}, {k_sd.shape}, {v_se.shape}")
+        # If leading axes were broadcast, the backward pass would have to sum over them.
+        raise ValueError(f"the leading axes differ: {q_td.shape}, {k_sd.shape}, {v_se.shape}")
     scale = q_td.shape[-1] ** -0.5 if scale is None else scale
     return _attention(q_td, k_sd, v_se, mask_ts, jnp.asarray(scale, q_td.dtype))
 
 
 def windowed_attention(q_td: Array, k_sd: Array, v_se: Array, mask_ts: Array, window: int) -> Array:
-    """`attention` under a causal mask that lets a query see at most the `window` keys up to its own.
+    """Returns `attention` with a causal mask: a query sees at most its own key and `window` − 1 before it.
 
-    Its own is the key at the same place counted from the end, as in `causal_mask`. A few queries at a time,
-    with the keys that any of them may see, so that most of what the mask forbids is never computed.
+    A query's own key is at the same place counted from the end, as in `causal_mask`. Each step takes a few
+    queries and only the keys that they may see, so most masked scores are never computed.
 
     Args:
-      q_td, k_sd, v_se: as `attention` takes them, s ≥ t.
-      mask_ts: bool, broadcast to [..., t, s], False beyond the window and wherever else a query may not
-        look; its last two axes are whole.
-      window: keys, the query's own included.
+      q_td, k_sd, v_se: as in `attention`, with s ≥ t.
+      mask_ts: bool, broadcast to [..., t, s]; False beyond the window and for every other key that a query
+        may not see. Its last two axes must have sizes t and s.
+      window: number of keys, including the query's own.
     """
     t, s = q_td.shape[-2], k_sd.shape[-2]
 
@@ -191,9 +194,9 @@ def windowed_attention(q_td: Array, k_sd: Array, v_se: Array, mask_ts: Array, wi
 
 
 class MultiHeadParams(NamedTuple):
-    """The projections of multi-head attention, without biases.
+    """Holds the projections of multi-head attention, which have no biases.
 
-    Head i's W_i^Q is w_q_mhd[:, i], and so on; W^O is w_o_hem with its first two axes joined.
+    W_i^Q of head i is w_q_mhd[:, i], and so on; W^O is w_o_hem with its first two axes joined.
     """
 
     w_q_mhd: Array
@@ -205,7 +208,7 @@ class MultiHeadParams(NamedTuple):
 def multi_head_shapes(
     *, heads: int, d_model: int, d_k: int, d_v: int, n_q: int, n_k: int
 ) -> dict[str, tuple[int, int]]:
-    """The ledger of dimensions of multi-head attention: one matrix a line, in the order of the computation.
+    """Returns the shape of each matrix of multi-head attention, in the order of the computation.
 
     Source: Vaswani et al. 2017, section 3.2.2.
     """
@@ -225,7 +228,7 @@ def multi_head_shapes(
 
 
 def multi_head_params(*, heads: int, d_model: int, d_k: int, d_v: int) -> dict[str, int]:
-    """Numbers of parameters of multi-head attention, without and with a bias in every projection."""
+    """Counts the parameters of multi-head attention, without and with a bias in every projection."""
     weights = heads * d_model * (2 * d_k + d_v) + heads * d_v * d_model
     return {"without_bias": weights, "with_bias": weights + heads * (2 * d_k + d_v) + d_model}
 
@@ -236,16 +239,16 @@ def multi_head_attention(
     memory_sm: Array,
     mask_ts: Array | None = None,
 ) -> Array:
-    """MultiHead(x, memory, memory) = Concat(head_1, …, head_h) W^O.
+    """Returns MultiHead(x, memory, memory) = Concat(head_1, …, head_h) W^O.
 
         head_i = attention(x W_i^Q, memory W_i^K, memory W_i^V)
 
-    All heads at once: the head is an axis, and concatenation and W^O are one sum over (h, e).
+    It computes all heads at once: heads are an axis, and one sum over (h, e) concatenates and applies W^O.
 
     Args:
       params: the projections.
-      x_tm: what asks, [..., t, m].
-      memory_sm: what is asked, [..., s, m]; x_tm itself for self-attention.
+      x_tm: input of the queries, [..., t, m].
+      memory_sm: input of the keys and values, [..., s, m]; x_tm itself for self-attention.
       mask_ts: bool, broadcast to [..., t, s]; the same for all heads.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Shapes, parameters, multiply-accumulates and receptive fields of a CNN: integers only.
+"""Computes the shapes, parameters, multiply-accumulates and receptive fields of a CNN, all integers.
 
 Letters, along one axis: n input pixels; k kernel, s stride, d dilation; lo and hi padding before
 and after; r receptive field and j jump (the distance of neighbouring outputs), in pixels of the
@@ -20,7 +20,7 @@ Pair = tuple[int, int]
 Shape = tuple[int, ...]
 Padding = Literal["same", "valid"] | Pair
 
-# Pixels between neighbouring outputs: more than any image has. Strides multiply without an end.
+# The largest jump in pixels; no image is as large. Without a limit, strides would multiply endlessly.
 _MAX_JUMP = 10**12
 
 
@@ -28,7 +28,7 @@ _MAX_JUMP = 10**12
 
 
 def span(kernel: int, dilation: int = 1) -> int:
-    """Pixels from the first to the last that a dilated kernel touches.
+    """Counts the pixels from the first to the last that a dilated kernel covers.
 
     (k - 1) d + 1
 
@@ -72,11 +72,11 @@ def output_size(
     floor:  ⌊(lo + n + hi - span) / s⌋ + 1
     ceil:   min(⌈(lo + n + hi - span) / s⌉ + 1,  ⌈(lo + n) / s⌉)
 
-    With `ceil` the last window may hang over the end, by less than one stride, if it starts in the
-    input or in the padding before it.
+    With `ceil` the last window may pass the end by less than one stride. It must start in the input
+    or in the padding before it.
 
-    Raises: UserError if there is no such place.
-    Source: Dumoulin & Visin 2016, relationship 15 (it contains 1 to 7); for ceil, PyTorch's
+    Raises: UserError if no window fits.
+    Source: Dumoulin & Visin 2016, relationship 15 (which contains 1 to 7); for ceil, PyTorch's
     `pooling_output_shape` (aten/src/ATen/native/Pool.h).
     """
     lo, hi = padding
@@ -100,13 +100,13 @@ def discarded_pixels(
     dilation: int = 1,
     ceil: bool = False,
 ) -> int:
-    """Counts the input pixels after the end of the last window: no output knows of them.
+    """Counts the input pixels after the end of the last window: no output depends on them.
 
     max(n - max((out - 1) s + span - lo, 0), 0)
 
-    Padding does not count, nor do pixels skipped between windows (s > span) or within them (d > 1).
+    It counts neither padding nor pixels skipped between windows (s > span) or within them (d > 1).
 
-    Source: Dumoulin & Visin 2016, section 2.4 (the floor leaves input units out).
+    Source: Dumoulin & Visin 2016, section 2.4 (with the floor, some input units are not used).
     """
     out = output_size(n, kernel, stride, padding, dilation, ceil)
     end = (out - 1) * stride + span(kernel, dilation) - padding[0]
@@ -136,11 +136,11 @@ def conv_params(c_in: int, c_out: int, kernel: Pair, groups: int = 1, bias: bool
 
 
 def conv_macs(out: Pair, c_in: int, c_out: int, kernel: Pair, groups: int = 1) -> int:
-    """Counts the multiply-accumulates of a convolution: every weight once at every output pixel.
+    """Counts the multiply-accumulates of a convolution: each output pixel uses every weight once.
 
     out_h out_w k_h k_w (c_in / g) c_out
 
-    Products with padded zeros count, additions of biases do not.
+    It counts products with padded zeros, but no additions of biases.
 
     Args:
       out: (out_h, out_w); kernel: (k_h, k_w).
@@ -154,18 +154,18 @@ def conv_macs(out: Pair, c_in: int, c_out: int, kernel: Pair, groups: int = 1) -
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What is to be said of one layer of a network; pairs are (height, width).
+    """Describes one layer of a network; pairs are (height, width).
 
     Attributes:
       name: the layer's name, or its word in the layer language.
       output: (h, w, c), or (n,) after flatten and dense.
       weights, biases: trainable parameters of this layer.
       macs: multiply-accumulates for one example; 0 for pooling.
-      receptive_field: extent in the image that one output depends on, padding included; None for
-        a vector.
-      jump: distance, in the image, of neighbouring outputs; None for a vector.
-      padding: ((lo, hi) of height, (lo, hi) of width); None where nothing slides.
-      discarded: pixels that no window reaches at the end of each axis; None where nothing slides.
+      receptive_field: size of the image region that one output depends on, padding included; None
+        for a vector.
+      jump: distance of neighbouring outputs, in pixels of the image; None for a vector.
+      padding: ((lo, hi) of height, (lo, hi) of width); None if the layer has no window.
+      discarded: pixels that no window reaches at the end of each axis; None without a window.
     """
 
     name: str
@@ -184,18 +184,18 @@ class LayerReport:
 
     @property
     def elements(self) -> int:
-        """Activations to keep in memory for one example."""
+        """Counts the activations of one example."""
         return prod(self.output)
 
 
 def source(shape: Shape) -> LayerReport:
-    """Returns the report of a network's input, where every pixel sees itself: r = j = 1."""
+    """Returns the report of a network's input; each pixel depends only on itself: r = j = 1."""
     own = (1, 1) if len(shape) == 3 else None
     return LayerReport("input", shape, receptive_field=own, jump=own)
 
 
 def check_positive(**fields: int | Pair) -> None:
-    """Raises UserError with the name of a number below 1."""
+    """Raises UserError, which names the field, if a number is below 1."""
     for name, value in fields.items():
         numbers = value if isinstance(value, tuple) else (value,)
         if min(numbers) < 1:
@@ -211,11 +211,11 @@ def _slide(
     dilation: Pair = (1, 1),
     ceil: bool = False,
 ) -> LayerReport:
-    """Slides a window over both axes of an image and leaves its channels alone.
+    """Slides a window over both axes of an image and keeps its channels.
 
     r ← r + (k - 1) d j,   j ← j s
 
-    Raises: UserError if x is no image, or too small.
+    Raises: UserError if x is not an image or is too small.
     Source: Araujo et al. 2019: the partial sums of r = 1 + Σ_l (k_l - 1) Π_{i<l} s_i.
     """
     if x.receptive_field is None or x.jump is None:
@@ -246,7 +246,7 @@ def _slide(
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution; padding is `same`, `valid` or (p_h, p_w), the same on both sides.
+    """Describes a convolution; its padding is `same`, `valid`, or (p_h, p_w) on both sides.
 
     Raises: UserError if a size is 0 or the groups do not divide the channels.
     """
@@ -270,7 +270,7 @@ class Conv:
         _check_groups(self.groups, self.channels, "output")
 
     def report(self, x: LayerReport, name: str) -> LayerReport:
-        """(h, w, c_in) → (h', w', channels); see `output_size`, `conv_params`, `conv_macs`."""
+        """Maps (h, w, c_in) to (h', w', channels); see `output_size`, `conv_params`, `conv_macs`."""
         slid = _slide(x, name, self.kernel, self.stride, self.padding, self.dilation)
         h, w, c_in = slid.output
         filters = (c_in, self.channels, self.kernel, self.groups)
@@ -285,11 +285,11 @@ class Conv:
 
 @dataclass(frozen=True)
 class Pool:
-    """The maximum or the average over a window of each channel; without a stride, windows tile.
+    """Describes a maximum or average over windows of each channel; the default stride is the window.
 
-    Padding is at most half the window, as in PyTorch: then no window sees padding alone.
+    Padding is at most half the window, as in PyTorch, so no window contains only padding.
 
-    Raises: UserError if a size is 0 or the padding too large.
+    Raises: UserError if a size is 0 or the padding is too large.
     """
 
     kind: Literal["max", "average"]
@@ -306,25 +306,25 @@ class Pool:
                     raise UserError(f"padding {p} is more than half of the window {k}")
 
     def report(self, x: LayerReport, name: str) -> LayerReport:
-        """(h, w, c) → (h', w', c); see `output_size`. No multiplications are counted."""
+        """Maps (h, w, c) to (h', w', c); see `output_size`. It counts no multiplications."""
         stride = self.stride or self.kernel
         return _slide(x, name, self.kernel, stride, self.padding, ceil=self.ceil)
 
 
 @dataclass(frozen=True)
 class Flatten:
-    """Every element in one vector."""
+    """Puts every element into one vector."""
 
     def report(self, x: LayerReport, name: str) -> LayerReport:
-        """(h, w, c) → (h w c,)."""
+        """Maps (h, w, c) to (h w c,)."""
         return LayerReport(name, (x.elements,))
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A fully connected layer.
+    """Describes a fully connected layer.
 
-    Raises: UserError if there are no units.
+    Raises: UserError if it has no units.
     """
 
     units: int
@@ -334,7 +334,7 @@ class Dense:
         check_positive(units=self.units)
 
     def report(self, x: LayerReport, name: str) -> LayerReport:
-        """(n,) → (units,) with n units weights, each used once, and units biases."""
+        """Maps (n,) to (units,) with n · units weights, each used once, and one bias per unit."""
         if len(x.output) != 1:
             raise UserError("dense takes a vector; put flatten before it")
         weights = x.elements * self.units
@@ -346,7 +346,7 @@ Layer = Conv | Pool | Flatten | Dense
 
 @dataclass(frozen=True)
 class Trace:
-    """The reports of a chain of layers, in order."""
+    """Holds the reports of a chain of layers, in order."""
 
     reports: tuple[LayerReport, ...]
 
@@ -360,7 +360,7 @@ class Trace:
 
 
 class LayerError(UserError):
-    """A layer does not fit: `word` at `index` (from 0); `reports` holds the layers before it."""
+    """Says that layer `index` (from 0), `word`, does not fit; `reports` describes those before it."""
 
     def __init__(self, message: str, reports: tuple[LayerReport, ...], index: int, word: str) -> None:
         super().__init__(message)
@@ -370,13 +370,13 @@ class LayerError(UserError):
 
 
 def quote(text: str) -> str:
-    """Quotes what a user wrote, harmless to a terminal and at most 40 characters of it."""
+    """Quotes a user's text, escaped for a terminal and cut to 40 characters."""
     shown = repr(text)[1:-1]
     return f'"{shown if len(shown) <= 40 else shown[:37] + "..."}"'
 
 
 def place(index: int, word: str) -> str:
-    """Says where in a network a word stands."""
+    """Names a layer by its number and its word, for a message."""
     return f"layer {index + 1} {quote(word)}"
 
 

@@ -1,10 +1,10 @@
-"""Convolution and pooling that are fast on every platform.
+"""Computes convolution and pooling fast on every platform.
 
-GPUs and TPUs get XLA's convolution and its own gradients. XLA's CPU convolution is slow where its
-matrix product is not: in the gradient for the weights at almost every size, with few channels, and when
-the image is smaller than the kernel. There, a convolution is one product with the matrix of
-its patches (im2col), a few images at a time. Which of the two is chosen when a program is lowered,
-so that what is compiled on a CPU for a TPU holds the TPU's.
+GPUs and TPUs use XLA's convolution and its gradients. On a CPU, XLA's convolution is slow in the
+gradient for the weights at almost every size, with few channels, and when the image is smaller than
+the kernel. XLA's matrix product is fast. So in these cases a convolution is one product with the matrix
+of the patches (im2col) of a few images at a time. We choose between the two when a program is lowered:
+a program that a CPU compiles for a TPU uses the TPU's convolution.
 
 Glossary:
   b  images             n  images in one chunk
@@ -28,35 +28,36 @@ from jax import lax
 from jax.typing import ArrayLike
 
 Array = jax.Array
-Size = tuple[int, int]  # of rows and of columns
-Pads = tuple[Size, Size]  # ((lo, hi), (lo, hi)): pixels of zero before and after the rows, and the columns
+Size = tuple[int, int]  # rows, columns
+Pads = tuple[Size, Size]  # ((lo, hi), (lo, hi)): zero pixels before and after the rows and the columns
 Padding = str | Sequence[Size]  # a name, or the pads
-# What a chunk of a convolution's output is turned into: one array, or a tree of arrays, images first.
+# A function of a chunk of the output; it returns an array or a tree of arrays, with images on the first axis.
 Finish = Callable[[Array], Any]
 
-# One chunk's patches: they should stay in the cache that two cores share with the product's other operands.
+# The patches of a chunk and the product's other operands should fit into the cache that two cores share.
 CHUNK_BYTES = 2**22
 
 
 def conv2d(
     x_bhwc: Array, kernel_ijco: Array, stride: int = 1, padding: Padding = "SAME", *, chunked: bool = True
 ) -> Array:
-    """Two-dimensional convolution (cross-correlation, as everywhere in deep learning).
+    """Computes a two-dimensional convolution (cross-correlation, as usual in deep learning).
 
     y[b,h,w,o] = Σ_ijc x[b, s·h + i - lo_h, s·w + j - lo_w, c] · kernel[i,j,c,o], zero outside the image.
 
-    Reverse mode only where chunked; forward mode (jvp) needs chunked=False.
+    With chunked=True it supports reverse mode only; forward mode (jvp) needs chunked=False.
 
     Args:
       x_bhwc: images.
       kernel_ijco: filters (HWIO), of the same dtype.
       stride: s, for rows and columns alike.
       padding: 'SAME', 'VALID' or ((lo, hi), (lo, hi)) for rows and columns.
-      chunked: whether a CPU may loop over slices of the batch. False where the batch is sharded over
-        several devices, which such slices would gather: then it is XLA's convolution everywhere.
+      chunked: whether a CPU may loop over slices of the batch. It must be False when the batch is sharded
+        over devices, because each device would gather the whole batch. Then every platform uses XLA's
+        convolution.
 
     Returns:
-      The outputs, (b, h', w', o), of the dtype of the inputs.
+      The outputs, (b, h', w', o), in the dtype of the inputs.
     """
     pads = _explicit(stride, padding, x_bhwc, kernel_ijco)
     if not _may_chunk(x_bhwc, chunked):
@@ -67,10 +68,11 @@ def conv2d(
 def conv2d_max_pool2(
     x_bhwc: Array, kernel_ijco: Array, stride: int = 1, padding: Padding = "SAME", *, chunked: bool = True
 ) -> Array:
-    """`max_pool2` of `conv2d`, of the same arguments and limits, without a large array between them on a CPU.
+    """Returns `max_pool2` of `conv2d`, without storing the large array between them on a CPU.
 
-    Each chunk of the convolution's output is pooled while it is in the cache. For the way back, the place of
-    each block's largest is kept, one byte each, from which a chunk's gradient is spread out anew.
+    The arguments and limits are those of `conv2d`. A CPU pools each chunk of the convolution's output while
+    it is in the cache. For the backward pass we keep the place of each block's maximum, one byte each, and
+    expand the gradient chunk by chunk.
 
     Returns:
       The maxima, (b, ⌊h'/2⌋, ⌊w'/2⌋, o).
@@ -82,23 +84,23 @@ def conv2d_max_pool2(
 
 
 def max_pool2(x_bhwc: Array) -> Array:
-    """Largest of each 2×2 block; an odd last row or column is dropped.
+    """Returns the maximum of each 2×2 block, without an odd last row or column.
 
-    Where several are largest, the first in reading order gets the whole gradient, as in linen's
-    `max_pool` (jnp.maximum would share it). Comparisons of four strided slices are several times as fast
-    on a CPU as linen's select-and-scatter (experiments/results/throughput).
+    If several elements are largest, the first in reading order gets the whole gradient, as in linen's
+    `max_pool` (jnp.maximum would share it). Comparing four strided slices is several times as fast on a
+    CPU as linen's select-and-scatter (experiments/results/throughput).
 
     Args:
       x_bhwc: images.
 
     Returns:
-      Their maxima, (b, ⌊h/2⌋, ⌊w/2⌋, c). NaN where the block holds one.
+      The maxima, (b, ⌊h/2⌋, ⌊w/2⌋, c); NaN if the block contains NaN.
     """
     return _max_and_place(x_bhwc)[0]
 
 
 def _max_and_place(x_bhwc: Array) -> tuple[Array, Array]:
-    """The largest of each 2×2 block, and the place of the first of them in reading order, 0 to 3."""
+    """Returns each 2×2 block's maximum and the place, 0 to 3, of the first maximum in reading order."""
 
     def first_largest(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
         (x, place_x), (y, place_y) = a, b
@@ -113,7 +115,7 @@ def _max_and_place(x_bhwc: Array) -> tuple[Array, Array]:
 
 
 def _spread(size: Size, dy_bhwo: Array, place_bhwo: Array) -> Array:
-    """The pooling's gradient: dy at the places in blocks of 2×2, zero elsewhere; `size` rows and columns."""
+    """Returns the pooling's gradient of `size`: dy at the given place of each 2×2 block, zero elsewhere."""
     b, h, w, o = dy_bhwo.shape
     places = jnp.arange(4, dtype=place_bhwo.dtype).reshape(1, 1, 2, 1, 2, 1)
     chosen = place_bhwo[:, :, None, :, None] == places
@@ -122,7 +124,7 @@ def _spread(size: Size, dy_bhwo: Array, place_bhwo: Array) -> Array:
 
 
 def _explicit(stride: int, padding: Padding, x_bhwc: Array, kernel_ijco: Array) -> Pads:
-    """The padding as ((lo, hi), (lo, hi))."""
+    """Returns the padding as ((lo, hi), (lo, hi))."""
     if isinstance(padding, str):
         strides = (stride, stride)
         padding = lax.padtype_to_pads(x_bhwc.shape[1:3], kernel_ijco.shape[:2], strides, padding)
@@ -131,13 +133,13 @@ def _explicit(stride: int, padding: Padding, x_bhwc: Array, kernel_ijco: Array) 
 
 
 def _may_chunk(x_bhwc: Array, chunked: bool) -> bool:
-    # Half precision is no faster than float32 in this CPU's products: leave it to XLA.
+    # On our CPU, half-precision products are no faster than float32 ones, so we use XLA's convolution.
     return chunked and x_bhwc.dtype in (jnp.float32, jnp.float64)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _conv2d(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array) -> Array:
-    """The convolution with its platform's rules, for explicit padding."""
+    """Computes the convolution by the platform's rules, with explicit padding."""
     cpu, other = partial(_cpu, stride, pads), partial(_xla, stride, pads)
     return lax.platform_dependent(x_bhwc, kernel_ijco, cpu=cpu, default=other)
 
@@ -168,7 +170,7 @@ _conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _conv2d_max_pool2(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array) -> Array:
-    """The two in one with the platform's rules, for explicit padding."""
+    """Computes the pooled convolution by the platform's rules, with explicit padding."""
     return _conv2d_max_pool2_fwd(stride, pads, x_bhwc, kernel_ijco)[0]
 
 
@@ -193,8 +195,8 @@ def _conv2d_max_pool2_bwd(
 
     def cpu(x_bhwc: Array, kernel_ijco: Array, *pooled: Array) -> tuple[Array, Array]:
         spread = partial(_spread, size)
-        # Spread out twice, whole and in chunks, for what is whole is gone where no gradient for the
-        # input is asked for.
+        # We expand the gradient twice, at full size and in chunks: XLA removes the full-size copy when
+        # the input needs no gradient.
         return (
             _cpu_dx(stride, pads, x_bhwc, kernel_ijco, spread(*pooled)),
             _cpu_dkernel(stride, pads, x_bhwc, kernel_ijco, *pooled, expand=spread),
@@ -215,22 +217,22 @@ def _xla(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array) -> Array:
 
 
 def forward_pays(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bool:
-    """Whether a CPU is faster with `conv2d_by_patches` than with XLA's convolution.
+    """Returns whether `conv2d_by_patches` is faster on a CPU than XLA's convolution.
 
-    Measured: part "shapes" of experiments/results/throughput.
+    The rule follows the part "shapes" of experiments/results/throughput.
     """
     (_, height, width, c), (rows, columns, _, o) = x_shape, kernel_shape
     # XLA has no fast code for images smaller than the kernel.
     if height < rows or width < columns:
         return True
-    # XLA keeps to one core with few input or output channels. Patches do not pay where layers are narrow,
-    # images small, or kernels 1×1, which have none.
+    # With few input or output channels, XLA uses only one core. Patches are slower for narrow layers and
+    # small images; a 1×1 kernel has no patches.
     return rows * columns > 1 and c >= 16 and o >= 24 and min(c, o) <= 128 and height * width >= 49
 
 
 def dkernel_pays(size: Size, kernel_shape: tuple[int, ...]) -> bool:
-    """The same for the gradient for the weights, `dkernel_by_patches`, of `size` outputs a channel."""
-    # Everywhere but in narrow layers, save for a stem of 3 colours, and for outputs of a few pixels.
+    """Returns whether `dkernel_by_patches` is faster on a CPU than XLA, for `size` outputs a channel."""
+    # Patches are slower for outputs of a few pixels and for narrow layers, except a stem with 3 colours.
     return (kernel_shape[3] >= 64 or kernel_shape[2] < 8) and size[0] * size[1] >= 9
 
 
@@ -239,7 +241,7 @@ def _same(y: Array) -> Array:
 
 
 def _cpu(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array, finish: Finish = _same) -> Any:
-    """`finish` of the convolution, by whichever way is faster on a CPU."""
+    """Returns `finish` of the convolution, which it computes in the way that is faster on a CPU."""
     if forward_pays(x_bhwc.shape, kernel_ijco.shape):
         return conv2d_by_patches(stride, pads, x_bhwc, kernel_ijco, finish)
     return finish(_xla(stride, pads, x_bhwc, kernel_ijco))
@@ -248,8 +250,7 @@ def _cpu(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array, finish: Fin
 def conv2d_by_patches(
     stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array, finish: Finish = _same
 ) -> Any:
-    """The convolution as Y_po = P_pk K_ko, chunk after chunk, each passed through `finish`; `pads` are
-    explicit."""
+    """Computes the convolution Y_po = P_pk K_ko and applies `finish` to each chunk; `pads` are explicit."""
     chunk, (b, h, w, n) = _patches(stride, pads, x_bhwc, kernel_ijco)
     kernel_ko = kernel_ijco.reshape(-1, kernel_ijco.shape[-1])
 
@@ -267,7 +268,7 @@ def conv2d_by_patches(
 
 
 def _cpu_dx(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array, dy_bhwo: Array) -> Array:
-    """dx = dy convolved with the kernel turned by 180°, its channels exchanged, for stride 1."""
+    """Returns dx. For stride 1 it convolves dy with the kernel turned by 180° and its channels exchanged."""
     if stride != 1:
         return jax.vjp(lambda x: _xla(stride, pads, x, kernel_ijco), x_bhwc)[1](dy_bhwo)[0]
     turned_ijoc = kernel_ijco[::-1, ::-1].swapaxes(2, 3)
@@ -284,9 +285,9 @@ def _cpu_dkernel(
     *gradient: Array,
     expand: Callable[..., Array] = _same,
 ) -> Array:
-    """dkernel[i,j,c,o] = Σ_bhw x[b, s·h + i - lo_h, s·w + j - lo_w, c] · dy[b,h,w,o].
+    """Returns dkernel[i,j,c,o] = Σ_bhw x[b, s·h + i - lo_h, s·w + j - lo_w, c] · dy[b,h,w,o].
 
-    dy is `expand(*gradient)`, arrays with the images first.
+    dy is `expand(*gradient)`; the first axis of each array is the images.
     """
     if dkernel_pays(_output_size(stride, pads, x_bhwc, kernel_ijco), kernel_ijco.shape):
         return dkernel_by_patches(stride, pads, x_bhwc, kernel_ijco, *gradient, expand=expand)
@@ -301,9 +302,9 @@ def dkernel_by_patches(
     *gradient: Array,
     expand: Callable[..., Array] = _same,
 ) -> Array:
-    """The gradient for the weights as dK_ok = Σ_chunks dYᵀ_op P_pk; of the kernel only the shape counts.
+    """Computes the weights' gradient dK_ok = Σ_chunks dYᵀ_op P_pk; it reads only the kernel's shape.
 
-    dY is `expand(*gradient)`, chunk after chunk.
+    dY is `expand(*gradient)`, chunk by chunk.
     """
     chunk, (b, _, _, n) = _patches(stride, pads, x_bhwc, kernel_ijco)
     channels = kernel_ijco.shape[-1]
@@ -312,7 +313,7 @@ def dkernel_by_patches(
         dy_nhwo = expand(*(lax.dynamic_slice_in_dim(a, start, n) for a in gradient))
         return dy_nhwo.reshape(-1, channels).T @ chunk(start, n)
 
-    rest = b % n  # the images that fill no chunk start the sum
+    rest = b % n  # the images that do not fill a chunk start the sum
     zero_ok = jnp.zeros((channels, kernel_ijco[..., 0].size), x_bhwc.dtype)
     first_ok = term(0, rest) if rest else zero_ok
     dkernel_ok = lax.fori_loop(0, b // n, lambda step, sum_ok: sum_ok + term(rest + step * n, n), first_ok)
@@ -320,7 +321,7 @@ def dkernel_by_patches(
 
 
 def _output_size(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array) -> Size:
-    """Rows and columns h', w' of the output."""
+    """Returns the output's rows and columns, h' and w'."""
     sizes = zip(x_bhwc.shape[1:3], pads, kernel_ijco.shape[:2], strict=True)
     rows, columns = ((size + lo + hi - taps) // stride + 1 for size, (lo, hi), taps in sizes)
     return rows, columns
@@ -337,10 +338,10 @@ def _patches(
     n = min(b, max(1, round(CHUNK_BYTES / (h * w * k * x_bhwc.dtype.itemsize))))
 
     def chunk(start: ArrayLike, n: int) -> Array:
-        # Padded here, in the cache, rather than the whole batch in memory.
+        # We pad a chunk in the cache, not the whole batch in memory.
         x_nhwc = lax.dynamic_slice_in_dim(x_bhwc, start, n)
         x_nhwc = lax.pad(x_nhwc, zero, ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))
-        # Row i, column j of every patch at once: h'·w' pixels, one stride apart.
+        # Each tap is the element (i, j) of every patch: h'·w' pixels, one stride apart.
         taps = [
             x_nhwc[:, i : i + stride * (h - 1) + 1 : stride, j : j + stride * (w - 1) + 1 : stride]
             for i in range(rows)

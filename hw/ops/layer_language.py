@@ -1,19 +1,19 @@
-"""The layer language: a CNN in words, such as `conv16k5 pool2 flatten dense10`.
+"""Reads the layer language, which describes a CNN in words, such as `conv16k5 pool2 flatten dense10`.
 
-Words are separated by blanks: each is a kind, its number, and options in any order.
+Blanks separate words. A word is a kind of layer, its number, and options in any order.
 
-    conv16k5    convolution with 16 filters of 5 x 5; kN must be there, for no size goes without
-                saying; further options sN pN dN gN same valid nobias
-    pool2       max-pooling with window 2, and stride 2 unless sN says otherwise;
-    avgpool2    average-pooling likewise; options of both sN pN same valid ceil
-    flatten     every element in one vector; no options
-    dense100    100 units that see the whole vector; option nobias
+    conv16k5    convolution with 16 filters of 5 x 5; kN is required, because no size is usual;
+                further options: sN pN dN gN same valid nobias
+    pool2       max-pooling with window 2, and stride 2 unless sN is given
+    avgpool2    average-pooling likewise; options of both: sN pN same valid ceil
+    flatten     one vector of all elements; no options
+    dense100    100 units that read the whole vector; option: nobias
 
 Windows, strides, padding and dilation are one number for both axes or height x width, as in
-conv16k5x3s2x1. `valid` is no padding, the default; `same` is flax's, with output ⌈n/s⌉; pN is N on
-each side.
+conv16k5x3s2x1. `valid`, the default, adds no padding. `same` adds flax's padding, so that the output
+has ⌈n/s⌉ pixels. pN adds N pixels on each side.
 
-How a layer is spelt stands here; which layers make sense, `hw.ops.conv_arithmetic` knows.
+This file defines how to spell a layer; `hw.ops.conv_arithmetic` checks whether it makes sense.
 """
 
 import re
@@ -41,7 +41,7 @@ _KINDS = {  # kind: (how to build it, the field that its number fills, its optio
     "flatten": (Flatten, None, ()),
     "dense": (Dense, "units", ("nobias",)),
 }
-_OPTIONS = {  # option: (field, value), the value None if it is the number N
+_OPTIONS = {  # option: (field, value); the value is None if it is the number N
     "kN": ("kernel", None),
     "sN": ("stride", None),
     "pN": ("padding", None),
@@ -56,14 +56,14 @@ _NUMBER = re.compile(r"[0-9]+(?:x[0-9]+)?")
 _OPTION = re.compile(rf"same|valid|ceil|nobias|[kspdg]{_NUMBER.pattern}")
 _SINGLE = ("channels", "units", "groups")
 _MAX_LAYERS = 1000
-_MAX_DIGITS = 6  # No layer has a million of anything; a slip of the finger is found here.
+_MAX_DIGITS = 6  # No layer has a size of a million: a longer number is a typing mistake.
 
 
-# Layers that people write and that have no word here, with what to do instead.
+# Layers that have no word here, with advice to the user.
 _OTHER_LAYERS = {
     "activation": "changes no shape and has no parameters: leave it out",
-    "norm": "changes no shape: leave it out, and count its parameters apart",
-    "transposed": "is a transposed convolution, which is not worked here",
+    "norm": "changes no shape: leave it out, and count its parameters separately",
+    "transposed": "is a transposed convolution, which this language does not have",
     "whole": "is a pooling over the whole image: write its size, as in avgpool7 on 7x7",
 }
 _OTHER = re.compile(
@@ -129,7 +129,7 @@ def parse_layers(spec: str) -> list[tuple[str, Layer]]:
     """Reads a network in the layer language (see the top of this file).
 
     Returns: pairs of a word and its layer.
-    Raises: UserError naming the word, its place (from 1) and what is wrong with it.
+    Raises: UserError that names the word, its place (from 1) and the mistake.
     """
     layers = []
     words = spec.split()
@@ -148,9 +148,9 @@ def parse_layers(spec: str) -> list[tuple[str, Layer]]:
 def parse_input(text: str) -> tuple[int, int, int]:
     """Reads an image's height x width x channels, as in 128x128x3 or 128 × 128 × 3.
 
-    Raises: UserError if it is anything else.
+    Raises: UserError if the text has another form.
     """
-    # × is how sizes are printed.
+    # Reports print sizes with ×, and users copy it.
     sizes = "x".join(part.strip(" ") for part in re.split("[x×X]", text))
     if not re.fullmatch(r"[0-9]+x[0-9]+x[0-9]+", sizes):
         raise UserError(f"input {quote(text)} is not height x width x channels, as in 128x128x3")

@@ -1,11 +1,11 @@
-"""The tanh recurrent network: forward, backpropagation through time by hand, Jacobians between times.
+"""Computes the tanh recurrent network, its backpropagation through time by hand, and its Jacobians.
 
     h_t = tanh(W_xh x_t + W_hh h_{t-1} + b_h),   y_t = W_hy h_t + b_y,   t = 1 … T
 
 Glossary (vectors are columns, as in the equations: W_xh is [n, i]):
   t  time, T of them      i  input      n, k  hidden      o  output
 
-Array row t-1 of `h_tn` is h_t. One sequence; `jax.vmap` gives a batch.
+Row t-1 of the array `h_tn` is h_t. Every function takes one sequence; `jax.vmap` makes it take a batch.
 
 Source: P. Werbos 1990, "Backpropagation through time: what it does and how to do it"; R. Pascanu,
 T. Mikolov and Y. Bengio 2013, "On the difficulty of training recurrent neural networks", sections 1.1, 2.
@@ -21,7 +21,7 @@ Array = jax.Array
 
 
 class RNNParams(NamedTuple):
-    """W_xh [n, i], W_hh [n, n], W_hy [o, n], b_h [n], b_y [o]."""
+    """Holds W_xh [n, i], W_hh [n, n], W_hy [o, n], b_h [n] and b_y [o]."""
 
     wxh_ni: Array
     whh_nk: Array
@@ -31,7 +31,7 @@ class RNNParams(NamedTuple):
 
 
 class RNNGradient(NamedTuple):
-    """What `bptt` returns: ∂L/∂ of every parameter, input and hidden state."""
+    """Holds the result of `bptt`: ∂L by every parameter, input and hidden state."""
 
     params: RNNParams
     dx_ti: Array
@@ -40,7 +40,7 @@ class RNNGradient(NamedTuple):
 
 
 def forward(params: RNNParams, x_ti: Array, h0_n: Array | None = None) -> tuple[Array, Array]:
-    """Runs the recurrence.
+    """Runs the recurrence over a sequence.
 
     Args:
       params: the weights.
@@ -51,7 +51,7 @@ def forward(params: RNNParams, x_ti: Array, h0_n: Array | None = None) -> tuple[
       (h_tn [T, n], y_to [T, o]).
     """
     h0_n = jnp.zeros_like(params.bh_n) if h0_n is None else h0_n
-    # What the inputs bring does not wait for the recurrence: one product for all times.
+    # The inputs' part does not depend on the states: one product computes it for all times.
     u_tn = x_ti @ params.wxh_ni.T + params.bh_n[None]
 
     def step(h_n: Array, u_n: Array) -> tuple[Array, Array]:
@@ -63,25 +63,26 @@ def forward(params: RNNParams, x_ti: Array, h0_n: Array | None = None) -> tuple[
 
 
 def bptt(params: RNNParams, x_ti: Array, h_tn: Array, dy_to: Array, h0_n: Array | None = None) -> RNNGradient:
-    """Backpropagation through time: every gradient of L from dy_t = ∂L/∂y_t.
+    """Computes every gradient of L from dy_t = ∂L/∂y_t by backpropagation through time.
 
-    With the pre-activation a_t = W_xh x_t + W_hh h_{t-1} + b_h and tanh' = 1 − h², from t = T down to 1:
+    With the pre-activation a_t = W_xh x_t + W_hh h_{t-1} + b_h and tanh' = 1 − h², it computes from t = T
+    down to 1:
 
         dh_t = W_hyᵀ dy_t + W_hhᵀ da_{t+1},   da_{T+1} = 0       h_t feeds y_t and a_{t+1}
         da_t = (1 − h_t²) ∘ dh_t
 
-    and, each weight being the same at all times, summed over t:
+    All times share each weight, so its gradient is a sum over t:
 
         dW_hh = Σ da_t h_{t-1}ᵀ    dW_xh = Σ da_t x_tᵀ    db_h = Σ da_t
         dW_hy = Σ dy_t h_tᵀ        db_y = Σ dy_t          dx_t = W_xhᵀ da_t,   dh_0 = W_hhᵀ da_1
 
     Args:
       params, x_ti, h0_n: as in `forward`.
-      h_tn: its hidden states.
-      dy_to: [T, o].
+      h_tn: the hidden states that `forward` returns.
+      dy_to: ∂L/∂y_t, [T, o].
 
     Returns:
-      The gradients; `dh_tn` holds the total derivative by each h_t, through all later outputs too.
+      The gradients; `dh_tn` is the total derivative by each h_t, through all later outputs too.
     """
     h0_n = jnp.zeros_like(params.bh_n) if h0_n is None else h0_n
 
@@ -104,7 +105,7 @@ def bptt(params: RNNParams, x_ti: Array, h_tn: Array, dy_to: Array, h0_n: Array 
 
 
 def step_jacobians(whh_nk: Array, h_tn: Array) -> Array:
-    """∂h_t/∂h_{t-1} = diag(1 − h_t²) W_hh for t = 1 … T: [T, n, n].
+    """Returns ∂h_t/∂h_{t-1} = diag(1 − h_t²) W_hh for t = 1 … T: [T, n, n].
 
     Source: Pascanu et al. 2013, equation 5.
     """
@@ -112,18 +113,19 @@ def step_jacobians(whh_nk: Array, h_tn: Array) -> Array:
 
 
 def jacobian(whh_nk: Array, h_tn: Array, t: int, s: int) -> Array:
-    """∂h_t/∂h_s = J_t J_{t-1} … J_{s+1}, with J as in `step_jacobians`: [n, n]; the identity for t = s.
+    """Returns ∂h_t/∂h_s = J_t J_{t-1} … J_{s+1}, [n, n], with J as in `step_jacobians`.
 
     Args:
       whh_nk: the recurrent weights.
       h_tn: hidden states of a forward run.
-      t, s: times counted from 1, with 0 ≤ s ≤ t ≤ T; s = 0 is the state before the first input.
+      t, s: times counted from 1, with 0 ≤ s ≤ t ≤ T; s = 0 is the state before the first input. For t = s
+        the result is the identity.
 
     Raises:
-      ValueError: the times are no such pair.
+      ValueError: the times do not satisfy 0 ≤ s ≤ t ≤ T.
     """
     if not 0 <= s <= t <= len(h_tn):
-        raise ValueError(f"times t={t}, s={s}: need 0 ≤ s ≤ t ≤ {len(h_tn)}")
+        raise ValueError(f"times t={t}, s={s} do not satisfy 0 ≤ s ≤ t ≤ {len(h_tn)}")
     product = jnp.eye(len(whh_nk), dtype=whh_nk.dtype)
     for factor in step_jacobians(whh_nk, h_tn[s:t]):
         product = factor @ product
@@ -131,14 +133,14 @@ def jacobian(whh_nk: Array, h_tn: Array, t: int, s: int) -> Array:
 
 
 def jacobian_bound(whh_nk: Array, h_tn: Array, t: int, s: int) -> Array:
-    """‖∂h_t/∂h_s‖₂ ≤ Π_{r=s+1…t} max_n(1 − h_r²) · σ_max(W_hh)^{t−s}.
+    """Returns the right side of ‖∂h_t/∂h_s‖₂ ≤ Π_{r=s+1…t} max_n(1 − h_r²) · σ_max(W_hh)^{t−s}.
 
-    The norm of a product is at most the product of the norms, and a diagonal matrix's is its largest
-    entry. tanh' ≤ 1 alone bounds nothing where σ_max > 1.
+    The norm of a product is at most the product of the norms. The norm of a diagonal matrix is its largest
+    entry. With tanh' ≤ 1 alone, the bound would grow with t − s if σ_max > 1.
 
     Source: Pascanu et al. 2013, section 2.1.
     """
     if not 0 <= s <= t <= len(h_tn):
-        raise ValueError(f"times t={t}, s={s}: need 0 ≤ s ≤ t ≤ {len(h_tn)}")
+        raise ValueError(f"times t={t}, s={s} do not satisfy 0 ≤ s ≤ t ≤ {len(h_tn)}")
     slopes = jnp.max(1 - h_tn[s:t] ** 2, axis=-1)
     return jnp.prod(slopes) * jnp.linalg.norm(whh_nk, 2) ** (t - s)

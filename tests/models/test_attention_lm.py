@@ -1,4 +1,4 @@
-"""The attention language model: counted, against loops, its window, carry and gradients, what it learns."""
+"""Tests the attention language model: counts, equality with loops, window, carry, gradients and learning."""
 
 import math
 from functools import partial
@@ -27,7 +27,7 @@ def _net(dtype=jnp.float32, **changes):
 
 
 def _inputs(b=3, t=7, seed=0):
-    # numpy: every other slice of a jax array is a program to compile.
+    # A numpy array: JAX would compile a program for each new slice of a jax array.
     return np.random.default_rng(seed).integers(0, V, (b, t), np.int32)
 
 
@@ -36,7 +36,7 @@ def _shapes(net):
 
 
 def _variables(net, dtype=jnp.float32, seed=0):
-    """Parameters off their start, where scales are one and the head zero and prove nothing."""
+    """Draws random parameters: the start has scales of one and a head of zero, which prove nothing."""
     r = np.random.default_rng(seed)
 
     def random(path, shape):
@@ -57,7 +57,7 @@ def _apply(net, variables, inputs, carry=None):
 
 
 def _in_parts(net, variables, inputs, lengths, carry=None):
-    """Logits of a text that is read in parts of these lengths, and the last carry."""
+    """Returns the logits of a text that the net reads in parts of these lengths, and the last carry."""
     assert sum(lengths) == inputs.shape[1]
     parts, start = [], 0
     for length in lengths:
@@ -75,7 +75,8 @@ def test_parameters_are_counted(width, depth, heads, mlp_ratio, tied):
     net = _net(width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, tied=tied)
     variables = _shapes(net)
     assert set(variables) == {"params"}
-    # Attention has W_Q, W_K, W_V, W_O; the MLP width → r width → width; two norms a block, one at the end.
+    # Attention has W_Q, W_K, W_V, W_O; the MLP maps width → r width → width. Two norms are in each block and
+    # one at the end.
     size = width // heads
     attention = multi_head_params(heads=heads, d_model=width, d_k=size, d_v=size)["without_bias"]
     assert attention == 4 * width**2
@@ -87,14 +88,14 @@ def test_parameters_are_counted(width, depth, heads, mlp_ratio, tied):
 
 
 def test_the_size_of_nanogpt_is_its_own():
-    # karpathy/nanoGPT, config/train_shakespeare_char.py: 6 blocks of width 384, 65 symbols, context 256. Its
-    # 10.65 M without positions: 65 · 384 tied, 6 (12 · 384² + 2 · 384), 384 at the end.
+    # karpathy/nanoGPT, config/train_shakespeare_char.py, has 6 blocks of width 384, 65 symbols, context 256.
+    # It has 10.65 M parameters without positions: 65 · 384 tied, 6 (12 · 384² + 2 · 384), 384 at the end.
     net = AttentionLM(vocab_size=65, dtype=jnp.float32, width=384, depth=6, heads=6, context=256, tied=True)
     assert sum(x.size for x in jax.tree.leaves(_shapes(net))) == 24_960 + 6 * 1_770_240 + 384 == 10_646_784
 
 
 def _multiply_adds(jaxpr) -> int:
-    """Multiply-adds of the matrix products that a program contains."""
+    """Counts the multiply-adds of the matrix products in a program."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -112,13 +113,13 @@ def test_arithmetic_and_that_one_step_costs_one_window(t, with_carry):
     carry = net.initial_carry(1) if with_carry else None
     program = jax.make_jaxpr(partial(net.apply, train=False))(_shapes(net), _inputs(1, t), carry)
     keys = t + (SMALL["context"] - 1 if with_carry else 0)
-    # Scores and the weighted sum of values: t · keys · m each. For t = 1: context · m.
+    # Scores and the weighted sum of values take t · keys · m each, which is context · m for t = 1.
     block = t * 12 * m**2 + 2 * t * keys * m
     assert _multiply_adds(program.jaxpr) == SMALL["depth"] * block + t * m * V
 
 
 def _slow(net, variables, text):
-    """Logits [t, V] of one text [t], by loops over heads and positions and 2×2 rotation matrices."""
+    """Computes the logits [t, V] of one text [t] by loops over heads and positions and 2×2 rotations."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"])
     m, size = net.width, net.width // net.heads
 
@@ -184,7 +185,7 @@ def test_any_way_of_cutting_a_text_gives_the_same(context):
             np.testing.assert_allclose(logits, whole, rtol=0, atol=1e-10)
             chex.assert_trees_all_close(after, last, rtol=0, atol=1e-10)
         np.testing.assert_array_equal(last["length"], min(17, context - 1))
-        # And the carry matters: without it the last part reads otherwise.
+        # The carry matters: without it the logits of the last part are different.
         alone, _ = _apply(net, variables, inputs[:, 14:])
         assert np.max(np.abs(alone[:, 0] - whole[:, 14])) > 1e-2
 
@@ -193,7 +194,7 @@ def test_rows_with_more_and_less_behind_them_can_share_a_batch():
     with jax.enable_x64(True):
         net = _net(jnp.float64)
         variables, inputs = _variables(net, jnp.float64), _inputs(3, 6)
-        carries = [net.initial_carry(1)]  # nothing, two characters, more than a window
+        carries = [net.initial_carry(1)]  # no character, two, more than a window
         carries += [_apply(net, variables, _inputs(1, t, seed=t))[1] for t in (2, 9)]
         carry = jax.tree.map(lambda *leaves: np.concatenate(leaves), *carries)
         together, after = _apply(net, variables, inputs, carry)
@@ -277,7 +278,7 @@ def test_types_and_one_program_for_every_step(dtype):
             logits, carry = net.apply(variables, symbol_b[:, None], carry, train=False)
             return carry, logits[:, 0]
 
-        # scan itself refuses a carry whose shapes or types change.
+        # lax.scan refuses a carry whose shapes or dtypes change.
         carry, logits = lax.scan(step, net.initial_carry(len(inputs)), inputs.T)
         return logits.swapaxes(0, 1), carry
 
@@ -289,7 +290,7 @@ def test_types_and_one_program_for_every_step(dtype):
     chex.assert_trees_all_equal_shapes_and_dtypes(carry, _apply(net, variables, inputs)[1])
     chex.assert_tree_shape_prefix(carry, (2,))
     exact, _ = _apply(net.clone(dtype=jnp.float32), variables, inputs, None)
-    # bfloat16 keeps 8 bits: 2^-8 of the largest logit, a few times over.
+    # bfloat16 has 8 significant bits: the tolerance is a few times 2^-8 of the largest logit.
     tolerance = {jnp.float32: 1e-5, jnp.bfloat16: 0.05}[dtype] * np.max(np.abs(exact))
     np.testing.assert_allclose(logits, exact, rtol=0, atol=tolerance)
 
@@ -299,7 +300,7 @@ def test_starts_without_prejudice_and_with_a_stream_of_size_one():
     inputs = _inputs(4, 16)
     logits, carry = _apply(net, _start(net), inputs)
     np.testing.assert_array_equal(logits, 0.0)
-    # Keys and values of unit variance in every block, for their inputs are normalised.
+    # Keys and values have unit variance in every block, because their inputs are normalised.
     for name in ("k", "v"):
         np.testing.assert_allclose(np.std(carry[name], axis=(0, 2, 3, 4)), 1.0, atol=0.15)
 
@@ -307,7 +308,7 @@ def test_starts_without_prejudice_and_with_a_stream_of_size_one():
 @pytest.mark.parametrize("tied", [False, True])
 def test_overfits_one_batch(tied):
     net = _net(width=32, heads=2, context=8, dropout=0.0, tied=tied)
-    # Random texts are unpredictable from one character but not from eight.
+    # One character does not predict the next in a random text, but eight do.
     text = _inputs(4, 13)
     inputs, targets = text[:, :-1], text[:, 1:]
     tx = optim.of_standard_promotion(optax.adam(0.01))
@@ -316,7 +317,7 @@ def test_overfits_one_batch(tied):
     def step(params, opt_state):
         def objective(params):
             logits, _ = net.apply({"params": params}, inputs, None, train=True)
-            # The first characters of a text cannot be told from their past.
+            # The first characters have too short a past to be predictable.
             return losses.cross_entropy(logits, targets)[:, 3:].mean()
 
         loss, grads = jax.value_and_grad(objective)(params)
@@ -360,7 +361,7 @@ def test_embedding_and_every_branch_drop_their_share():
     outputs = jax.device_get(jax.tree.leaves(kept))
     assert len(outputs) == 1 + 2 * net.depth
     for output in outputs:
-        # 3840 components: one standard deviation of the share is 0.0074. Each position has its own.
+        # With 3840 components, the share has a standard deviation of 0.0074. Each position has another mask.
         zero = output == 0
         assert abs(zero.mean() - 0.3) < 0.03
         assert np.all(zero.any(axis=(0, 1))) and not np.any(zero.all(axis=1))

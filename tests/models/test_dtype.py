@@ -1,4 +1,4 @@
-"""What `config.model.dtype` means on each kind of hardware."""
+"""Tests the meaning of `config.model.dtype` on each kind of hardware."""
 
 import pytest
 from ml_collections import ConfigDict
@@ -13,9 +13,9 @@ FAST = [Processor("fast", "", (name,)) for name in ("avx512_bf16", "amx_bf16", "
 
 @pytest.mark.parametrize("processor", [Processor(), PLAIN, *FAST], ids=str)
 def test_auto_by_platform_and_processor(monkeypatch, processor):
-    for platform in ("gpu", "tpu"):  # whatever the host's processor is
+    for platform in ("gpu", "tpu"):  # for every processor of the host
         assert models.dtype_of("auto", platform, processor) == "bfloat16"
-    # As long as bfloat16 is slower in the convolutions, no CPU takes it.
+    # No CPU uses bfloat16 while its convolutions are slower.
     assert models.dtype_of("auto", "cpu", processor) == "float32"
     monkeypatch.setattr(models, "BFLOAT16_PAYS_ON_CPU", True)
     expected = "bfloat16" if processor in FAST else "float32"

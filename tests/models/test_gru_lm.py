@@ -1,4 +1,4 @@
-"""The GRU language model: its two recurrences are one, its carry is a long memory."""
+"""Tests the GRU language model: its two recurrences agree, and its carry remembers the text before."""
 
 from functools import partial
 
@@ -31,7 +31,7 @@ def _variables(net, seed=0):
 
 
 def _shaken(variables, dtype):
-    """Every parameter moved off its start, where biases are zero and prove nothing."""
+    """Moves every parameter off its start: there, biases are zero, which would prove nothing."""
     leaves, tree = jax.tree.flatten(variables)
     r = np.random.default_rng(1)
     return tree.unflatten([jnp.asarray(np.asarray(v) + 0.3 * r.normal(size=v.shape), dtype) for v in leaves])
@@ -42,7 +42,7 @@ def _shaken(variables, dtype):
 def test_parameters_are_counted(embedding, width, depth, norm_layers):
     net = _net(embedding=embedding, width=width, depth=depth, norm_layers=norm_layers)
     inputs = [embedding or V] + [width] * (depth - 1)
-    # A layer: (i + n) · 3n weights, 3n + n biases; a scale for each norm; the head's V n + V.
+    # A layer has (i + n) · 3n weights and 3n + n biases, each norm a scale, and the head V n + V.
     layers = sum((i + width) * 3 * width + 4 * width for i in inputs)
     norms = width + (sum(inputs if embedding else inputs[1:]) if norm_layers else 0)
     expected = V * embedding + layers + norms + V * width + V
@@ -100,10 +100,10 @@ def test_the_first_layer_looks_up_what_it_would_multiply(changes):
         found, found_after = net.apply(folded, inputs, carry, train=False)
         np.testing.assert_allclose(found, plain, rtol=0, atol=1e-13)
         np.testing.assert_allclose(found_after, after, rtol=0, atol=1e-13)
-        # It does look up: another table gives another text.
+        # The net does use the table: another table gives other logits.
         folded["folded"]["table_vg"] = folded["folded"]["table_vg"] + 1.0
         assert np.max(np.abs(net.apply(folded, inputs, carry, train=False)[0] - plain)) > 1e-3
-        # And a whole text it reads as ever.
+        # The table does not change the logits of a whole text.
         text = _inputs(t=5)
         np.testing.assert_array_equal(
             *(net.apply(v, text, carry, train=False)[0] for v in (folded, variables))
@@ -128,7 +128,7 @@ def test_the_carry_is_what_a_long_pass_remembers():
     np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(carry, last, rtol=1e-5, atol=1e-6)
     assert carry.shape == (2, 2, 6)
-    # And it matters: without it the second part reads otherwise.
+    # The carry matters: without it the logits of the last part are different.
     alone, _ = net.apply(variables, inputs[:, 5:], None, train=False)
     assert float(jnp.max(jnp.abs(alone - whole[:, 5:]))) > 1e-2
 
@@ -143,8 +143,8 @@ def test_nothing_is_seen_before_its_time_nor_of_another_row():
 
 
 def test_dropped_units_are_dropped_for_the_whole_window():
-    # With one symbol over and over, an embedding read by one layer: where the mask is the same at all
-    # times, the layer's input is, so its state converges; with a new mask each time it could not.
+    # One layer reads the embedding of one repeated symbol. If the mask is the same at all times, so is
+    # the layer's input, and the state converges. With a new mask at each time it could not.
     net = _net(depth=1, dropout=0.5, residual=False, norm="none")
     variables = _variables(net)
     inputs = jnp.zeros((4, 400), jnp.int32)
@@ -155,7 +155,7 @@ def test_dropped_units_are_dropped_for_the_whole_window():
     logits = run(0)
     np.testing.assert_allclose(logits[:, -1], logits[:, -2], rtol=1e-4, atol=1e-5)
     rows = [tuple(np.asarray(row).round(4)) for row in logits[:, -1]]
-    assert len(set(rows)) == 4, "rows have masks of their own"
+    assert len(set(rows)) == 4, "rows must have different masks"
     assert not np.allclose(run(1), logits)
     np.testing.assert_array_equal(run(0), logits)
 

@@ -1,4 +1,4 @@
-"""Models in bfloat16: what stays float32 all the same, and gradients that are float32's but for rounding."""
+"""Tests models in bfloat16: some parts stay float32, and gradients differ from float32 only by rounding."""
 
 import collections
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from hw.training import losses, setup
 from hw.training.parallel import Parallel
 from tests.training.twenty_steps import BATCH, RECIPES, recipe
 
-# --- what stays float32 ---
+# --- the parts that stay float32 ---
 
 
 def _equations(value: Any) -> Iterator[Any]:
-    """All equations of a traced program, those of the programs within it too."""
+    """Yields all equations of a traced program and of the programs in it."""
     for equation in value.eqns:
         yield equation
         for inner in jax.tree.leaves(
@@ -33,7 +33,7 @@ def _equations(value: Any) -> Iterator[Any]:
 
 
 def _step(name: str) -> tuple[Any, Any, dict[str, collections.Counter]]:
-    """The state before and after a step in bfloat16, as shapes, and the types that each operation takes."""
+    """Returns the states before and after a bfloat16 step, as shapes, and each operation's operand dtypes."""
     config = recipe(name, **{"model.dtype": "bfloat16", "train.average_decay": 0.9})
     parallel = Parallel("jit", jax.devices()[:1])
     run = setup.build(config, parallel, data.load(config.data, say=lambda line: None))
@@ -58,11 +58,11 @@ def test_what_is_learned_or_summed_up_stays_float32(name):
                 assert not of_float or leaf.dtype == jnp.float32, (part, jax.tree_util.keystr(path))
         assert jax.tree.leaves(state.params) and jax.tree.leaves(state.average)
     assert {leaf.dtype for leaf in jax.tree.leaves(metrics)} == {jnp.dtype("float32")}
-    # Softmax, losses, norms and statistics: every exp, log and root; of sums all but those of booleans' kind.
+    # Softmax, losses, norms and statistics use these operations; all of them must be float32.
     for operation in ("exp", "log", "rsqrt", "sqrt", "logistic", "erf_inv"):
         assert set(types.get(operation, ())) <= {"float32"}, operation
-    assert types["exp"] and types["log"]  # the loss itself
-    # And it is bfloat16 that is computed in; of the GRU the embedding alone.
+    assert types["exp"] and types["log"]  # the loss uses both
+    # The step does compute in bfloat16; in the GRU model only the embedding does.
     busy = {"resnet": "conv_general_dilated", "attention": "dot_general", "gru": "convert_element_type"}
     assert types[busy[name]]["bfloat16"] > 0
 
@@ -79,14 +79,14 @@ NETS = {
         vocab_size=V, width=32, heads=2, depth=2, context=16, dtype=dtype
     ),
 }
-# Relative to an array's norm. A gradient of these depths has gone through about twenty roundings one after
-# another, whose errors add like √20 · 2^-9 / √3 = 0.005; measured: at most 0.003 (GRU), 0.013 (attention). In
-# hwnet another value may be the largest of those that are pooled, and its gradient goes another way: 0.12.
+# The bounds are relative to an array's norm. A gradient at these depths has about twenty roundings in a row.
+# Their errors add up like √20 · 2^-9 / √3 = 0.005. We measured at most 0.003 (GRU) and 0.013 (attention). In
+# hwnet we measured 0.12: pooling may choose another maximum, and the gradient then takes another path.
 BOUNDS = {"hwnet": 0.2, "gru_lm": 0.02, "attention_lm": 0.03}
 
 
 def _gradients(name: str, dtype: Any) -> dict[str, np.ndarray]:
-    """Of the loss, from the same parameters and inputs in every type."""
+    """Returns the gradients of the loss, from the same parameters and inputs for every dtype."""
     net, r = NETS[name](dtype), np.random.default_rng(0)
     init = jax.jit(partial(net.init, train=False))
     if name == "hwnet":
@@ -96,7 +96,7 @@ def _gradients(name: str, dtype: Any) -> dict[str, np.ndarray]:
     else:
         x, labels = jnp.asarray(r.integers(V, size=(64, 64))), jnp.asarray(r.integers(V, size=(64, 64)))
         variables = init(jax.random.key(0), x, None)
-    # Off the start, where some parameters are zero and with them the gradients of others.
+    # We move the parameters off the start: some are zero there, and so are the gradients of others.
     noise = np.random.default_rng(1)
     params = jax.tree.map(
         lambda v: v + jnp.asarray(0.05 * noise.normal(size=v.shape), v.dtype), variables["params"]
@@ -116,7 +116,7 @@ def _gradients(name: str, dtype: Any) -> dict[str, np.ndarray]:
 
 
 def _worst(name: str) -> tuple[float, str]:
-    """The largest error of any parameter's gradient in bfloat16, relative to its norm in float32; whose."""
+    """Returns the largest bfloat16 error of a gradient, relative to its float32 norm, and the parameter."""
     exact, found = _gradients(name, jnp.float32), _gradients(name, jnp.bfloat16)
     assert exact.keys() == found.keys()
     return max((np.linalg.norm(found[k] - exact[k]) / np.linalg.norm(exact[k]), k) for k in exact)
@@ -147,9 +147,9 @@ def test_rows_joined_to_one_axis_give_the_same_product():
 
 
 def test_the_gradient_of_a_product_of_rows_is_summed_in_float32():
-    """2^-9 of the largest of thousands of numbers, 4.5 times their typical size, and some reserve: 0.012.
+    """The bound 0.012 is 2^-9 of the largest number, 4.5 times the typical one, with some reserve.
 
-    XLA:CPU's own, over two axes, is at 0.1 on jax 0.12.
+    XLA:CPU's product over two axes has an error of 0.1 on jax 0.12.
     """
     r = np.random.default_rng(0)
     x, dy = (jnp.asarray(r.normal(size=(16, 64, n)), jnp.bfloat16) for n in (64, 192))

@@ -1,4 +1,4 @@
-"""The networks against the integers of conv_arithmetic, and what they must be able to learn."""
+"""Compares the networks with the integers of conv_arithmetic, and tests that they can learn."""
 
 import math
 from functools import partial
@@ -33,7 +33,7 @@ def _variables(module, x):
 
 
 def _stages(stem, blocks, widths):
-    """Words of the main path of a ResNet of basic blocks, and of its projections with their inputs."""
+    """Returns the words of a ResNet's main path, its projections with their inputs, and the last size."""
     main, projections, size, width_in = [stem], [], 32, widths[0]
     for stage, width in enumerate(widths):
         for block in range(blocks):
@@ -47,9 +47,9 @@ def _stages(stem, blocks, widths):
 
 
 def _arithmetic(name):
-    """(parameters, multiply-adds) of a network, from its description in words."""
+    """Returns (parameters, multiply-adds) of a network, from its description in words."""
     if name == "hwnet":
-        # conv, pool, conv a stage; norms have a bias alone; the stem's kernel is no parameter.
+        # A stage is conv, pool, conv. Norms have only a bias. The stem's kernel is not a parameter.
         body = " ".join(f"conv{w}k3samenobias pool2 conv{w}k3samenobias" for w in HWNET["widths"])
         stem = trace((32, 32, 3), parse_layers("conv12k2nobias"))
         net = trace((31, 31, 24), parse_layers(body))
@@ -69,7 +69,7 @@ def _arithmetic(name):
 
 
 def multiply_adds(jaxpr) -> int:
-    """Multiply-adds of the convolutions and matrix products that a program really contains."""
+    """Counts the multiply-adds of the convolutions and matrix products in a program."""
     total = 0
     for equation in jaxpr.eqns:
         out = equation.outvars[0].aval.shape
@@ -84,7 +84,7 @@ def multiply_adds(jaxpr) -> int:
     return total
 
 
-# The field's own counts: He et al. 2015 table 6 (0.27 M); kuangliu/pytorch-cifar's ResNet18.
+# These counts are known: He et al. 2015 table 6 (0.27 M); kuangliu/pytorch-cifar's ResNet18.
 KNOWN = {"resnet20": 269_722, "resnet18": 11_173_962}
 
 
@@ -130,7 +130,7 @@ def test_logits_are_float32_and_statistics_move(name, size):
 
 
 def test_basic_block_against_a_plain_restatement():
-    # At evaluation, with numpy loops for its convolutions.
+    # The block is in evaluation mode; the restatement has numpy loops for the convolutions.
     block = resnet.BasicBlock(8, 2, "pad", *_parts())
     x = np.random.default_rng(0).normal(size=(1, 6, 6, 4)).astype(np.float32)
     variables = block.init(jax.random.key(0), x)
@@ -162,7 +162,7 @@ def _parts():
 
 def test_whitening_makes_patches_white():
     r = np.random.default_rng(0)
-    # Correlated images: smoothed noise, channels mixed.
+    # The images are smoothed noise with mixed channels, so they are correlated.
     noise = r.normal(size=(200, 12, 12, 3))
     images = noise + np.roll(noise, 1, 1) + np.roll(noise, 1, 2)
     images = jnp.array(images @ r.normal(size=(3, 3)), jnp.float32)
@@ -176,7 +176,7 @@ def test_whitening_makes_patches_white():
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_hwnet_against_a_plain_restatement(gated):
-    # At evaluation, with flax's own layers and both signs of the stem spelt out.
+    # The net is in evaluation mode; the restatement has flax's layers and a stem with both signs.
     module = _build("hwnet", HWNET | {"channel_gates": gated}, num_devices=2)
     x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     variables = module.fit_stem(_variables(module, x), x)
@@ -208,7 +208,7 @@ def test_hwnet_against_a_plain_restatement(gated):
 
 @pytest.mark.parametrize(
     ("change", "params"),
-    # From 1,160,064: a learned 2×2×3×12 stem; a scale beside each of the 896 biases; nothing else adds any.
+    # The net has 1,160,064. A learned stem adds 2×2×3×12, and scales add one for each of the 896 biases.
     [
         ({"stem": "learned"}, 1_160_208),
         ({"norm_scale": True}, 1_160_960),
@@ -226,7 +226,7 @@ def test_each_idea_can_be_taken_out(change, params):
     for arguments in (HWNET, HWNET | change):
         module = _build("hwnet", arguments, num_devices=2)
         variables = module.fit_stem(_variables(module, x), x)
-        # The head starts at zero and a scale at one: look past them.
+        # The head starts at zero and scales at one, which would hide the change.
         variables["params"] = jax.tree.map(lambda p: p + 0.1 * (p.ndim < 4), variables["params"])
         outputs.append(module.apply(variables, x, train=False))
     assert sum(x.size for x in jax.tree.leaves(variables["params"])) == params

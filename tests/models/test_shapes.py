@@ -1,4 +1,4 @@
-"""Every model's `shapes` against the variables that `init` makes of it, by `jax.eval_shape`."""
+"""Compares every model's `shapes` with the variables that `init` makes, by `jax.eval_shape`."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Attention: by hand, against autodiff in float64, against loops and many digits, and its identities."""
+"""Tests attention by hand, against autodiff in float64, against loops in many digits, and by identities."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hw.ops import attention as ops
 
-# Question 6's own numbers.
+# The numbers of question 6.
 Q = [[1, 2], [3, 4], [5, 6]]
 K = [[2, 1], [4, 3]]
 V = [[0.5, 1.0], [1.5, 2.0]]
@@ -21,7 +21,7 @@ DO = [[1.0, -0.5], [0.25, 2.0], [-1.5, 0.75]]
 
 
 def row_error(got, want) -> float:
-    """The largest error of any element, relative to the largest element of its own row."""
+    """Returns the largest error of any element, relative to the largest element of its row."""
     got, want = np.asarray(got, object), np.asarray(want, object)
     assert got.shape == want.shape
     worst = 0.0
@@ -35,7 +35,7 @@ def row_error(got, want) -> float:
 
 
 def exact_output(q, k, v, scale=None, digits=60):
-    """Attention as loops over numbers of many digits."""
+    """Computes attention by loops over numbers of many digits."""
     with mpmath.workdps(digits):
         scale = 1 / mpmath.sqrt(len(q[0])) if scale is None else mpmath.mpf(scale)
         out = []
@@ -53,7 +53,7 @@ def exact_output(q, k, v, scale=None, digits=60):
 
 
 def exact_gradients(q, k, v, do, digits=60):
-    """∂(Σ do ∘ output)/∂ every element of q, k and v, by central differences in many digits."""
+    """Returns ∂(Σ do ∘ output)/∂ every element of q, k and v, by central differences in many digits."""
     with mpmath.workdps(digits):
         step = mpmath.mpf(10) ** (-digits // 3)
         arrays = {"q": q, "k": k, "v": v}
@@ -80,7 +80,7 @@ def exact_gradients(q, k, v, do, digits=60):
 
 
 def backward(q, k, v, do, dtype, change=None):
-    """Our backward on arrays of `dtype`, with one function of it replaced if `change` says so."""
+    """Returns the gradients of our backward pass in `dtype`, or what `change` makes of them."""
     with jax.enable_x64(dtype == np.float64):
         q, k, v, do = (jnp.asarray(x, dtype) for x in (q, k, v, do))
         a = ops.masked_softmax(ops.scores(q, k))
@@ -89,8 +89,8 @@ def backward(q, k, v, do, dtype, change=None):
 
 
 def test_question_six_by_hand():
-    # Row 1: 1·2 + 2·1 = 4, 1·4 + 2·3 = 10; rows 2 and 3 likewise. Over √2 the difference of row 1 is
-    # 6/√2 = 4.2426407, so that its weights are 1/(1 + e^4.2426407) = 0.01416604 and the rest.
+    # Row 1: 1·2 + 2·1 = 4, 1·4 + 2·3 = 10; rows 2 and 3 likewise. Divided by √2, the difference in row 1
+    # is 6/√2 = 4.2426407. Its weights are w = 1/(1 + e^4.2426407) = 0.01416604 and 1 - w.
     with jax.enable_x64(True):
         q, k, v = (jnp.asarray(x, jnp.float64) for x in (Q, K, V))
         np.testing.assert_array_equal(ops.scores(q, k, 1.0), [[4, 10], [10, 24], [16, 38]])
@@ -104,7 +104,7 @@ def test_question_six_by_hand():
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-5)])
 def test_question_six_gradients_row_by_row_in_many_digits(dtype, tolerance):
-    # Its third row is saturated (weights near 2e-7): differences in float64 could not resolve it.
+    # The third row is saturated (weights near 2e-7): differences in float64 cannot resolve it.
     exact = exact_gradients(Q, K, V, DO)
     grads = backward(Q, K, V, DO, dtype)
     assert row_error(grads.dq_td, exact["q"]) < tolerance
@@ -139,7 +139,7 @@ def test_the_comparison_rejects_what_is_wrong(change, dtype, tolerance):
 
 
 def test_textbook_form_would_fail_in_float32():
-    # That the other form is needed: the textbook's loses its digits on the third row.
+    # The textbook's form loses its digits on the third row, so we need the other form.
     def textbook(q, k, v, a, do, grads):
         dz = a * (grads.da_ts - jnp.sum(a * grads.da_ts, -1, keepdims=True))
         return grads._replace(dq_td=dz @ k / np.sqrt(2))
@@ -158,7 +158,7 @@ MASKS = {
 
 
 def plain_attention(q, k, v, mask):
-    """Restated for autodiff: softmax over allowed scores, rows that see nothing zero."""
+    """Computes attention for autodiff: softmax over allowed scores, and zero for a row that sees nothing."""
     z = jnp.einsum("...td,...sd->...ts", q, k) / np.sqrt(q.shape[-1])
     if mask is None:
         return jax.nn.softmax(z, -1) @ v
@@ -190,7 +190,7 @@ def test_equals_autodiff_in_float64(leading, t, s, d, e, mask):
 def test_in_windows_is_the_same_attention_without_what_nobody_sees(t, s, window):
     r = np.random.default_rng(0)
     behind = np.arange(t)[:, None] + (s - t) - np.arange(s)
-    mask = jnp.asarray((behind >= 0) & (behind < window) & (np.arange(s) > 2))  # and three that are empty
+    mask = jnp.asarray((behind >= 0) & (behind < window) & (np.arange(s) > 2))  # three keys are empty
     with jax.enable_x64(True):
         q, k, v, do = (jnp.asarray(r.normal(size=(2, n, 3))) for n in (t, s, s, t))
         ours, vjp = jax.vjp(lambda *x: ops.windowed_attention(*x, mask, window), q, k, v)
@@ -198,7 +198,7 @@ def test_in_windows_is_the_same_attention_without_what_nobody_sees(t, s, window)
         np.testing.assert_allclose(ours, whole, rtol=0, atol=1e-13)
         for mine, true in zip(vjp(do), whole_vjp(do), strict=True):
             assert row_error(mine, true) < 1e-11
-        # A key outside every window is not even read.
+        # A key outside every window is never read.
         unread = k.at[:, : max(0, s - t + 1 - window)].set(np.nan)
         np.testing.assert_array_equal(ops.windowed_attention(q, unread, v, mask, window), ours)
 
@@ -212,7 +212,7 @@ def test_a_query_that_sees_nothing_gives_and_gets_nothing():
     dq, dk, dv = vjp(jnp.ones((3, 2)))
     np.testing.assert_array_equal(dq[0], 0.0)
     chex.assert_tree_all_finite((dq, dk, dv))
-    # What it holds matters to nobody.
+    # The value of this query changes no other gradient.
     other = jax.vjp(lambda *x: ops.attention(*x, mask), q.at[0].set(100.0), k, v)[1](jnp.ones((3, 2)))
     np.testing.assert_array_equal(other[1], dk)
 
@@ -242,7 +242,7 @@ def test_identities_hold(seed, spread):
         assert (np.abs(grads.dz_ts.sum(-1)) / size).max() < 1e-12  # the rows of dz sum to zero
         order = r.permutation(4)  # keys and values are a set
         moved = ops.attention_backward(q, k[order], v[order], a[:, order], do)
-        # Sums taken in another order may cancel in other digits: so compare with the largest row.
+        # Sums in another order have other rounding errors, so the tolerance is relative to the largest row.
         np.testing.assert_allclose(
             moved.dq_td, grads.dq_td, rtol=1e-8, atol=1e-11 * np.abs(grads.dq_td).max()
         )
@@ -276,7 +276,7 @@ def test_multi_head_equals_a_loop_over_heads_and_its_ledger():
         np.testing.assert_allclose(out, concat @ w_o, rtol=1e-12)
     counts = ops.multi_head_params(heads=3, d_model=8, d_k=4, d_v=5)
     assert counts["without_bias"] == sum(p.size for p in params)
-    # A bias for every output of every projection: 3·(4 + 4 + 5) and 8.
+    # Each output of each projection has a bias: 3·(4 + 4 + 5) + 8 = 47.
     assert counts["with_bias"] == counts["without_bias"] + 47
 
 

@@ -1,13 +1,13 @@
-"""Every operation in bfloat16: outputs and gradients against those of float32 from the same numbers.
+"""Compares outputs and gradients of every operation in bfloat16 with float32, from the same numbers.
 
-A number of bfloat16 has 8 significant bits: rounding costs at most u = 2^-9 of its size. The inputs are
-rounded first, so that both types compute from the same numbers. An error is the largest of an array, relative
-to the array's root mean square; the largest number of some thousands is about 4.5 times that.
+A number in bfloat16 has 8 significant bits: its rounding error is at most u = 2^-9 of its size. We round the
+inputs first, so that both dtypes compute from the same numbers. An error is the largest of an array, relative
+to the array's root mean square. The largest of some thousand numbers is about 4.5 times that.
 
-A product that adds in float32 and rounds once is therefore wrong by at most 4.5 u. Where a rounded result
-goes into the next operation, the errors of n roundings add up like √n; a sum of k products has √k of their
-errors and grows by √k itself. So a bound is 4.5 u √n, and n is chosen such that the bound is 1.2 to 2 times
-what was measured on jax 0.10.2 and 0.12. What adds in bfloat16 is far beyond it.
+A product that adds in float32 and rounds once therefore has an error of at most 4.5 u. If further operations
+use rounded results, the errors of n roundings add up like √n. A sum of k products grows by √k, and so do its
+errors. So a bound is 4.5 u √n. We choose n so that the bound is 1.2 to 2 times the error measured on jax
+0.10.2 and 0.12. The error of a sum in bfloat16 is far above the bound.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,23 +23,23 @@ from hw.ops.convolution import conv2d, conv2d_max_pool2, max_pool2
 from tests.ops.test_convolution import CASES
 
 ROUNDING = 2.0**-9
-LARGEST = 4.5  # typical numbers
+LARGEST = 4.5  # times the typical number
 
 
 def bound(roundings: int) -> float:
-    """What the largest error may be after so many roundings, relative to the typical number."""
+    """Returns the bound of the largest error after so many roundings, relative to the typical number."""
     return ROUNDING * LARGEST * roundings**0.5
 
 
 def error(found: Any, exact: Any) -> float:
-    """The largest error, relative to the root mean square of the array."""
+    """Returns the largest error, relative to the root mean square of the array."""
     found, exact = np.asarray(found, np.float64), np.asarray(exact, np.float64)
     assert found.shape == exact.shape
     return float(np.max(np.abs(found - exact)) / np.sqrt(np.mean(exact**2)))
 
 
 def both(fn: Callable, arguments: Sequence[np.ndarray]) -> list[tuple[jax.Array, ...]]:
-    """Outputs and gradients of `fn` in bfloat16 and in float32, for an upstream gradient of its own."""
+    """Returns outputs and gradients of `fn` in bfloat16 and in float32, for a random upstream gradient."""
     rounded = [jnp.asarray(a, jnp.bfloat16) for a in arguments]
     found = []
     for dtype in (jnp.bfloat16, jnp.float32):
@@ -51,7 +51,7 @@ def both(fn: Callable, arguments: Sequence[np.ndarray]) -> list[tuple[jax.Array,
             return y, *vjp(dy)
 
         found.append(jax.jit(run)(*(a.astype(dtype) for a in rounded)))
-    assert all(a.dtype == jnp.bfloat16 for a in found[0]), "a gradient is of another type than its array"
+    assert all(a.dtype == jnp.bfloat16 for a in found[0]), "a gradient has another dtype than its array"
     return found
 
 
@@ -61,7 +61,7 @@ def worst(pair: Sequence[Sequence[Any]]) -> float:
 
 # --- convolution and pooling ---
 
-# One product, rounded once. In arrays of one or two pixels the sizes scatter: measured 0.022, most 0.015.
+# One product is rounded once. We measured mostly 0.015, and 0.022 in arrays of one or two pixels.
 CONVOLUTION = bound(10)
 
 
@@ -79,7 +79,7 @@ def test_conv2d(case):
 
 
 def _whole(case: tuple) -> list[np.ndarray]:
-    """As `_draw`, of small whole numbers: every product and sum below 257 is exact in 8 bits."""
+    """Draws as `_draw`, but small whole numbers: every product and sum below 257 is exact in 8 bits."""
     r = np.random.default_rng(2)
     b, h, w, c, o, kernel, _, _ = case
     return [r.integers(-1, 2, size=s).astype(float) for s in ((b, h, w, c), (*kernel, c, o))]
@@ -88,9 +88,9 @@ def _whole(case: tuple) -> list[np.ndarray]:
 @pytest.mark.parametrize("case", [CASES[1], CASES[4], (16, 16, 16, 8, 24, (3, 3), 1, "SAME")], ids=str)
 @pytest.mark.parametrize("fn", [conv2d, conv2d_max_pool2])
 def test_sums_of_whole_numbers_are_rounded_once(case, fn):
-    """With numbers of −1, 0 and 1 nothing is rounded before the end if sums are in float32, as they must be.
+    """With inputs of −1, 0 and 1, sums in float32, as required, are rounded only at the end.
 
-    So every number is right but for u of its own size, and pooling finds the same largest.
+    So the relative error of every number is at most u, and pooling finds the same maximum.
     """
     stride, padding = case[6:]
     arguments = [jnp.asarray(a, jnp.bfloat16) for a in _whole(case)]
@@ -104,7 +104,7 @@ def test_sums_of_whole_numbers_are_rounded_once(case, fn):
 
 
 def test_pooled_convolution():
-    """By the places that bfloat16 found: where two numbers are nearly equal, float32 may find the other."""
+    """Takes the places of bfloat16: if two numbers are nearly equal, float32 may choose the other one."""
     case = (5, 9, 8, 16, 64, (3, 3), 1, "SAME")
     x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in _draw(case))
     y, vjp = jax.vjp(conv2d_max_pool2, x, kernel)
@@ -150,7 +150,7 @@ def test_the_bound_rejects_a_broken_convolution(wrong):
 
 # --- attention ---
 
-# Scores, weights, output; back: da, two differences, dz, and the last product: measured 0.052.
+# Scores, weights, output, da, two differences, dz and the last product are rounded: we measured 0.052.
 ATTENTION = bound(60)
 
 
@@ -203,7 +203,7 @@ def test_the_bound_rejects_a_broken_attention(monkeypatch, wrong):
 
 # --- recurrent nets ---
 
-# A state is rounded at every step, and its errors come back to it: 4 roundings a step.
+# Every step rounds the state, and the errors return to it: we count 4 roundings a step.
 STEPS, UNITS = 16, 24
 
 
@@ -218,7 +218,7 @@ def _gru() -> list[np.ndarray]:
 
 
 def test_gru():
-    """Times and batch joined: of the other form XLA:CPU of jax 0.12 sums the gradient of W in bfloat16.
+    """Joins times and batch: otherwise XLA:CPU of jax 0.12 sums the gradient of W in bfloat16.
 
     Models compute their recurrences in float32.
     """
@@ -250,7 +250,7 @@ def test_rnn(wrong):
         given = rnn.RNNParams(*weights)
         h_tn, y_to = rnn.forward(given, x_ti)
         found = rnn.bptt(given, x_ti, h_tn, dy_to)
-        if wrong and dtype == jnp.bfloat16:  # a step too early
+        if wrong and dtype == jnp.bfloat16:  # dh_t and h_t, not da_t and h_{t-1}
             grads = found.params._replace(whh_nk=found.dh_tn.T @ h_tn)
             found = found._replace(params=grads)
         pair.append([h_tn, y_to, *jax.tree.leaves(found)])

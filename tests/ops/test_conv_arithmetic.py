@@ -1,4 +1,4 @@
-"""Convolution arithmetic by hand, of published networks, against flax and against enumeration."""
+"""Tests convolution arithmetic by hand, on published networks, against flax and against enumeration."""
 
 import json
 from dataclasses import asdict
@@ -54,7 +54,7 @@ def test_question_1():
     # Activations: 128·128·16, 64·64·16, 62·62·32, 31·31·32, 30752, 100.
     assert [r.elements for r in result.reports] == [262144, 65536, 123008, 30752, 30752, 100]
     assert (result.total_params, result.total_macs) == (3081156, 40449152)
-    # Integers only: a 5.0 would equal 5 above, but not read so in JSON.
+    # All numbers are integers: 5.0 would equal 5 above, but JSON would show 5.0.
     assert "." not in json.dumps([asdict(r) for r in result.reports])
 
 
@@ -63,7 +63,7 @@ def test_axes_are_independent():
     #   height: span 5, (1 + 9 + 1 - 5) / 2 + 1 = 4 exactly;         r = 1 + 4 = 5,   j = 2
     #   width:  span (3 - 1) 2 + 1 = 5, (10 - 5) / 1 + 1 = 6;        r = 1 + 2·2 = 5, j = 1
     #   weights 5·3·(4/2)·8 = 240; macs 4·6·240 = 5760
-    # pool2x3s3x2: the reading order is height x width again.
+    # pool2x3s3x2: the order is height x width again.
     #   height: ⌊(4 - 2) / 3⌋ + 1 = 1, end at 2, so 2 discarded;     r = 5 + 1·2 = 7, j = 2·3 = 6
     #   width:  ⌊(6 - 3) / 2⌋ + 1 = 2, end at 2 + 3 = 5, so 1;       r = 5 + 2·1 = 7, j = 1·2 = 2
     conv, pool = solve((9, 10, 4), "conv8k5x3s2x1p1x0d1x2g2nobias pool2x3s3x2").reports
@@ -88,25 +88,25 @@ FLOOR, CEIL = False, True
 @pytest.mark.parametrize(
     "n, kernel, stride, padding, dilation, ceil, out, discarded",
     [
-        # Figures of Dumoulin & Visin 2016, and the outputs that they draw.
+        # These are figures of Dumoulin & Visin 2016, with the outputs that they show.
         (4, 3, 1, (0, 0), 1, FLOOR, 2, 0),
         (5, 4, 1, (2, 2), 1, FLOOR, 6, 0),
         (5, 3, 1, (1, 1), 1, FLOOR, 5, 0),
         (5, 3, 1, (2, 2), 1, FLOOR, 7, 0),
         (5, 3, 2, (0, 0), 1, FLOOR, 2, 0),
         (5, 3, 2, (1, 1), 1, FLOOR, 3, 0),
-        (6, 3, 2, (1, 1), 1, FLOOR, 3, 0),  # what is left over is padding
+        (6, 3, 2, (1, 1), 1, FLOOR, 3, 0),  # the rest is padding
         (7, 3, 1, (0, 0), 2, FLOOR, 3, 0),
-        # Odd sizes: windows end at 4 of 5, and at 7 of 10, where the next would end at 11.
+        # Odd sizes: windows end at 4 of 5, and at 7 of 10; the next would end at 11.
         (5, 2, 2, (0, 0), 1, FLOOR, 2, 1),
         (10, 3, 4, (0, 0), 1, FLOOR, 2, 3),
-        # The one window, at 10 places before the input, sees padding alone.
+        # The only window, 10 places before the input, contains only padding.
         (1, 1, 21, (10, 10), 1, FLOOR, 1, 1),
-        # With ceil the last window hangs over: at 4 of 5, at 3 of 4, at 0 of 1.
+        # With ceil the last window passes the end: it starts at 4 of 5, at 3 of 4, at 0 of 1.
         (5, 2, 2, (0, 0), 1, CEIL, 3, 0),
         (4, 3, 4, (1, 1), 1, CEIL, 2, 0),
         (1, 2, 2, (0, 0), 1, CEIL, 1, 0),
-        # But it starts in the input: not at 6 of 5, not at 3 of 3, not at 2 of 2.
+        # But it must start in the input: not at 6 of 5, not at 3 of 3, not at 2 of 2.
         (5, 1, 3, (0, 0), 1, CEIL, 2, 1),
         (3, 2, 2, (1, 1), 1, CEIL, 2, 0),
         (2, 3, 3, (1, 1), 1, CEIL, 1, 0),
@@ -137,7 +137,7 @@ def test_same_padding_puts_the_odd_pixel_at_the_end():
 
 def test_a_residual_block_sums_its_branches():
     # 3x3 16 → 32 at stride 2, 3x3 32 → 32, and the 1x1 shortcut, on 16 x 16 outputs:
-    # weights 3·3·16·32 + 3·3·32·32 + 16·32 = 4608 + 9216 + 512; macs 256 times as many.
+    # weights 3·3·16·32 + 3·3·32·32 + 16·32 = 4608 + 9216 + 512; the macs are 256 times as many.
     x = ca.source((32, 32, 16))
     first = ca.Conv(32, (3, 3), (2, 2), "same", bias=False).report(x, "first")
     second = ca.Conv(32, (3, 3), padding="same", bias=False).report(first, "second")
@@ -164,7 +164,7 @@ ALEXNET_V2 = "conv64k11s4 pool3s2 conv192k5same pool3s2 conv384k3same conv384k3s
 def test_vgg_16():
     # 138 357 544 parameters: Keras Applications' table (138 M in Simonyan & Zisserman 2015, table
     # 2, column D). Receptive field 212 and stride 32: the table of Araujo et al. 2019.
-    # Macs, 224² = 50176 pixels at first and weights in units of 9·64² = 36864 (first layer 27/576):
+    # Macs, with 224² = 50176 pixels at first and weights in units of 9·64² = 36864 (first layer 27/576):
     #   block 1: 50176 (1728 + 36864)        = 1936392192
     #   block 2: 12544 (2 + 4) 36864         = 2774532096
     #   block 3:  3136 (8 + 16 + 16) 36864   = 4624220160
@@ -195,17 +195,17 @@ def test_googlenet_pools_with_ceil():
     assert [r.output[0] for r in reports] == [56, 28, 14]
 
 
-# 2. Against flax. The module is built from the drawn settings, never from the parsed word.
+# 2. Against flax. We build the module from the drawn settings, never from the parsed word.
 
 
 def number(draw, low, high, letter=""):
-    """A pair and one of its spellings."""
+    """Draws a pair and one of its spellings."""
     h, w = draw(st.tuples(*[st.integers(low, high)] * 2))
     return (h, w), f"{letter}{h}" if h == w and draw(st.booleans()) else f"{letter}{h}x{w}"
 
 
 def padding(draw, highest):
-    """A padding as flax takes it, and its spelling."""
+    """Draws a padding in flax's form, and its spelling."""
     rule = draw(st.sampled_from(["", "valid", "same", "p"]))
     if rule != "p":
         return rule.upper() or "VALID", rule
@@ -306,7 +306,7 @@ def axes():
 @given(axes(), st.tuples(st.integers(0, 5), st.integers(0, 5)), st.booleans())
 def test_enumeration_of_windows(axis, pad, ceil):
     n, kernel, stride, dilation = axis
-    ceil = ceil and max(pad) <= kernel // 2  # pooling admits no more
+    ceil = ceil and max(pad) <= kernel // 2  # pooling allows no more padding
     window = (n, kernel, stride, pad, dilation, ceil)
     found = windows(*window)
     if not found:

@@ -1,6 +1,6 @@
-"""Convolution and pooling against XLA's and linen's, plain loops, and a case worked by hand.
+"""Compares convolution and pooling with XLA, linen, plain loops, and a case worked by hand.
 
-These run on a CPU, where the rules under test are the chosen ones.
+The tests run on a CPU, where these rules are in use.
 """
 
 import jax
@@ -21,7 +21,7 @@ CASES = [
     (7, 7, 7, 4, 64, (3, 3), 2, "SAME"),
     (5, 9, 8, 5, 64, (3, 3), 3, "VALID"),
     (5, 8, 7, 3, 24, (2, 2), 1, "VALID"),  # the stem
-    (5, 6, 5, 5, 64, (2, 3), 1, ((0, 2), (3, 1))),  # wider than the kernel reaches
+    (5, 6, 5, 5, 64, (2, 3), 1, ((0, 2), (3, 1))),  # padding wider than the kernel
     (5, 6, 7, 5, 64, (3, 2), 2, ((2, 0), (1, 1))),
     (5, 6, 7, 5, 64, (3, 3), 1, ((-1, 1), (0, -1))),  # crops
     (5, 6, 5, 64, 64, (1, 1), 1, "SAME"),
@@ -40,7 +40,7 @@ def float64():
 
 @pytest.fixture
 def chunks_of_two(monkeypatch):
-    """Our product at every size, in chunks so small that a batch of five needs several and has a rest."""
+    """Uses our product at every size, in small chunks: a batch of five needs several and has a rest."""
     monkeypatch.setattr(convolution, "forward_pays", lambda *shapes: True)
     monkeypatch.setattr(convolution, "dkernel_pays", lambda *shapes: True)
 
@@ -62,7 +62,7 @@ def draw(case, dtype, seed=0):
 
 
 def output_and_gradients(x, kernel, stride, padding, fn=conv2d, **options):
-    """y, dx and dkernel for an upstream gradient that differs at every output."""
+    """Returns y, dx and dkernel for an upstream gradient that differs at every output."""
 
     def run(x, kernel):
         y, vjp = jax.vjp(lambda x, k: fn(x, k, stride, padding, **options), x, kernel)
@@ -76,7 +76,7 @@ def assert_same(ours, plain, tolerance):
     for name, a, b in zip(("y", "dx", "dkernel"), ours, plain, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        # Element by element, by the size of the tensor's typical element.
+        # The largest error is relative to the tensor's typical element.
         error = np.abs(a - b).max() / np.sqrt(np.mean(b**2))
         assert error < tolerance, f"{name}: {error}"
 
@@ -113,13 +113,13 @@ def test_chunks_cover_the_batch(chunks_of_two):
     chunks_of_two(case, jnp.float32)
     x, kernel = draw(case, jnp.float32)
     forward = str(jax.make_jaxpr(lambda x, k: conv2d(x, k))(x, kernel))
-    assert "length=3" in forward  # five images by two: the third chunk overlaps the second
+    assert "length=3" in forward  # five images in chunks of two: the third chunk overlaps the second
     gradient = jax.make_jaxpr(jax.grad(lambda k: conv2d(x, k).sum()))(kernel)
     assert "length=2" in str(gradient)  # two chunks, and one image before the loop
 
 
 def test_hand_worked(chunks_of_two):
-    """One row 1 2 3, kernel 10 1: y = (10 + 2, 20 + 3) = (12, 23).
+    """The row is 1 2 3 and the kernel 10 1: y = (10 + 2, 20 + 3) = (12, 23).
 
     With dy = (1, 2): dx = (10, 1 + 20, 2) = (10, 21, 2) and dkernel = (1·1 + 2·2, 1·2 + 2·3) = (5, 8).
     """
@@ -181,7 +181,7 @@ def test_bfloat16_is_xlas():
     [("cpu", True, True), ("cpu", False, False), ("tpu", True, False), ("cuda", True, False)],
 )
 def test_platform_is_chosen_at_lowering(platform, chunked, loops):
-    x, kernel = jnp.ones((8, 12, 12, 64)), jnp.ones((3, 3, 64, 64))  # all three products are ours
+    x, kernel = jnp.ones((8, 12, 12, 64)), jnp.ones((3, 3, 64, 64))  # we compute all three products
 
     def loss(x, kernel):
         return jnp.sum(conv2d(x, kernel, chunked=chunked) ** 2)
@@ -190,7 +190,7 @@ def test_platform_is_chosen_at_lowering(platform, chunked, loops):
         text = jax.jit(run).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
         assert ("stablehlo.while" in text) == loops
         assert ("stablehlo.convolution" in text) != loops
-        if platform == "cpu":  # and no choice is left when the program runs
+        if platform == "cpu":  # the running program makes no choice
             assert "conditional" not in jax.jit(run).lower(x, kernel).compile().as_text()
 
 
@@ -211,7 +211,7 @@ def test_max_pool_equals_linens_also_at_ties(size, levels):
 
 
 def test_max_pool_tie_by_hand():
-    """5 stands at the top right and at both places below: the first in reading order is the top right."""
+    """The maximum 5 stands in three places; the first of them in reading order is the top right."""
     x = jnp.array([[1.0, 5.0], [5.0, 5.0]]).reshape(1, 2, 2, 1)
     gradient = jax.grad(lambda x: max_pool2(x).sum())(x)
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[0, 1], [0, 0]])
@@ -231,11 +231,11 @@ def test_max_pool_in_bfloat16():
 
 
 def then_pool(*arguments):
-    """The two one after the other, by XLA and linen."""
+    """Computes the convolution by XLA and then the pooling by linen."""
     return linen_pool(conv2d(*arguments, chunked=False))
 
 
-# Those whose output has a block to pool; odd and even sizes, with and without a rest of the batch.
+# The outputs of these cases have a block to pool, with odd and even sizes, with and without a last chunk.
 POOLED = [case for case in CASES if case[1] > 4 and case[6] < 3]
 
 
@@ -253,7 +253,7 @@ def test_pooled_convolution_in_float64(case, float64, chunks_of_two):
 )
 def test_pooled_convolution_with_the_rules_in_use(size):
     x, kernel = draw((*size, (3, 3), 1, "SAME"), jnp.float32)
-    # Small whole numbers: exact in any order of summing, with ties, which both must break alike.
+    # Sums of small whole numbers are exact in any order. They have ties, which both must break alike.
     x, kernel = jnp.round(x), jnp.round(kernel)
     ours = output_and_gradients(x, kernel, 1, "SAME", fn=conv2d_max_pool2)
     plain = output_and_gradients(x, kernel, 1, "SAME", fn=then_pool)
@@ -298,9 +298,9 @@ def test_pooled_convolution_under_vmap(float64, chunks_of_two):
 
 
 def test_pooled_convolution_never_holds_its_large_output():
-    """A learned first layer's step: no array as large as what is pooled, forward and back."""
+    """The step of a learned first layer needs no array as large as the pooled one, forward and backward."""
     if jax.devices()[0].platform != "cpu":
-        pytest.skip("elsewhere it is the plain convolution: see the test of the chosen platform")
+        pytest.skip("other platforms use XLA's convolution: see the test of the chosen platform")
     x, kernel = jnp.ones((256, 31, 31, 24)), jnp.ones((3, 3, 24, 64))
     large = 256 * 31 * 31 * 64 * 4  # bytes
 

@@ -1,4 +1,4 @@
-"""The GRU and its backpropagation through time, against flax, autodiff, loops and differences."""
+"""Compares the GRU and its backpropagation through time with flax, autodiff, loops and differences."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def _case(shape, seed=0, dtype=np.float64):
 
 
 def _with_gradients(run, params, x, h0, dh):
-    """(run(params, x, h0), what pulls dh back to each)."""
+    """Returns run(params, x, h0) and the gradients of its arguments from dh."""
 
     @jax.jit
     def both(dh, *point):
@@ -35,7 +35,7 @@ def _with_gradients(run, params, x, h0, dh):
 
 
 def _autodiff(params, x, h0, dh):
-    """The same recurrence in one line a gate, differentiated by JAX."""
+    """Computes the same recurrence, with one line a gate, and its gradients by JAX."""
 
     def run(params, x, h0):
         w, u, b, c = params
@@ -59,7 +59,7 @@ def _by_hand(params, x, h0, dh):
 
 
 def _errors(left, right):
-    """Each tensor's largest difference, relative to the norm of that tensor's own."""
+    """Returns each tensor's largest difference, relative to the norm of that tensor."""
     return [
         float(
             np.max(np.abs(np.asarray(a, np.float64) - b)) / (np.linalg.norm(np.asarray(b, np.float64)) or 1)
@@ -69,14 +69,14 @@ def _errors(left, right):
 
 
 def test_one_step_by_hand():
-    # One unit, no past: r is not seen (m = c = 1, r = σ(0) = 1/2). With b_z = 0, z = 1/2;
+    # One unit starts at zero, so U has no effect: m = c = 1, r = σ(0) = 1/2. With b_z = 0, z = 1/2;
     # n = tanh(0.3 · 2 + 1/2 · 1) = tanh(1.1); h = n / 2 = 0.400249…
     params = gru.GRUParams(
         jnp.array([[0.0, 0.0, 0.3]]), jnp.array([[5.0, 6.0, 7.0]]), jnp.zeros(3), jnp.array([1.0])
     )
     h = gru.gru(params, jnp.array([[[2.0]]]), jnp.zeros((1, 1)))
     assert float(h[0, 0, 0]) == pytest.approx(np.tanh(1.1) / 2, rel=1e-6)
-    # Back by hand: dn = 1/2, da_n = (1 − tanh² 1.1)/2, so dW_n = 2 da_n and dc = da_n / 2.
+    # Backward by hand: dn = 1/2, da_n = (1 − tanh² 1.1)/2, so dW_n = 2 da_n and dc = da_n / 2.
     grads = jax.grad(lambda p: gru.gru(p, jnp.array([[[2.0]]]), jnp.zeros((1, 1))).sum())(params)
     da_n = (1 - np.tanh(1.1) ** 2) / 2
     assert float(grads.w_ig[0, 2]) == pytest.approx(2 * da_n, rel=1e-5)
@@ -123,7 +123,7 @@ def test_equals_flax():
 
 
 def test_equals_differences_element_by_element():
-    # In 40 digits, by loops over scalars: nothing of the array code is in it.
+    # The loops over scalars use 40 digits and none of the array code.
     shape = (3, 2, 2, 2)
     steps, batch, inputs, size = shape
     with jax.enable_x64(True):
@@ -201,16 +201,16 @@ def test_identities():
     with jax.enable_x64(True):
         params, x, h0, dh = _case((6, 3, 2, 4))
         h = gru.gru(params, x, h0)
-        # Two halves with the state carried are one whole.
+        # Two parts with the carried state give the same as the whole sequence.
         halves = jnp.concatenate([(first := gru.gru(params, x[:2], h0)), gru.gru(params, x[2:], first[-1])])
         np.testing.assert_allclose(halves, h, rtol=1e-14)
         # Rows of the batch do not mix.
         np.testing.assert_allclose(gru.gru(params, x[:, 1:2], h0[1:2]), h[:, 1:2], rtol=1e-13)
-        # A state is a mean of the one before and of tanh: it never leaves [-1, 1] once inside.
+        # A state in [-1, 1] stays there: the next is a weighted mean of it and of a tanh.
         assert float(jnp.max(jnp.abs(gru.gru(params, 50 * x, jnp.tanh(h0))))) <= 1
         # An update gate at 1 keeps the state for ever.
         shut = params._replace(b_g=params.b_g.at[4:8].set(1e3))
         np.testing.assert_allclose(gru.gru(shut, x, h0)[-1], h0, rtol=1e-14)
-        # T = 1 with no past: the gradient by U is that of a product with zeros.
+        # With T = 1 and h_0 = 0, U multiplies zeros, so its gradient is zero.
         grads = jax.vjp(gru.gru, params, x[:1], jnp.zeros_like(h0))[1](dh[:1])
         assert not np.any(grads[0].u_ng)

@@ -1,4 +1,4 @@
-"""The layer language: what it reads, and what it refuses in one line."""
+"""Tests which words the layer language reads, and which it refuses in one line."""
 
 import pytest
 from hypothesis import given, settings

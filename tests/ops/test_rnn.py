@@ -1,4 +1,4 @@
-"""The recurrent network: by hand, against autodiff, against loops in many digits, and what is wrong."""
+"""Tests the recurrent network by hand, against autodiff, against loops in many digits, and with mistakes."""
 
 import chex
 import jax
@@ -14,7 +14,7 @@ from tests.ops.test_attention import row_error
 
 
 def problem(seed, steps, hidden=3, inputs=2, outputs=2, spread=1.0):
-    """Float64 parameters, inputs and output gradients as numpy arrays."""
+    """Returns float64 parameters, inputs and output gradients as numpy arrays."""
     r = np.random.default_rng(seed)
     shapes = ((hidden, inputs), (hidden, hidden), (outputs, hidden), (hidden,), (outputs,))
     params = rnn.RNNParams(*(spread * r.normal(size=s) for s in shapes))
@@ -48,7 +48,7 @@ def total(params, x, dy, h0):
 
 @jax.jit
 def both_ways(params, x, dy, h0):
-    """The gradients by `rnn.bptt` and by autodiff. One program for each number of steps."""
+    """Returns the gradients by `rnn.bptt` and by autodiff; each number of steps compiles one program."""
     h, _ = rnn.forward(params, x, h0)
     grads = rnn.bptt(params, x, h, dy, h0)
     mine = grads.params, grads.dx_ti, grads.dh0_n
@@ -68,7 +68,7 @@ def test_equals_autodiff_in_float64(seed, steps, spread):
 
 
 def exact_loss(params, x, dy):
-    """Σ dy ∘ y by loops over numbers of many digits."""
+    """Computes Σ dy ∘ y by loops over numbers of many digits."""
     wxh, whh, why, bh, by = params
     h, loss = [mpmath.mpf(0)] * len(bh), mpmath.mpf(0)
     for xt, dyt in zip(x, dy, strict=True):
@@ -78,7 +78,7 @@ def exact_loss(params, x, dy):
 
 
 def exact_gradients(params, x, dy):
-    """Every element's central difference, in 50 digits."""
+    """Returns every element's central difference, in 50 digits."""
     with mpmath.workdps(50):
         step = mpmath.mpf(10) ** -17
         plain = [np.vectorize(mpmath.mpf, otypes=[object])(p) for p in params]
@@ -134,7 +134,7 @@ def test_the_comparison_rejects_what_is_wrong(change):
 
 
 def test_total_derivatives_by_hidden_states():
-    # dh_t must be the derivative by a bump added to h_t itself.
+    # dh_t must be the derivative by a bump that is added to h_t.
     params, x, dy = problem(seed=1, steps=5)
     with jax.enable_x64(True):
         params, x, dy = jax.tree.map(jnp.asarray, (params, x, dy))
