@@ -1,1 +1,1 @@
-"""A problem set on modern architectures: answered, computed, proved, trained and shown."""
+"""Answers, computes, proves, trains and shows a problem set on modern architectures."""
