@@ -1,1 +1,1 @@
-"""Answers, computes, proves, trains and shows a problem set on modern architectures."""
+"""A problem set on modern architectures: answered, computed, proved, trained and shown."""
