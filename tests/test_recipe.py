@@ -1,4 +1,4 @@
-"""Recipes from the command line: what is no recipe costs one line."""
+"""Tests hw.recipe: it reads recipes from the command line and reports a wrong one in one line."""
 
 import pytest
 
@@ -10,7 +10,7 @@ CONFIGS = REPOSITORY / "configs"
 
 @pytest.fixture
 def run(capsys):
-    """Reads a recipe as a program would: (exit code, standard output, standard error)."""
+    """Reads a recipe as a program does; returns (exit code, standard output, standard error)."""
 
     def main(argv):
         parsed = recipe.parse("hw.train", argv, help="")

@@ -279,9 +279,7 @@ def _parse_archive(file: BinaryIO) -> tuple[Split, Split]:
         for name in names:
             content = contents[name]
             if not content or len(content) % RECORD_BYTES:
-                raise UserError(
-                    f"{name}: {len(content):,} bytes are not a whole number of records of {RECORD_BYTES:,}"
-                )
+                raise UserError(f"{name}: {len(content):,} bytes are not whole records of {RECORD_BYTES:,}")
             if (label := max(content[::RECORD_BYTES])) >= len(CLASSES):
                 raise UserError(f"{name}: there is no class {label}")
         records = np.frombuffer(b"".join(contents[name] for name in names), np.uint8)
