@@ -215,7 +215,7 @@ def _open_streams() -> None:
     for name in ("stdout", "stderr"):
         stream: TextIO | None = getattr(sys, name)
         if stream is None:
-            # The stream stays open to the end. With `closefd` Python would warn that nobody closed it.
+            # The stream stays open to the end. With closefd=True Python would warn that nobody closed it.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             setattr(sys, name, open(nowhere, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
         elif stream is sys.__stdout__ and isinstance(stream, io.TextIOWrapper):

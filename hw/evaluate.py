@@ -27,8 +27,8 @@ def _text_table(report: dict[str, Any]) -> str:
         )
     for of in report.get("copied", ()):
         lines.append(
-            f"sample at temperature {of['temperature']}: longest copy of training text "
-            f"{of['longest']} characters, {of['share']:.1%} of its 20-grams occur there"
+            f"sample at temperature {of['temperature']}: its longest copy of the training text has "
+            f"{of['longest']} characters, and {of['share']:.1%} of its 20-grams occur there"
         )
     return "\n".join(lines)
 

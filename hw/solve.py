@@ -32,7 +32,7 @@ def _parser() -> cli.ArgumentParser:
         "cnn",
         _cnn,
         "question 1: shapes, parameters and arithmetic of a CNN",
-        "At most 1,000 layers, and 6 digits a number.",
+        "It takes at most 1,000 layers, and numbers of at most 6 digits.",
         '--input=128x128x3 --layers="conv16k5same pool2 flatten dense100"',
     )
     cnn.add_argument(
@@ -46,8 +46,8 @@ def _parser() -> cli.ArgumentParser:
         "attention",
         _attention,
         "questions 6 and 8: attention in numbers, and its gradients",
-        "A matrix has at most 4,096 numbers, the scores and the output at most 100,000 each.\n"
-        "Of a long solution the first lines are shown.",
+        "A matrix may have at most 4,096 numbers, and the scores and the output at most 100,000 each.\n"
+        "It prints only the first lines of a long solution.",
         '--q="1 0; 0 1" --k="1 0; 0 1" --v="1 2; 3 4"',
     )
     for name, whose in (("q", "queries"), ("k", "keys"), ("v", "values")):
@@ -64,7 +64,7 @@ def _parser() -> cli.ArgumentParser:
         "multihead",
         _multihead,
         "question 7: the dimensions of multi-head attention",
-        "Sizes up to 100,000.",
+        "It takes sizes up to 100,000.",
         "--seq=10 --d_model=512 --heads=8",
     )
     for name, meaning in (
@@ -84,7 +84,7 @@ def _parser() -> cli.ArgumentParser:
         "rnn",
         _rnn,
         "questions 3 and 4: an RNN unrolled, and its gradients",
-        "Up to 50 steps without numbers; with them up to 100 steps and 512 hidden units.",
+        "It takes up to 50 steps without --params, and up to 100 steps and 512 hidden units with --params.",
         "--steps=3",
     )
     rnn.add_argument("--steps", type=int, metavar="T", help="default: 3, or the number of steps in --params")

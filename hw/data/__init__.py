@@ -29,9 +29,9 @@ def load(config: ConfigDict, say: Callable[[str], None] = cli.say) -> Dataset:
 
 
 def blank(config: ConfigDict) -> Dataset:
-    """Returns a dataset of zeros with the sizes that `config.data` describes; it reads no file.
+    """Returns a dataset of zeros with the sizes that `config.data` describes, without a prepared dataset.
 
-    Two kinds have no fixed size, so this function loads them: your own text, and the memory task.
+    Your own text and the memory task have no fixed size, so this function loads them.
 
     Raises:
       UserError: the dataset is unknown, or an option is wrong.

@@ -77,7 +77,7 @@ def open_verified(
 
 
 def _connect(official: Archive) -> http.client.HTTPResponse:
-    """Connects within CONNECT_SECONDS, even if the name lookup hangs, which has no time-out in urllib."""
+    """Connects within CONNECT_SECONDS; a thread does it, because urllib cannot time out a name lookup."""
     answer: queue.Queue[http.client.HTTPResponse | Exception] = queue.Queue()
 
     def attempt() -> None:

@@ -225,7 +225,7 @@ def _bound(image: ImageFile.ImageFile, file: BinaryIO) -> None:
 
 
 def _coefficient_bytes(image: _Jpeg, file: BinaryIO) -> int:
-    """Returns the bytes that libjpeg needs for coefficients: the whole image's if there are several scans."""
+    """Returns the bytes that libjpeg keeps as coefficients: 0 for one scan, all for several scans."""
     # The file position is after the header of the first scan, which holds marker, length, number of
     # components, two bytes for each component, and three more bytes.
     position, length = file.tell(), 2 * image.layers + 8
@@ -249,7 +249,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _centred_square(image: Image.Image) -> np.ndarray:
-    """Returns the largest centred square of an image in 32 x 32 pixels, uint8 [32, 32, 3].
+    """Scales the largest centred square of an image to 32 x 32 pixels, uint8 [32, 32, 3].
 
     The bands give the result that Pillow gives for the whole image. It filters along rows, rounds to 8 bits,
     then filters along columns. (Pillow 13 filters the columns of some tall images first, and may round
