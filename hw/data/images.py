@@ -73,7 +73,7 @@ def load_images(config: ConfigDict, say: Say) -> Dataset:
     Args:
       config: `source` ("auto", "tfds", "embedded"), `dir` ("" for the default), `holdout` (how many evenly
         spaced training images replace the test set), `embedded_train`, `embedded_eval`.
-      say: receives what the user should know; the note on fallback data is in capitals.
+      say: receives notes for the user; the note on fallback data is in capitals.
 
     Raises:
       UserError: the data is damaged, or missing with source "tfds", or an option is wrong.

@@ -60,7 +60,7 @@ def load_text(config: ConfigDict, say: Say) -> TextDataset:
         "embedded"), `dir` ("" for the default), `split` ("nanogpt", "tfds", "fractions"), `fractions`
         (training, validation), `holdout`. The last `holdout` characters of the training text replace the
         validation text.
-      say: receives what the user should know; the note on fallback data is in capitals.
+      say: receives notes for the user; the note on fallback data is in capitals.
 
     Raises:
       UserError: the text is damaged, not UTF-8, too short or missing, or an option is wrong.
