@@ -16,6 +16,7 @@ _MAX_PARAMS = 10_000_000  # bytes of the file that --params names
 
 
 def _parser() -> cli.ArgumentParser:
+    """Builds the parser, with one subcommand for each exercise."""
     parser = cli.ArgumentParser(prog="hw.solve", description=__doc__)
     exercises = parser.add_subparsers(dest="exercise", required=True, metavar="EXERCISE")
 

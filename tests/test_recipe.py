@@ -74,4 +74,4 @@ def test_what_is_no_recipe_costs_one_line(run, monkeypatch, tmp_path, argv, name
 def test_a_wheel_has_no_recipes(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(recipe, "_RECIPES", tmp_path / "configs")
-    assert "come with a clone of the repository" in run("--config=configs/resnet.py")[2]
+    assert "in a clone of the repository, not in a wheel" in run("--config=configs/resnet.py")[2]

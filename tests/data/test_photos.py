@@ -347,9 +347,9 @@ def test_a_postscript_file_starts_no_program(tmp_path, monkeypatch, name):
         (b"8BPS\0\1", "Photoshop"),
         (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
         (b"\0\0\1\0\1\0", "icon"),
-        (b"hello\n", "no image"),
+        (b"hello\n", "not an image in a known format"),
         (b"", "empty"),
-        (b"\0" * 5000, "no image"),
+        (b"\0" * 5000, "not an image in a known format"),
     ],
 )
 def test_other_formats_are_named_with_those_that_are_read(tmp_path, content, what):

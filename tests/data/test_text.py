@@ -200,7 +200,7 @@ def test_fractions_that_sum_to_one_use_every_character(tmp_path, share, length):
                 *[(float("nan"), 0.5), (0.5, float("nan")), (float("inf"), 0.5), ("a", 0.5)],
             ]
         ],
-        ({"split": "fractions", "fractions": (0.01, 0.5)}, "20 characters 0 to train on and 10"),
+        ({"split": "fractions", "fractions": (0.01, 0.5)}, "20 characters into 0 for training and 10 for"),
     ],
 )
 def test_options_that_cannot_be(tmp_path, changes, message):
