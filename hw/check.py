@@ -1,13 +1,14 @@
-"""Checks a student's answers to the problem set: right, wrong with the likely misconception, not understood.
+"""Checks a student's answers to the problem set and names the likely misconception behind a wrong answer.
 
-    python -m hw.check --template > answers.toml       the form, every field explained
-    python -m hw.check answers.toml                    a line for each answer; 0 if all are right, else 1
-    python -m hw.check answers.toml --hint             what leads on, never the answer
-    python -m hw.check --variant=7 > sheet-7.toml      a fresh sheet, numbers drawn from the seed, as a form
-    python -m hw.check --variant=7 --key               its key: the form filled in
+    python -m hw.check --template > answers.toml       prints an empty form that explains every field
+    python -m hw.check answers.toml                    marks each answer: right, wrong or not understood
+    python -m hw.check answers.toml --hint             adds hints, which never give the answer away
+    python -m hw.check --variant=7 > sheet-7.toml      prints a new problem set, its numbers drawn from seed 7
+    python -m hw.check --variant=7 --key               prints the answer key of that problem set
 
-The filled form says which variant it is. Errors are carried forward: a later answer is judged from the
-student's own earlier one. Questions in words are shown with a rubric and not graded.
+The exit code is 0 if all answers are right, and 1 otherwise. The form records its variant. Errors are carried
+forward: a later answer is judged from the student's own earlier answer. Questions in words are shown with a
+rubric and not graded.
 """
 
 import argparse
@@ -20,12 +21,12 @@ from hw import cli, files
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = cli.ArgumentParser(prog="hw.check", description=__doc__)
     parser.add_argument("file", nargs="?", type=cli.path, metavar="ANSWERS.toml", help="a filled form")
-    parser.add_argument("--hint", action="store_true", help="say what leads on wherever it is not right")
+    parser.add_argument("--hint", action="store_true", help="add a hint to each answer that is not right")
     parser.add_argument("--template", action="store_true", help="print an empty form")
     parser.add_argument(
-        "--variant", type=int, metavar="SEED", help="a fresh sheet instead of the problem set's"
+        "--variant", type=int, metavar="SEED", help="use a new problem set with numbers drawn from SEED"
     )
-    parser.add_argument("--key", action="store_true", help="print the form filled with the right answers")
+    parser.add_argument("--key", action="store_true", help="print the form with the right answers filled in")
     parser.add_json_option()
     options = parser.parse_args(argv)
     if options.file is None:
@@ -34,10 +35,10 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         if options.hint:
             parser.error("--hint needs ANSWERS.toml")
         if options.template and options.key:
-            parser.error("--template is an empty form, --key a filled one: not both")
+            parser.error("--template prints an empty form and --key a filled one: give one of them")
     elif options.template or options.key:
         parser.error(
-            f"--{'key' if options.key else 'template'} prints a form: not together with ANSWERS.toml"
+            f"--{'key' if options.key else 'template'} prints a form: leave out ANSWERS.toml or this option"
         )
     return options
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     options = _options(argv)
     inputs = [] if options.file is None else [options.file]
     output = files.json_output(options.json, inputs=inputs, force=options.force)
-    # After the options: a mistake in them is told at once.
+    # The slow imports come after the options, so a wrong option is reported at once.
     from hw.checking import form
 
     if options.file is None:
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
         files.emit_json(rows, output)
     else:
         print(cli.printable(terminal.marks(marks, hints=options.hint), keep="\n"))
-    sys.stdout.flush()  # where it fails, that is the one line
+    sys.stdout.flush()  # if this fails, its error is the only line on standard error
     cli.say(terminal.tally(marks))
     return 0 if all(m.verdict in ("right", "not graded") for m in marks) else 1
 

@@ -1,6 +1,6 @@
-"""The manners every command shares: exit codes, one-line errors, strict JSON, quiet pipes, safe terminals.
+"""Gives all commands the same exit codes, one-line errors, strict JSON, quiet pipes and safe terminals.
 
-Exit codes: 0 done; 1 done and the answer is no; 2 a user's mistake; 129 / 130 / 143 stopped by SIGHUP /
+Exit codes: 0 done; 1 done, and the answer is no; 2 a user's mistake; 129 / 130 / 143 stopped by SIGHUP /
 SIGINT / SIGTERM with the state saved. Results go to standard output, everything else to standard error.
 """
 
@@ -25,11 +25,11 @@ _CUT = " … "
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one line saying what is wrong and how to mend it."""
+    """A mistake that the user can correct; its one line says what is wrong and how to correct it."""
 
 
 class Stopped(Exception):
-    """The program was asked to stop by a signal and has saved what it had."""
+    """An exception that says a signal stopped the program after it saved its state."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -37,7 +37,7 @@ class Stopped(Exception):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse without abbreviations, whose errors are one line."""
+    """An argparse parser that allows no abbreviations and reports each error in one line."""
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
@@ -48,19 +48,19 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         message = message.replace("--json=-", "--json")
         if found := re.match(r"argument (?:\S+/)?(--[\w-]+).*expected one argument", message):
-            message += f": write {found[1]}=VALUE, above all where the value begins with -"
+            message += f": write {found[1]}=VALUE, especially if the value begins with -"
         if message.startswith("unrecognized arguments: ") and self._json_is_bare:
             message += (
-                ": --json takes a file only after =, as in --json=FILE, and stands behind the other words"
+                ": --json takes a file only after =, as in --json=FILE; give it after the other arguments"
             )
         raise UserError(f"{message} (see {self.prog} --help)")
 
     def parse_known_args(
         self, args: Iterable[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
-        """As argparse's, but an option's FILE that is optional is taken after `=` alone, as in --json=FILE.
+        """Parses like argparse, but an optional FILE must follow `=`, as in --json=FILE.
 
-        argparse would take the next word for it: of `--json a.png b.png` the first image.
+        argparse would take the next word as FILE: in `--json a.png b.png` the first image.
         """
         args = list(sys.argv[1:] if args is None else args)
         end = args.index("--") if "--" in args else len(args)
@@ -69,30 +69,31 @@ class ArgumentParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        """As argparse's, which makes an empty list of the value of --option=--."""
+        """Reads values like argparse, but keeps the value of --option=--, which argparse drops."""
         if action.option_strings and arg_strings == ["--"]:
             return self._get_value(action, "--")
         return super()._get_values(action, arg_strings)
 
     def add_json_option(self) -> None:
-        """Adds `--json[=FILE]`, machine-readable results on standard output or in FILE, and `--force`."""
+        """Adds `--json[=FILE]`, which writes JSON to standard output or FILE, and `--force`."""
         self.add_argument(
-            "--json", nargs="?", metavar="FILE", help="print JSON; --json=FILE writes it to FILE"
+            "--json",
+            nargs="?",
+            metavar="FILE",
+            help="print the results as JSON; --json=FILE writes them to FILE",
         )
         self.add_force_option()
 
     def add_force_option(self) -> None:
-        """Adds `--force`: an output may replace a file that this program did not write."""
-        self.add_argument(
-            "--force", action="store_true", help="write over a file that this program did not make"
-        )
+        """Adds `--force`, which lets an output replace a file that this program did not write."""
+        self.add_argument("--force", action="store_true", help="overwrite a file that hw did not write")
 
 
 def path(text: str) -> Path:
-    """The path that a user typed, with ~ for the home folder. The `type` of every option that takes one.
+    """Returns the path that a user typed, with ~ expanded; every option with a path has this `type`.
 
     Raises:
-      argparse.ArgumentTypeError: it is empty, names no local file, or the home folder is not known.
+      argparse.ArgumentTypeError: the path is empty or not local, or the home folder is unknown.
     """
     if not text:
         raise argparse.ArgumentTypeError("a path is missing after =")
@@ -104,19 +105,19 @@ def path(text: str) -> Path:
     user, slash, _ = text.partition("/")
     if expanded == text and user.startswith("~") and slash and not os.path.lexists(user):
         raise argparse.ArgumentTypeError(
-            f"{text!r}: there is no user {user[1:]!r}; ./{user} is a folder here"
+            f"{text!r}: there is no user {user[1:]!r}; write ./{user} for a folder of this name"
         )
     return Path(expanded)
 
 
 def _plain(value: Any) -> Any:
-    """Turns numpy values and non-finite numbers into what strict JSON can hold."""
-    import numpy as np  # here, so that --help does not wait for it
+    """Turns numpy values and non-finite numbers into values of strict JSON."""
+    import numpy as np  # imported here, so --help does not wait for it
 
     if isinstance(value, Mapping):
         return {encodable(str(k)): _plain(v) for k, v in value.items()}
     if isinstance(value, np.ndarray):
-        # Most arrays hold only numbers that JSON has. Then nobody need look at each of them in Python.
+        # Most arrays hold only numbers that JSON can express: then we skip the slow loop over single values.
         if np.can_cast(value.dtype, np.float64) and np.isfinite(value).all():
             return value.tolist()
         return _plain(value.tolist())
@@ -133,15 +134,15 @@ def _plain(value: Any) -> Any:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Strict JSON in one canonical form: keys sorted, never NaN (null instead), UTF-8."""
+    """Returns strict JSON in one canonical form: sorted keys, null instead of NaN, UTF-8."""
     return json.dumps(_plain(value), indent=indent, sort_keys=True, allow_nan=False, ensure_ascii=False)
 
 
 def encodable(text: str) -> str:
-    r"""Text that UTF-8 can hold: a byte of a file's name that is not UTF-8 becomes \xNN."""
+    r"""Returns text that UTF-8 can encode: a byte of a file's name that is not UTF-8 becomes \xNN."""
     if text.isascii():
         return text
-    # Python keeps such a byte as a lone surrogate, U+DC00 and the byte.
+    # Python stores such a byte as a lone surrogate, U+DC00 plus the byte.
     return re.sub(
         "[\ud800-\udfff]",
         lambda m: f"\\x{ord(m[0]) - 0xDC00:02x}" if 0xDC80 <= ord(m[0]) <= 0xDCFF else f"\\u{ord(m[0]):04x}",
@@ -150,11 +151,11 @@ def encodable(text: str) -> str:
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    r"""Text that a terminal shows and does not obey: control and direction characters as \xNN or \uNNNN.
+    r"""Returns text that is safe on a terminal: control and direction characters become \xNN or \uNNNN.
 
     Args:
-      text: anything, such as a file's name or a model's sample.
-      keep: control characters that are meant, such as "\n\t" of a sample.
+      text: any text, such as a file's name or a model's sample.
+      keep: control characters to keep, such as "\n\t" in a sample.
     """
     text = encodable(text)
     if text.isascii() and text.isprintable():
@@ -163,7 +164,7 @@ def printable(text: str, *, keep: str = "") -> str:
     def shown(symbol: str) -> str:
         if symbol in keep or unicodedata.category(symbol) not in ("Cc", "Cf", "Zl", "Zp"):
             return symbol
-        if symbol in "\u200c\u200d":  # joiners, without which some scripts and emoji fall apart
+        if symbol in "\u200c\u200d":  # some scripts and emoji need these joiners
             return symbol
         return f"\\x{ord(symbol):02x}" if ord(symbol) < 256 else f"\\u{ord(symbol):04x}"
 
@@ -171,7 +172,7 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def shorten(text: str, length: int) -> str:
-    """Text of at most `length` characters; what is longer loses its middle."""
+    """Returns at most `length` characters of a text; a longer text loses its middle."""
     if len(text) <= length:
         return text
     head = (length - len(_CUT) + 1) // 2
@@ -179,22 +180,22 @@ def shorten(text: str, length: int) -> str:
 
 
 def say(line: str) -> None:
-    """Tells the user something on standard error, at once. Where that is closed or full, it is lost."""
+    """Writes a line to standard error at once; the line is lost if that stream is closed or full."""
     with contextlib.suppress(OSError, ValueError):
         print(printable(line, keep="\n\t"), file=sys.stderr, flush=True)
 
 
 def sha256(text: str) -> str:
-    """SHA-256 of a text's UTF-8 bytes, as hexadecimal digits."""
+    """Returns the SHA-256 of a text's UTF-8 bytes in hex."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class _OutputFailed(Exception):
-    """Standard output does not take what is written: a full disk, or a device that refuses."""
+    """An exception that says standard output failed: the disk is full, or the device refuses the data."""
 
 
 class _StandardOutput(io.FileIO):
-    """Standard output whose errors can be told from those of other files."""
+    """A standard output whose errors we can distinguish from those of other files."""
 
     def write(self, data: Any) -> int | None:
         try:
@@ -206,15 +207,15 @@ class _StandardOutput(io.FileIO):
 
 
 def _open_streams() -> None:
-    """Makes standard output and standard error usable, whatever the shell made of them.
+    """Makes standard output and standard error usable, even if they are closed or not UTF-8.
 
-    Python has None for a stream that the shell closed (`>&-`). A stream that is not UTF-8 gets escapes for
-    the characters that it cannot hold.
+    Python has None for a stream that the shell closed (`>&-`). A stream that is not UTF-8 receives escapes
+    for the characters that it cannot encode.
     """
     for name in ("stdout", "stderr"):
         stream: TextIO | None = getattr(sys, name)
         if stream is None:
-            # It stays open to the end, and Python would warn of a stream that owns its file.
+            # The stream stays open to the end. With closefd=True Python would warn that nobody closed it.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             setattr(sys, name, open(nowhere, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
         elif stream is sys.__stdout__ and isinstance(stream, io.TextIOWrapper):
@@ -231,19 +232,19 @@ def _open_streams() -> None:
 
 
 def _silence(stream: TextIO) -> None:
-    """Sends what is left in a stream's buffer nowhere, so that the end of the process says nothing."""
+    """Discards the rest of a stream's buffer, so that Python reports no error when the process ends."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _fail(message: str) -> int:
-    """Says what is wrong in one line; returns the exit code of a user's mistake."""
+    """Prints the error in one line and returns the exit code of a user's mistake."""
     say(shorten("error: " + printable(" ".join(message.split())), MAX_ERROR))
     return 2
 
 
 def _missing_platform() -> str:
-    """The setting that names a platform on which JAX cannot start, as in JAX_PLATFORMS=cuda; "" for none."""
+    """Returns the setting with which JAX cannot start, such as JAX_PLATFORMS=cuda; "" for none."""
     jax = sys.modules.get("jax")
     settings = (name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name))
     setting = next(settings, None)
@@ -251,13 +252,13 @@ def _missing_platform() -> str:
         return ""
     try:
         jax.devices()
-    except (RuntimeError, AssertionError):  # JAX has errors of several types for it
+    except (RuntimeError, AssertionError):  # JAX raises several types of errors here
         return f"{setting}={os.environ[setting]}"
     return ""
 
 
 def _wrong_setting(error: Exception) -> bool:
-    """Whether JAX could not be imported, because a JAX_… variable of the environment has a wrong value."""
+    """Returns whether JAX's import failed because an environment variable JAX_… has a wrong value."""
     where = error.__traceback__
     files = []
     while where is not None:
@@ -266,8 +267,8 @@ def _wrong_setting(error: Exception) -> bool:
     return ("jax", "_src", "config.py") in files and any(name.startswith("JAX_") for name in os.environ)
 
 
-# Settings of JAX that would change the numbers of a command, or end it where it has a message of its own.
-# Those of promotion do neither: the tests run under the strictest.
+# JAX settings that would change a command's numbers, or stop it before it can print its own message. Settings
+# of dtype and rank promotion do neither: the tests run under the strictest ones.
 _OF_NUMBERS = (
     *("JAX_ENABLE_X64", "JAX_DISABLE_JIT", "JAX_DEBUG_NANS", "JAX_DEBUG_INFS", "JAX_CHECK_TRACER_LEAKS"),
     *("JAX_DEFAULT_PRNG_IMPL", "JAX_THREEFRY_PARTITIONABLE", "JAX_ENABLE_CUSTOM_PRNG"),
@@ -279,25 +280,24 @@ _OF_NUMBERS = (
 
 
 def _settle_jax() -> None:
-    """Sets JAX's environment for a command, before anything imports JAX.
+    """Sets JAX's environment for a command, before any module imports JAX.
 
-    The numbers must not depend on settings that a user has for other programs. And where libtpu is installed
-    (for `hw.compile`) and no TPU is there, JAX would try it all the same: its library then writes five lines
-    on standard error.
+    The numbers must not depend on the user's settings for other programs. If libtpu is installed (for
+    `hw.compile`) without a TPU, JAX would still try to use it, and libtpu would print five lines of errors.
     """
     for name in _OF_NUMBERS:
         os.environ.pop(name, None)
     chosen = any(
         name in os.environ for name in ("JAX_PLATFORMS", "JAX_FORCE_TPU_INIT", "TPU_WORKER_HOSTNAMES")
     )
-    # A GPU's plugin is tried after the TPU: which one there is, is for JAX to find out.
+    # JAX tries a GPU's plugin after the TPU. With such a plugin we let JAX choose.
     gpu = importlib.util.find_spec("jax_plugins")
     if not chosen and not gpu and importlib.util.find_spec("libtpu") and not _may_have_tpu():
         os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 def _may_have_tpu() -> bool:
-    """Whether this machine has a device that could be a TPU: Google's, and neither network nor disk."""
+    """Returns whether this machine may have a TPU: a Google device that is neither network nor disk."""
     if list(Path("/dev").glob("accel*")) or Path("/dev/vfio").exists():
         return True
     for vendor in Path("/sys/bus/pci/devices").glob("*/vendor"):
@@ -310,13 +310,13 @@ def _may_have_tpu() -> bool:
 
 
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs `main(argv)` and ends the process with the exit code that its outcome calls for."""
+    """Runs `main(argv)` and ends the process with the exit code for its outcome."""
     _open_streams()
     _settle_jax()
     try:
         try:
             code = main(sys.argv[1:] if argv is None else argv) or 0
-        except SystemExit as ended:  # argparse, after --help
+        except SystemExit as ended:  # argparse raises it after --help
             code = ended.code or 0
         sys.stdout.flush()
     except UserError as error:
@@ -328,13 +328,13 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     except ValueError as error:
         if not _wrong_setting(error):
             raise
-        code = _fail(f"{error}: mend or unset this variable of the environment, JAX_…")
+        code = _fail(f"{error}: correct or unset this environment variable, JAX_…")
     except Stopped as stopped:
         code = 128 + stopped.signum
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     except BrokenPipeError:
-        # The reader has left (`| head`): that is its right, and nothing is left to say.
+        # A reader such as `head` may close the pipe early. That is not an error.
         _silence(sys.stdout)
         code = 0
     except _OutputFailed as error:

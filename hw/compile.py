@@ -1,11 +1,12 @@
-"""Compiles a recipe's real programs ahead of time, also for a TPU that is not there, and says what they need.
+"""Compiles a recipe's programs ahead of time, also for a TPU that you do not have, and reports their cost.
 
-    python -m hw.compile --config=configs/resnet.py[:VARIANT] [--topology=v5e:2x2 …] [--config.a.b=V …]
+    python -m hw.compile --config=configs/resnet.py --topology=v5e:2x2
+    python -m hw.compile --config=FILE.py[:VARIANT] [--topology=NAME …] [--config.a.b=V …]
 
-Topologies: "local", this machine's devices (default); a TPU's, such as v5e:1x1 (Colab's), v5e:2x4, v5e:16x16,
-for which libtpu must be installed (pip install libtpu), but no TPU. FLOPs, bytes and time are the compiler's
-own, on each device, and count the body of a loop once: of many steps in a dispatch, one. 1 if anything does
-not fit the devices' memory.
+The topology "local" means this machine's devices (default). A TPU's topology, such as v5e:1x1 (Colab's),
+v5e:2x4 or v5e:16x16, needs libtpu (pip install libtpu) but no TPU. FLOPs, bytes and time are the compiler's
+estimates for each device. They count the body of a loop once, so a dispatch of many steps counts as one step.
+The exit code is 1 if a program does not fit into the devices' memory.
 """
 
 import sys
@@ -18,7 +19,9 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.ArgumentParser(prog="hw.compile", description=__doc__)
     parser.add_argument("--config", required=True, metavar="FILE.py[:VARIANT]", help="a recipe")
-    parser.add_argument("--topology", action="append", metavar="NAME", help="where to; again for more")
+    parser.add_argument(
+        "--topology", action="append", metavar="NAME", help="the devices to compile for; may be repeated"
+    )
     parser.add_json_option()
     options, rest = parser.parse_known_args(argv)
     if stray := [a for a in rest if not a.startswith("--config.")]:
@@ -28,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     (config, _, _), _ = parsed
     output = files.json_output(options.json, force=options.force)
-    # After the options: a mistake in them is told at once.
+    # The slow imports come after the options, so a wrong option is reported at once.
     from hw.inference import compilation
     from hw.report import terminal
 
@@ -41,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         print(terminal.compiled(reports))
     too_large = [found for found in reports if not found.fits]
     for found in too_large:
-        cli.say(f"{found.topology}: {found.program} does not fit: choose a smaller batch, or more devices")
+        cli.say(f"{found.topology}: {found.program} does not fit: choose a smaller batch or more devices")
     return 1 if too_large else 0
 
 

@@ -1,4 +1,10 @@
-"""Evaluates a run's final weights, or those of its newest sound checkpoint, or a released model."""
+"""Evaluates a run's final weights, the weights of its newest sound checkpoint, or a released model.
+
+    python -m hw.evaluate --model=resnet                a released model
+    python -m hw.evaluate --workdir=runs/resnet-s0      your own run of hw.train
+
+For your own run it also writes evaluation.json to the workdir.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +14,7 @@ from hw import cli, files
 
 
 def _text_table(report: dict[str, Any]) -> str:
-    """The report of a language model for reading."""
+    """Formats the report of a language model as a table."""
     lines = [
         f"{report['dataset']['name']} ({report['dataset']['source']}), {report['split']} split, "
         f"{report['num_examples']:,} characters, in {report['dtype']}",
@@ -21,14 +27,14 @@ def _text_table(report: dict[str, Any]) -> str:
         )
     for of in report.get("copied", ()):
         lines.append(
-            f"sample at temperature {of['temperature']}: longest copy of training text "
-            f"{of['longest']} characters, {of['share']:.1%} of its 20-grams occur there"
+            f"sample at temperature {of['temperature']}: its longest copy of the training text has "
+            f"{of['longest']} characters, and {of['share']:.1%} of its 20-grams occur there"
         )
     return "\n".join(lines)
 
 
 def _recall_table(report: dict[str, Any]) -> str:
-    """The report of a model that recalls, for reading."""
+    """Formats the report of a model of the memory task as a table."""
     return (
         f"{report['dataset']['name']} ({report['dataset']['source']}), {report['split']} split, "
         f"{report['num_examples']} sequences, in {report['dtype']}\n"
@@ -38,7 +44,7 @@ def _recall_table(report: dict[str, Any]) -> str:
 
 
 def _image_table(report: dict[str, Any]) -> str:
-    """The report of a classifier for reading."""
+    """Formats the report of a classifier as a table."""
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.4f}"
@@ -47,12 +53,12 @@ def _image_table(report: dict[str, Any]) -> str:
         f"{report['dataset']['name']} ({report['dataset']['source']}), {report['split']} split, "
         f"{report['num_examples']} images, in {report['dtype']}",
         f"accuracy                     {report['accuracy']:.2%}",
-        f"  with test-time views       {report['accuracy_tta']:.2%}",
+        f"  test-time augmentation     {report['accuracy_tta']:.2%}",
         f"nll, nats                    {number(report['nll'])}",
         f"  at temperature {number(report['temperature']):<12}{number(report['nll_calibrated'])}",
         f"ece, 15 bins                 {number(report['ece'])}",
         f"  at temperature {number(report['temperature']):<12}{number(report['ece_calibrated'])}",
-        "accuracy of each class, and what it is taken for most often:",
+        "accuracy of each class, and the class that the model confuses it with most often:",
     ]
     for k, name in enumerate(report["classes"]):
         row = report["confusion"][k]
@@ -69,21 +75,21 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.ArgumentParser(prog="hw.evaluate", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=cli.path, help="a workdir of hw.train; gets evaluation.json")
+    source.add_argument("--workdir", type=cli.path, help="a workdir of hw.train")
     source.add_argument("--model", choices=["resnet", "gru", "attention"], help="a released model")
-    parser.add_argument("--data-dir", default="", help="where the prepared data lies")
+    parser.add_argument("--data-dir", default="", help="the folder of prepared datasets")
     parser.add_argument(
-        "--data-path", type=cli.path, metavar="FILE", help="the text of a run that was given config.data.path"
+        "--data-path", type=cli.path, metavar="FILE", help="the text of a run with --config.data.path"
     )
     parser.add_argument(
-        "--batch-size", type=int, default=0, help="examples at a time (default: the run's own)"
+        "--batch-size", type=int, default=0, help="examples per batch (default: the run's batch size)"
     )
     parser.add_json_option()
     options = parser.parse_args(argv)
 
     output = files.json_output(options.json, force=options.force)
 
-    # After the options: a mistake in them is told at once.
+    # The slow imports come after the options, so a wrong option is reported at once.
     from hw.inference import evaluation
     from hw.training import log, saved
 
@@ -94,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     if options.workdir:
         try:
             log.write_report(options.workdir, report)
-        except OSError as error:  # a run of somebody else's may be read and not written
+        except OSError as error:  # the user may read another user's run but not write there
             cli.say(f"note: evaluation.json in {options.workdir} was not written ({error.strerror or error})")
     if options.json:
         files.emit_json(report, output)

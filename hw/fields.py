@@ -1,8 +1,8 @@
-"""The fields of a config: what each may hold, and the names that they had before.
+"""Defines the fields of a config: the values that each field allows, and the earlier names of fields.
 
-A new run is checked by these tables before any work, and so is a saved run before it is read
-(`hw.training.saved`). The words that a field may hold, such as the names of the models, stand here and not
-beside the code that they name: this module imports neither JAX nor flax. Tests compare the two.
+These tables check a new run before any work, and a saved run before it is read (`hw.training.saved`). The
+names of models, optimisers and so on are repeated here, so this module imports neither JAX nor flax. Tests
+compare them with the code.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,9 +17,9 @@ from hw.schema import FLAG, Rule, Table, each, number, one_of, text, whole
 
 # --- Bounds ---
 
-# The sizes of a layer; the largest recipe of ours has 512 units.
+# Bounds on the sizes of a layer; our largest recipe has 512 units.
 MAX_SIZE, _MAX_DEPTH, _MAX_STAGES = 65_536, 1_000, 64
-# A step is computed in float32, where a larger number is infinite.
+# A step is computed in float32, and a larger number overflows to infinity.
 _LARGEST = float(np.finfo(np.float32).max)
 _WORD = text(100)
 _PATH = Rule("a path", lambda v: type(v) is str and len(v) <= 4096 and "\0" not in v)
@@ -32,7 +32,7 @@ _RGB = "a list of three {}numbers, for red, green and blue"
 
 # --- The parts of a config ---
 
-# Which models and datasets a task can be given.
+# The models and datasets that each task accepts.
 MODELS_OF = {
     "images": ("hwnet", "resnet18", "resnet20"),
     "recall": ("recall_net",),
@@ -55,20 +55,20 @@ DATA: dict[str, Table] = {
         "split": one_of("nanogpt", "tfds", "fractions"),
         "fractions": Rule(
             "a list of two positive numbers, training and validation, that sum to at most 1",
-            # A hair above 1 is meant to be 1.
+            # The tolerance allows for rounding.
             lambda v: each(number(0, 1, "(]"), 2, 2).holds(v) and sum(v) <= 1 + 1e-9,
         ),
     },
     "recall": {"delay": whole(0, 10_000), "num_symbols": whole(2, 1_000)},
 }
 
-# Of each model the arguments that a recipe gives it, under its own name.
+# For each model, the arguments that a recipe gives it.
 MODELS: dict[str, Table] = {
     "attention_lm": {
         "width": _SIZE,
         "depth": _DEPTH,
         "heads": _SIZE,
-        # A slot to cache needs a context of two; without one the carry would be empty.
+        # With a context of one the cache would be empty.
         "context": whole(2, MAX_SIZE),
         "dropout": _DROPOUT,
         "tied": FLAG,
@@ -122,7 +122,7 @@ OPTIM: Table = {
     "warmup": number(0, 1),
     "final": number(0, 1),
 }
-# Which of the fields above only some optimisers read.
+# Fields that only these optimisers read.
 _READ_BY = {
     "head_learning_rate": ("muon",),
     "momentum": ("sgd", "muon"),
@@ -135,7 +135,7 @@ _READ_BY = {
 
 _SCHEDULE: Table = {"epochs": number(0, 1e9), "batch_size": _BATCH}
 _SMOOTHING = number(0, 1, "[)")
-# The fields that building a task reads: a finished run is evaluated with them too.
+# The fields that a task needs, also to evaluate a finished run.
 TASKS: dict[str, Table] = {
     "images": {
         "data": {"name": one_of(*DATASETS_OF["images"]), **DATA["cifar10"]},
@@ -176,7 +176,7 @@ TASKS: dict[str, Table] = {
 }
 TASK = one_of(*sorted(TASKS))
 _WHOLE_RUN: Table = {"task": TASK, "seed": whole(0, 2**32 - 1), "parallel": one_of("jit", "pmap")}
-# The fields that the loop alone reads.
+# The fields that only the training loop needs.
 _LOOP: Table = {
     "train": {"average_decay": number(0, 1, "[)"), "steps_per_dispatch": whole(0, 10**6)},
     "eval": {"every_epochs": number(0, 1e9)},
@@ -187,12 +187,12 @@ _LOOP: Table = {
 
 
 def of_finished(task: str) -> Table:
-    """The table of a finished run's config, apart from its model: what evaluating the run reads."""
+    """Returns the table of a finished run's config without its model: the fields that evaluation reads."""
     return {**_WHOLE_RUN, **TASKS[task]}
 
 
 def of_new(task: str) -> Table:
-    """The table of a new run's config, apart from its model."""
+    """Returns the table of a new run's config without its model."""
     table: dict[str, Any] = {**of_finished(task)}
     for part, rules in _LOOP.items():
         table[part] = {**table.get(part, {}), **rules} if isinstance(rules, Mapping) else rules
@@ -203,7 +203,7 @@ def of_new(task: str) -> Table:
 
 
 def check(config: ConfigDict) -> None:
-    """Checks every field of a new run's config by itself.
+    """Checks each field of a new run's config separately.
 
     Raises:
       UserError: names the first field that is missing or breaks its rule.
@@ -212,8 +212,8 @@ def check(config: ConfigDict) -> None:
     schema.require(values, "task", name="config")
     schema.check(values, {"task": TASK}, name="config")
     task = values["task"]
-    # First the names: another model or dataset has other fields.
-    for old, new in RENAMED.items():  # in a recipe that somebody wrote before
+    # The names come first, because each model and each dataset has its own fields.
+    for old, new in RENAMED.items():  # an old recipe may have an old name
         part, name = old.split(".")
         if name in values.get(part, {}):
             raise UserError(f"config.{old} is called config.{new} now")
@@ -227,7 +227,7 @@ def check(config: ConfigDict) -> None:
 
 
 def check_part(part: str, config: ConfigDict) -> None:
-    """Checks `config.model`, `config.optim` or `config.data` where it is used without the rest.
+    """Checks `config.model`, `config.optim` or `config.data` alone, for code that uses only this part.
 
     Raises:
       UserError: names the first field that is missing, unknown or breaks its rule.
@@ -245,13 +245,13 @@ def check_part(part: str, config: ConfigDict) -> None:
     sizes = values.get("attention_lm", {}) if part == "model" else {}
     if {"width", "heads"} <= sizes.keys() and sizes["width"] % (2 * sizes["heads"]):
         raise UserError(
-            f"{name}.attention_lm.width={sizes['width']} must be a multiple of {2 * sizes['heads']}, for "
-            f"{name}.attention_lm.heads={sizes['heads']} of even size"
+            f"{name}.attention_lm.width={sizes['width']} must be a multiple of {2 * sizes['heads']}, because "
+            f"each of {name}.attention_lm.heads={sizes['heads']} needs an even width"
         )
 
 
 def _as_json(value: Any) -> Any:
-    """A config's values as JSON would give them back: tuples as lists, NumPy's numbers as Python's."""
+    """Converts a config's values to JSON types: tuples to lists, NumPy numbers to Python numbers."""
     if isinstance(value, Mapping):
         return {key: _as_json(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -259,26 +259,26 @@ def _as_json(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-# --- Names that fields had before ---
+# --- Earlier names of fields ---
 
-# Fields that models had once: committed logs have them. A gate of "none" is the model of today.
+# Fields that models had earlier and that committed logs still have. A gate of "none" is today's model.
 RETIRED: dict[str, Table] = {"hwnet": {"gate": one_of("none", "out"), "gate_scale": schema.FINITE}}
-# {a field or a part of a config, as it was called: as it is called}
+# {earlier name of a field or of a part of a config: today's name}
 RENAMED = {"optim.filters": "optim.muon", "train.forget": "train.state_reset"}
-# Fields that configs/recall.py had once, and that nothing read.
+# Fields that configs/recall.py had earlier and that nothing read.
 _NEVER_READ_IN_RECALL = ("embedded.", "data.holdout")
 
 
 def unread(optimiser: str) -> set[str]:
-    """The fields of `config.optim` that this optimiser does not read, such as "muon.momentum"."""
+    """Returns the fields of `config.optim` that this optimiser does not read, such as "muon.momentum"."""
     return {field for field, names in _READ_BY.items() if optimiser not in names}
 
 
 def check_read(given: Iterable[str], optimiser: str) -> None:
-    """Checks that the run reads every field which somebody has set by hand.
+    """Checks that the run reads every field that the user has set on the command line.
 
     Args:
-      given: such as "optim.momentum".
+      given: names of fields, such as "optim.momentum".
       optimiser: `config.optim.name`.
 
     Raises:
@@ -291,7 +291,7 @@ def check_read(given: Iterable[str], optimiser: str) -> None:
 
 
 def renamed(field: str) -> str:
-    """Today's name of a field such as "optim.filters.momentum"."""
+    """Returns today's name of a field such as "optim.filters.momentum"."""
     for old, new in RENAMED.items():
         if field == old or field.startswith(f"{old}."):
             return new + field.removeprefix(old)
@@ -299,7 +299,7 @@ def renamed(field: str) -> str:
 
 
 def under_new_names(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The same config, nested and of any age, with every field under today's name."""
+    """Returns a nested config of any age with every field under today's name."""
     tree = {part: dict(held) if isinstance(held, dict) else held for part, held in recipe.items()}
     for old, new in RENAMED.items():
         part, name = old.split(".")
@@ -309,14 +309,14 @@ def under_new_names(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def current(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that have a say in a run, under today's names.
+    """Returns the fields that affect a run, under today's names.
 
     Args:
-      flat: of a config of any age, such as {"optim.name": "sgd", …}.
+      flat: the fields of a config of any age, such as {"optim.name": "sgd", …}.
     """
     found = {renamed(field): value for field, value in flat.items()}
     optimiser = found.get("optim.name")
-    if "optim.b1" not in found and optimiser in _READ_BY["b1"]:  # it was called momentum there
+    if "optim.b1" not in found and optimiser in _READ_BY["b1"]:  # its earlier name was momentum
         found["optim.b1"] = found.get("optim.momentum")
     dropped = tuple(f"optim.{field}" for field in unread(optimiser)) if optimiser in OPTIMISERS else ()
     dropped += _NEVER_READ_IN_RECALL if found.get("task") == "recall" else ()

@@ -1,9 +1,9 @@
-"""Files that a person names: read within bounds, written whole, and never written over by mistake.
+"""Reads files within bounds, writes them atomically, and never overwrites a file by mistake.
 
-Every command opens files through this module. What is read must be a regular file of a bounded size, because
-a pipe, a device or an endless file would hang the program or fill its memory. What is written replaces the
-old content in one step. A file that was given to be read, or that no command of ours wrote, stays as it is
-unless the user says `--force`.
+Every command opens the user's files through this module. An input must be a regular file of bounded size,
+because a pipe, a device or an endless file would hang the program or fill its memory. An output replaces the
+old content in one step. Without `--force` a command does not overwrite its inputs, or a file that none of our
+commands wrote.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from typing import Any
 from hw import cli
 from hw.cli import UserError, to_json
 
-# Every page, drawing and archive of ours says who made it: an HTML page in its head, within this many bytes
-# of its start, and every other file at its very end. The next command that makes one may write over it.
+# Every page, drawing and archive that we write carries this mark: an HTML page in its head, within the first
+# `_MARK_WITHIN` bytes, and every other file at its end. A later command may overwrite a file with the mark.
 MARK = "made by hw"
 _MARK_WITHIN = 1024
 _MARKED_START = re.compile(rb'<meta name="generator" content="made by hw\.[a-z]+">')
@@ -31,7 +31,7 @@ _MARKED_END = re.compile(
     rb"(<!-- made by hw\.[a-z]+ -->\n|\n% made by hw\.[a-z]+\n|PK\x05\x06.{18}made by hw\.[a-z]+)\Z",
     re.DOTALL,
 )
-# A file that is larger than this is not one that we wrote as JSON.
+# We never write a JSON file that is larger than this many bytes.
 _MAX_OWN_JSON = 64 * 2**20
 _PARTIAL = ".partial"
 
@@ -41,19 +41,19 @@ _PARTIAL = ".partial"
 
 @contextlib.contextmanager
 def open_regular(path: Path, limit: int, *, mend: str = "") -> Generator[io.BufferedReader | io.BytesIO]:
-    """Opens a regular file of at most `limit` bytes; links are followed.
+    """Opens a regular file of at most `limit` bytes and follows links.
 
     Args:
       path: the file.
       limit: bytes.
-      mend: what the user can do instead, for the end of the message.
+      mend: advice for the user at the end of the message.
 
     Raises:
-      UserError: it cannot be opened, is a folder, a pipe or a device, or is larger.
+      UserError: the file cannot be opened, is too large, or is a folder, a pipe or a device.
     """
     mend = f"; {mend}" if mend else ""
     try:
-        # Without O_NONBLOCK a pipe would be waited for.
+        # Without O_NONBLOCK, opening a pipe would wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UserError(f"cannot read {path}: {_reason(error)}{mend}") from error
@@ -77,10 +77,10 @@ def open_regular(path: Path, limit: int, *, mend: str = "") -> Generator[io.Buff
 
 
 def _hidden_content(descriptor: int, path: Path, limit: int) -> bytes:
-    """The content of a file that says that it is empty. A file of /proc says so, and may have no end.
+    """Reads a file whose size is given as 0. Files in /proc have this size, and some are endless.
 
     Raises:
-      UserError: it has more than `limit` bytes, or cannot be read, or not without waiting.
+      UserError: it has more than `limit` bytes, or reading it fails or would block.
     """
     content = bytearray()
     try:
@@ -94,10 +94,10 @@ def _hidden_content(descriptor: int, path: Path, limit: int) -> bytes:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a file, a folder or a link has this name.
+    """Returns whether a file, a folder or a link has this name.
 
     Raises:
-      UserError: nobody can tell, because a folder on the way may not be read or the name is too long.
+      UserError: the system cannot tell: a folder in the path is not readable, or the name is too long.
     """
     try:
         os.lstat(path)
@@ -109,14 +109,14 @@ def is_there(path: Path) -> bool:
 
 
 def read_bytes(path: Path, limit: int, *, mend: str = "") -> bytes:
-    """The content of a regular file of at most `limit` bytes.
+    """Returns the content of a regular file of at most `limit` bytes.
 
     Raises:
       UserError: see `open_regular`.
     """
     with open_regular(path, limit, mend=mend) as file:
         try:
-            # A log may grow while it is read.
+            # The size is checked again below, because a log may grow while we read it.
             content = file.read(limit + 1)
         except OSError as error:
             raise UserError(f"cannot read {path}: {_reason(error)}") from error
@@ -126,10 +126,10 @@ def read_bytes(path: Path, limit: int, *, mend: str = "") -> bytes:
 
 
 def read_text(path: Path, limit: int, *, mend: str = "") -> str:
-    """The text of a UTF-8 file, newlines as they are, without a byte order mark.
+    """Returns the text of a UTF-8 file without a byte order mark; it does not change newlines.
 
     Raises:
-      UserError: see `open_regular`; or it is not UTF-8, with the first wrong byte.
+      UserError: see `open_regular`; or the file is not UTF-8 (the message names the first wrong byte).
     """
     content = read_bytes(path, limit, mend=mend)
     try:
@@ -142,10 +142,10 @@ def read_text(path: Path, limit: int, *, mend: str = "") -> str:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """The value of strict JSON in UTF-8: no NaN, no infinity, no number that overflows.
+    """Parses strict JSON in UTF-8, without NaN, infinity or numbers that overflow.
 
     Raises:
-      ValueError: it is not such JSON; the message says why in a few words.
+      ValueError: it is not strict JSON; the message gives the reason in a few words.
     """
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
@@ -156,23 +156,23 @@ def parse_json(content: bytes | str) -> Any:
         raise ValueError(f"byte {error.start} is not UTF-8") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.msg}, line {error.lineno} column {error.colno}") from error
-    except ValueError as error:  # Python's own message for a long integer advises to change a setting
+    except ValueError as error:  # for a long integer, Python's message advises an interpreter setting
         too_long = "int_max_str_digits" in str(error)
         raise ValueError("a whole number is too long" if too_long else str(error)) from error
 
 
 def read_json(path: Path, limit: int, *, mend: str = "") -> Any:
-    """The value in a JSON file of at most `limit` bytes; see `parse_json`.
+    """Reads a JSON file of at most `limit` bytes; see `parse_json`.
 
     Raises:
-      UserError: it cannot be read, or is not strict JSON.
+      UserError: the file cannot be read or is not strict JSON.
     """
     content = read_bytes(path, limit, mend=mend)
     try:
         return parse_json(content)
     except ValueError as error:
         end = f"; {mend}" if mend else ""
-        raise UserError(f"{path} is damaged, it is not JSON ({error}){end}") from error
+        raise UserError(f"{path} is damaged: it is not JSON ({error}){end}") from error
 
 
 def _refuse_constant(name: str) -> None:
@@ -194,7 +194,7 @@ def _reason(error: Exception) -> str:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replaces a file of ours whole: a reader, or a crash, sees the old content or the new, never half."""
+    """Replaces a file in one step: a reader sees the old content or the new, even after a crash."""
     data = content.encode() if isinstance(content, str) else content
     partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
     try:
@@ -208,9 +208,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def remove_partials(folder: Path) -> None:
-    """Removes what `write_atomic` left half-written in `folder` when a process was killed.
+    """Removes partial files that `write_atomic` left in `folder` when a process was killed.
 
-    Call it only where no other process writes, such as in a workdir whose lock is held.
+    Call it only if no other process writes there, for example while you hold the workdir's lock.
     """
     for leftover in folder.glob(f".*{_PARTIAL}"):
         if leftover.is_file() or leftover.is_symlink():
@@ -218,23 +218,24 @@ def remove_partials(folder: Path) -> None:
 
 
 class Output:
-    """A file that an option names for results. Make it before the work, so that a refusal comes at once.
+    """An output file that an option names. Create it before the work, so that it refuses a bad name at once.
 
     Attributes:
-      path: as the user named it.
+      path: the path that the user typed.
     """
 
     def __init__(self, option: str, path: Path, *, inputs: Sequence[Path] = (), force: bool = False) -> None:
-        """Checks what can be checked before there is any content.
+        """Checks the path before the content exists.
 
         Args:
-          option: as the user typed it, such as "--out".
-          path: where to write. A link is followed, a pipe or a device is written to.
+          option: the option that the user typed, such as "--out".
+          path: the file to write. A link is followed; a pipe or a device is allowed.
           inputs: the files that this command reads.
-          force: whether an existing file may be written over, whoever made it.
+          force: whether any existing file may be overwritten.
 
         Raises:
-          UserError: it is a folder, its folder is missing, or it is one of `inputs`.
+          UserError: the path is a folder, its folder is missing, it is one of `inputs`, or it is a file that
+            our commands did not write.
         """
         self.path, self._option, self._force = path, option, force
         named = f"{option}={path}"
@@ -255,10 +256,10 @@ class Output:
                 with contextlib.suppress(OSError, ValueError):
                     if os.path.samestat(self._status, os.stat(other)):
                         raise UserError(
-                            f"{named} is the file to be read: choose another name, or add --force to "
-                            "write over it"
+                            f"{named} is an input of this command: choose another name, or add --force to "
+                            "overwrite it"
                         )
-            # Whether it is of the same kind as the results shows when they are there.
+            # `write` checks later whether the file is of the same kind as the results.
             try:
                 if not self._may_replace(lambda old: is_marked(old) or _is_own_json(old)):
                     raise self._foreign()
@@ -267,17 +268,17 @@ class Output:
 
     def _foreign(self) -> UserError:
         return UserError(
-            f"{self._option}={self.path} exists and this program did not write it: choose another name, or "
-            "add --force to write over it"
+            f"{self._option}={self.path} exists and hw did not write it: choose another name, or add --force "
+            "to overwrite it"
         )
 
     def beside(self, path: Path) -> "Output":
-        """Another file that goes with this one, under the same rules."""
+        """Returns an output for a second file under the same rules."""
         return Output(self._option, path, force=self._force)
 
     @property
     def _is_stream(self) -> bool:
-        """Whether it is a pipe, a device or a socket: written to, never replaced."""
+        """Returns whether it is a pipe, a device or a socket, which we never replace."""
         return self._status is not None and not stat.S_ISREG(self._status.st_mode)
 
     def write(self, content: str | bytes, *, ours: Callable[[bytes], bool] | None = None) -> None:
@@ -285,16 +286,15 @@ class Output:
 
         Args:
           content: text is written as UTF-8.
-          ours: from the content of an existing file, whether a command of ours wrote it. By default:
-            whether it bears `MARK`.
+          ours: returns whether the content of an existing file is ours. The default looks for `MARK`.
 
         Raises:
-          UserError: a file of somebody else is there, or it cannot be written.
+          UserError: an existing file is not ours, or the file cannot be written.
         """
         data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
         try:
             if self._is_stream:
-                # Unbuffered: an error shows here and not when the file is closed.
+                # Without a buffer an error occurs here and not when the file is closed.
                 with open(self.path, "wb", buffering=0) as file:
                     rest = memoryview(data)
                     while rest:
@@ -307,7 +307,7 @@ class Output:
             raise UserError(f"cannot write {self.path}: {_reason(error)}") from error
 
     def write_json(self, value: Any, *, indent: int | None = 2) -> None:
-        """Writes strict JSON; an existing file must be JSON of ours with the same fields."""
+        """Writes strict JSON; an existing file must be our JSON with the same fields."""
         text = to_json(value, indent=indent) + "\n"
         self.write(text, ours=lambda old: _is_same_kind_of_json(old, text, indent))
 
@@ -316,19 +316,19 @@ class Output:
             return False
         with self._target.open("rb") as file:
             old = file.read(_MAX_OWN_JSON + 1)
-        return not old or ours(old)  # an empty file, as mktemp makes one, holds nothing to lose
+        return not old or ours(old)  # an empty file, such as mktemp's, has nothing to lose
 
 
 def is_marked(content: bytes) -> bool:
-    """Whether a page, a drawing or an archive says that a command of ours made it.
+    """Returns whether a page, a drawing or an archive carries the mark of our commands.
 
-    The words alone do not count: somebody's notes may have them too.
+    The mark's words alone do not count, because a user's notes may contain them.
     """
     return bool(_MARKED_START.search(content[:_MARK_WITHIN]) or _MARKED_END.search(content[-_MARK_WITHIN:]))
 
 
 def _is_own_json(content: bytes, indents: Sequence[int | None] = (2, None)) -> bool:
-    """Whether it is JSON exactly as our writer writes it with one of the indents."""
+    """Returns whether `content` is exactly our writer's JSON with one of the indents."""
     if len(content) > _MAX_OWN_JSON:
         return False
     try:
@@ -339,15 +339,15 @@ def _is_own_json(content: bytes, indents: Sequence[int | None] = (2, None)) -> b
 
 
 def _fields(value: Any) -> set[str]:
-    """The fields of an object, or of all objects of a list; none where there is anything else."""
+    """Returns the fields of an object, or of all objects of a list; an empty set for any other value."""
     objects = value if isinstance(value, list) else [value]
     return set().union(*objects) if all(isinstance(of, dict) for of in objects) else set()
 
 
 def _is_same_kind_of_json(old: bytes, new: str, indent: int | None) -> bool:
-    """Whether `old` is JSON as our writer writes it, with the fields of `new`.
+    """Returns whether `old` is our writer's JSON with about the fields of `new`.
 
-    An option such as --hint adds some fields, so that some may be missing on one side.
+    An option such as --hint adds fields, so one side may lack some of them.
     """
     if not _is_own_json(old, [indent]):
         return False
@@ -359,7 +359,7 @@ def _is_same_kind_of_json(old: bytes, new: str, indent: int | None) -> bool:
 
 
 def json_output(named: str | None, *, inputs: Sequence[Path] = (), force: bool = False) -> Output | None:
-    """The file that --json=FILE names; None without the option, and for standard output."""
+    """Returns the file that --json=FILE names; None without FILE."""
     if named in (None, "-"):
         return None
     try:
@@ -369,12 +369,12 @@ def json_output(named: str | None, *, inputs: Sequence[Path] = (), force: bool =
 
 
 def emit_json(value: Any, output: Output | None) -> None:
-    """Writes indented JSON to `output`; None is standard output."""
+    """Writes indented JSON to `output`, or to standard output if it is None."""
     if output is not None:
         output.write_json(value)
         return
     text = to_json(value, indent=2)
-    # A terminal that is not UTF-8 gets JSON's own escapes: it stays JSON.
+    # A terminal that is not UTF-8 receives JSON's escapes, so the output is still JSON.
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeError:

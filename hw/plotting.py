@@ -1,8 +1,8 @@
-"""All figures by matplotlib, in one style of ours whatever style, backend and fonts the user has set.
+"""Draws every matplotlib figure in our own style, which the user's matplotlib settings do not change.
 
-A `Draw` draws one panel. `lines`, `bars`, `heat_map` and `confusion` return one; `svg` sets them in a row.
-This module imports nothing of ours, and matplotlib only when something is drawn: a run that continues should
-not wait for a plotting library before its first step.
+A `Draw` draws one panel. `lines`, `bars`, `heat_map` and `confusion` return one; `svg` puts them in a row.
+This module imports no module of ours. It imports matplotlib only to draw, so a run that continues does not
+wait for a plotting library before its first step.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Draws something on one Axes.
+# A `Draw` draws a panel on one Axes.
 Draw = Callable[["Axes"], None]
 
-# Colour, line and marker of the first curve, the second, … The colours are those of Okabe & Ito 2008, "Color
-# universal design": every kind of eye tells them apart.
+# Colour, line and marker of the first curve, the second, … The colours are from Okabe & Ito 2008, "Color
+# universal design": readers with any kind of colour vision can distinguish them.
 STYLES = (
     ("#0072b2", "-", "o"),
     ("#d55e00", "--", "s"),
@@ -30,9 +30,9 @@ STYLES = (
     ("#cc79a7", ":", "D"),
     ("#888888", (0, (4, 1, 1, 1, 1, 1)), "v"),
 )
-# Where this differs from matplotlib's default style.
+# Our differences from matplotlib's default style.
 _SETTINGS = {
-    # Text stays text in an SVG: a reader's browser finds the characters that our font lacks.
+    # Text stays text in an SVG, so a reader's browser can show characters that our font lacks.
     "svg.fonttype": "none",
     "svg.hashsalt": "hw",
     "font.size": 10,
@@ -45,13 +45,13 @@ _SETTINGS = {
 
 
 class Curve(NamedTuple):
-    """A curve of `lines`.
+    """A curve that `lines` draws.
 
     Attributes:
-      label: its name in the legend, shown as it is.
+      label: its name in the legend, as plain text.
       x, y: its points.
       band: the lower and the upper edge of the band around it.
-      style: its place in STYLES; None: its place among the curves.
+      style: its index in STYLES; None takes its index among the curves.
       markers: whether each point has a marker.
     """
 
@@ -65,22 +65,22 @@ class Curve(NamedTuple):
 
 @contextlib.contextmanager
 def _style(settings: Mapping[str, Any]) -> Generator[None]:
-    """Draws what is drawn inside in our style and `settings` (rcParams), in silence.
+    """Sets our style and `settings` (rcParams) inside the `with` block, without warnings.
 
-    The user's matplotlibrc has no effect: LaTeX (`text.usetex`) may be missing on this machine.
+    The user's matplotlibrc has no effect: it may ask for LaTeX (`text.usetex`), which may be missing.
     """
-    # matplotlib logs warnings about a folder that it cannot write and about a matplotlibrc with unknown keys.
+    # matplotlib logs warnings about a folder that it cannot write and about unknown keys in a matplotlibrc.
     logging.getLogger("matplotlib").setLevel(logging.CRITICAL)
-    # It refuses to be imported where this names a backend that does not exist. We need none.
+    # Its import fails if this variable names an unknown backend. We need no backend.
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of characters that our font lacks
+            warnings.simplefilter("ignore")  # matplotlib warns about characters that our font lacks
             try:
                 import matplotlib
-            except Exception as error:  # it reads the user's matplotlibrc, and fails where that is no UTF-8
+            except Exception as error:  # it reads the user's matplotlibrc, and fails if that is not UTF-8
                 raise ImportError(
-                    f"matplotlib cannot be loaded ({error}): mend or remove your matplotlibrc"
+                    f"matplotlib cannot be loaded ({error}): correct or remove your matplotlibrc"
                 ) from error
             with matplotlib.rc_context():
                 matplotlib.rcdefaults()
@@ -97,17 +97,17 @@ def svg(
     title: str = "",
     settings: Mapping[str, Any] | None = None,
 ) -> str:
-    """The panels side by side, as SVG: the same text for the same numbers.
+    """Draws the panels side by side and returns the SVG; the same numbers give the same text.
 
     Args:
       panels: at least one.
       size: width and height of the whole figure in inches.
-      title: above all panels, shown as it is.
+      title: plain text above all panels.
       settings: rcParams that differ from our style.
     """
     buffer = StringIO()
     with _style(settings or {}):
-        # Not pyplot: it keeps global state and looks for a screen.
+        # We avoid pyplot because it keeps global state and looks for a screen.
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=size, layout="constrained")
@@ -115,8 +115,8 @@ def svg(
             draw(axes)
         if title:
             figure.suptitle(plain(title))
-        # Tight: a tick's power may reach over what the layout has left for it. No date and no version of
-        # matplotlib: they would change the text.
+        # The tight box makes room for a tick's exponent, which may exceed the layout. Date and matplotlib's
+        # version are left out because they would change the text.
         figure.savefig(
             buffer,
             format="svg",
@@ -128,7 +128,7 @@ def svg(
 
 
 def plain(text: str) -> str:
-    """A text that is shown as it is: matplotlib would take what stands between two dollars for a formula."""
+    """Escapes dollar signs, because matplotlib would typeset the text between two of them as a formula."""
     return text.replace("$", r"\$")
 
 
@@ -142,16 +142,16 @@ def lines(
     bottom: float | None = None,
     legend: bool = True,
 ) -> Draw:
-    """Draws named curves, each in a colour and a line of its own, with a band around it where it has one.
+    """Draws named curves, each with its own colour, line style and optional band.
 
     Args:
-      curves: at most as many as STYLES, unless some should look alike.
-      labels: of the two axes.
-      title: of the panel.
-      log_x: base 2.
-      log_y: base 10.
-      bottom: where the vertical axis begins.
-      legend: whether the curves are named, if there are several.
+      curves: at most as many as STYLES, unless some may look alike.
+      labels: the labels of the two axes.
+      title: the title of the panel.
+      log_x: whether the horizontal axis is logarithmic, with base 2.
+      log_y: whether the vertical axis is logarithmic, with base 10.
+      bottom: the start of the vertical axis.
+      legend: whether to draw a legend, if there are several curves.
     """
 
     def draw(axes: "Axes") -> None:
@@ -182,13 +182,13 @@ def bars(
     limits: tuple[float, float] | None = None,
     intervals: Sequence[tuple[float, float]] = (),
 ) -> Draw:
-    """Draws a bar a name, from the top down.
+    """Draws one horizontal bar per name, from top to bottom.
 
     Args:
-      names, values: of the bars.
-      label: of the values' axis.
-      limits: of the values' axis.
-      intervals: (lower, upper) of each value, drawn as a line across its end.
+      names, values: the bars' names and lengths.
+      label: the label of the values' axis.
+      limits: the limits of the values' axis.
+      intervals: (lower, upper) for each value, drawn as a line across the bar's end.
     """
 
     def draw(axes: "Axes") -> None:
@@ -210,20 +210,20 @@ def heat_map(
     columns: Sequence[str],
     labels: tuple[str, str] = ("", ""),
 ) -> Draw:
-    """Draws a matrix of numbers from 0 to 1 as cells, each with its text in it.
+    """Draws a matrix of numbers from 0 to 1 as cells with text.
 
     Args:
-      values: the larger, the darker.
+      values: the numbers; a larger number gives a darker cell.
       shown: the text of each cell.
-      rows, columns: their names.
-      labels: of the two axes.
+      rows, columns: the names of the rows and columns.
+      labels: the labels of the two axes.
     """
 
     def draw(axes: "Axes") -> None:
         matrix = np.array(values, float)
         axes.pcolormesh(matrix, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1)
         for (i, j), value in np.ndenumerate(matrix):
-            # Not pure black, which SVG leaves unsaid, so that a dark page would show it in its own ink.
+            # Not pure black: the SVG would omit that colour, and a dark page would use its own text colour.
             ink = "white" if value > 0.55 else "#111111"
             axes.text(j + 0.5, i + 0.5, shown[i][j], ha="center", va="center", color=ink, fontsize=9)
         axes.invert_yaxis()
@@ -238,7 +238,7 @@ def heat_map(
 
 
 def confusion(counts: Sequence[Sequence[int]] | np.ndarray, classes: Sequence[str]) -> Draw:
-    """Draws a confusion matrix [true, predicted]. A cell with a larger share of its row is darker."""
+    """Draws a confusion matrix [true, predicted]; a cell with a larger share of its row is darker."""
     matrix = np.array(counts)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     shown = [[str(count) for count in row] for row in matrix]
@@ -246,7 +246,7 @@ def confusion(counts: Sequence[Sequence[int]] | np.ndarray, classes: Sequence[st
 
 
 def smooth(values: np.ndarray, window: int | None = None) -> np.ndarray:
-    """Running mean over the last `window` values (fewer at the start); None: over a fiftieth of them all."""
+    """Computes the running mean over the last `window` values; None takes a fiftieth of all values."""
     window = window or max(1, len(values) // 50)
     sums = np.cumsum(np.insert(values, 0, 0.0))
     low = np.maximum(np.arange(1, len(values) + 1) - window, 0)
@@ -255,16 +255,16 @@ def smooth(values: np.ndarray, window: int | None = None) -> np.ndarray:
 
 
 def thin(values: Sequence[float] | np.ndarray, count: int = 200) -> list[float]:
-    """At most about `count` of many points, the last one kept: a figure has no more pixels."""
+    """Keeps about `count` of many points, including the last; a figure has no more pixels."""
     stride = max(1, len(values) // count)
     return list(values[::-1][::stride][::-1])
 
 
 def over_seeds(epoch: Sequence[float], seeds: Sequence[Sequence[float]]) -> Curve:
-    """The mean of several seeds' running means in the band from the lowest to the highest, as few points.
+    """Returns the mean of the seeds' running means, with a band from the lowest to the highest, thinned.
 
     Args:
-      epoch: of every value, [n].
+      epoch: each value's epoch, [n].
       seeds: each seed's values, [seeds, n].
     """
     smoothed = np.array([smooth(np.array(values, float)) for values in seeds])
@@ -275,13 +275,13 @@ def over_seeds(epoch: Sequence[float], seeds: Sequence[Sequence[float]]) -> Curv
 
 
 def curves(metrics: Sequence[Mapping[str, Any]]) -> tuple[list[Draw], dict[str, Any]]:
-    """Draws the loss, and the accuracy where there is one, against the epoch.
+    """Draws the loss, and the accuracy if there is one, against the epoch.
 
     Args:
       metrics: the lines of metrics.jsonl.
 
     Returns:
-      (a panel each, the numbers that they show: {split: {"epoch": […], metric: […]}}).
+      (one panel per metric, their numbers as {split: {"epoch": […], metric: […]}}).
     """
     panels: list[Draw] = []
     data: dict[str, Any] = {}
@@ -299,11 +299,11 @@ def curves(metrics: Sequence[Mapping[str, Any]]) -> tuple[list[Draw], dict[str, 
 
 
 def _run_curves(points: Mapping[str, np.ndarray], label: str) -> Draw:
-    """Draws a metric of one run's training, smoothed over the single steps, and of its evaluations.
+    """Draws a metric of one run: its training steps, their running mean, and its evaluations.
 
     Args:
-      points: [2, n] of each split: the epochs and the values.
-      label: of the metric.
+      points: the epochs and the values of each split, [2, n].
+      label: the metric's name on the axis.
     """
     shown = []
     if "train" in points:

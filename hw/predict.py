@@ -1,4 +1,9 @@
-"""Names what is in an image: class and probability, by a trained or a released network."""
+"""Classifies images: prints each image's class and probability from a trained or a released network.
+
+    python -m hw.predict cat.jpg
+
+The networks know only the ten classes of CIFAR-10.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -12,13 +17,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "images", nargs="+", type=cli.path, metavar="IMAGE", help="PNG, JPEG, WebP, GIF, BMP, TIFF or PPM"
     )
-    parser.add_argument("--workdir", type=cli.path, help="a run of yours (default: the released resnet)")
+    parser.add_argument(
+        "--workdir", type=cli.path, help="a workdir of hw.train (default: the released resnet)"
+    )
     parser.add_json_option()
     options = parser.parse_args(argv)
 
     output = files.json_output(options.json, inputs=options.images, force=options.force)
 
-    # After the options: a mistake in them is told at once.
+    # The slow imports come after the options, so a wrong option is reported at once.
     from hw.inference import images
     from hw.training import saved
 

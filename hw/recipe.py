@@ -1,4 +1,4 @@
-"""A recipe from the command line: `--config=FILE.py[:VARIANT]`, its fields by `--config.a.b=V`."""
+"""Reads a recipe from the command line: `--config=FILE.py[:VARIANT]`, and its fields as `--config.a.b=V`."""
 
 import contextlib
 import os
@@ -13,12 +13,12 @@ from ml_collections import ConfigDict, config_flags
 
 from hw import cli, fields, files
 
-_RECIPES = Path(__file__).parents[1] / "configs"  # in a clone of the repository; a wheel has none
+_RECIPES = Path(__file__).parents[1] / "configs"  # exists in a clone of the repository, not in a wheel
 _MAX_RECIPE = 1_000_000  # bytes
 
 
 class Recipe(NamedTuple):
-    """A config with the name of its file and the variant asked for ("" for none)."""
+    """A config that comes with its file's name and its variant ("" for none)."""
 
     config: ConfigDict
     name: str
@@ -37,15 +37,15 @@ def parse(
     Args:
       program: its name, such as "hw.train".
       argv: its arguments.
-      help: what --help prints before the flags.
-      define: adds flags of the program's own to a set that is not the process's.
+      help: the text that --help prints before the flags.
+      define: adds the program's other flags to the given set.
 
     Returns:
       The recipe and the flags; None after --help.
 
     Raises:
-      UserError: no recipe, one that fails, an unknown field, one that nothing reads, a wrong type, or a stray
-        argument.
+      UserError: the recipe is missing or fails, a field is unknown, unused or of a wrong type, or there is a
+        stray argument.
     """
     if any(re.fullmatch(r"--?flagfile(=.*)?", a, re.DOTALL) for a in argv):
         raise cli.UserError("--flagfile is not supported: give the options on the command line")
@@ -59,7 +59,7 @@ def parse(
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "recipe, FILE.py[:VARIANT]; fields by --config.a.b=V",
+        "the recipe, FILE.py[:VARIANT]; --config.a.b=V sets a field",
         values,
         sys_argv=arguments,
     )
@@ -71,29 +71,29 @@ def parse(
         with _ours_importable():
             stray = values(arguments)[1:]
         if values.config is not None and not isinstance(values.config, ConfigDict):
-            # A file that is not there shows only when the config is used.
+            # A missing file raises its error only when we read a field.
             getattr(values.config, "seed", None)
-            raise TypeError(f"get_config returned {values.config!r}, which is no ConfigDict")
-    except (Exception, SystemExit) as error:  # a config file is a program: it may fail in any way
+            raise TypeError(f"get_config returned {values.config!r}, which is not a ConfigDict")
+    except (Exception, SystemExit) as error:  # a config file is a program and may fail in any way
         # An unknown field is a KeyError, or an AttributeError around one.
         cause = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
         if isinstance(cause, KeyError):
             reason = f"no such field of the config: {cause.args[0]}"
-        else:  # the library reports a whole traceback, whose last line says what is wrong
+        else:  # the library reports a whole traceback, and its last line has the reason
             reason = (str(error) or type(error).__name__).strip().splitlines()[-1]
-            if not isinstance(error, flags.Error):  # from within the file
+            if not isinstance(error, flags.Error):  # the error comes from the file's own code
                 file = next((a.partition("=")[2] for a in argv if a.startswith("--config=")), "--config")
                 reason = f"{file}: {reason}"
             if isinstance(error, SystemExit):
                 reason += ": the recipe ends the program instead of returning a config"
-            if "int_max_str_digits" in reason:  # Python's advice is no help to a user
+            if "int_max_str_digits" in reason:  # Python's advice does not help a user
                 reason = f"{cli.shorten(reason.partition(':')[0], 60)}: the whole number is too long"
         raise cli.UserError(f"{reason} (see {program} --help)") from error
     if values.config is None:
         raise cli.UserError("--config=FILE.py is missing, for example --config=configs/resnet.py")
     path, _, variant = config_flags.get_config_filename(values["config"]).partition(":")
     if not hasattr(values.config, "seed"):
-        raise cli.UserError(f"{path} is no recipe: it has no field seed")
+        raise cli.UserError(f"{path} is not a recipe: it has no field seed")
     if stray:
         raise cli.UserError(f"stray argument {stray[0]!r} (see {program} --help)")
     if "optim" in values.config:
@@ -103,7 +103,7 @@ def parse(
 
 @contextlib.contextmanager
 def _ours_importable() -> Generator[None]:
-    """Lets a recipe import `configs.base` from any folder; in a wheel there is none."""
+    """Lets a recipe import `configs.base` from any folder; a wheel does not contain it."""
     sys.path.insert(0, str(_RECIPES.parent))
     try:
         yield
@@ -112,10 +112,10 @@ def _ours_importable() -> Generator[None]:
 
 
 def _with_found_file(argv: Sequence[str]) -> list[str]:
-    """The arguments with --config's file checked, and ~ in its path expanded.
+    """Checks the file that --config names; returns the arguments with ~ in its path expanded.
 
     Raises:
-      UserError: there is no such file, or no recipe can be read from it.
+      UserError: the file does not exist or cannot be read.
     """
     found = list(argv)
     for place, argument in enumerate(found):
@@ -129,7 +129,7 @@ def _with_found_file(argv: Sequence[str]) -> list[str]:
 
 
 def _found(value: str) -> str:
-    """FILE.py[:VARIANT] with ~ expanded; FILE is a regular file."""
+    """Returns FILE.py[:VARIANT] with ~ expanded, after it has checked that FILE is a regular file."""
     name, colon, variant = value.partition(":")
     if not name:
         raise cli.UserError("--config=FILE.py is missing, for example --config=configs/resnet.py")
@@ -139,14 +139,14 @@ def _found(value: str) -> str:
             return f"{path}{colon}{variant}"
     if "/" in variant:
         raise cli.UserError(
-            f"--config={value}: a variant begins at the first colon, so that no folder in the path may have "
-            "one; change into that folder, or rename it"
+            f"--config={value}: the first colon starts the variant, so no folder in the path may contain a "
+            "colon; change into that folder, or rename it"
         )
     ours = _RECIPES / path.name
     if os.path.isfile(ours):
-        mend = f"paths start from the current folder; ours is --config={ours}{colon}{variant}"
+        mend = f"paths start from the current folder; our recipe is --config={ours}{colon}{variant}"
     elif _RECIPES.is_dir():
         mend = f"paths start from the current folder; our recipes are in {_RECIPES}"
     else:
-        mend = "recipes (configs/) come with a clone of the repository, not with a wheel"
+        mend = "the recipes (configs/) are in a clone of the repository, not in a wheel"
     raise cli.UserError(f"--config={path}: no such file; {mend}")

@@ -1,4 +1,9 @@
-"""Writes new text with a trained or a released language model, character by character."""
+"""Writes new text with a trained or a released language model, character by character.
+
+    python -m hw.sample --prompt="ROMEO:" --length=300
+
+The same options with the same --seed give the same text.
+"""
 
 import argparse
 import sys
@@ -9,13 +14,13 @@ from hw.cli import UserError
 
 RULE = "-" * 10  # between samples
 MAX_PROMPT = 64 * 2**20  # bytes of a prompt's file
-MAX_LENGTH = 10_000_000  # characters of a sample: hours of work, which without --stream shows nothing
+MAX_LENGTH = 10_000_000  # characters of a sample, which already take hours
 MAX_SAMPLES = 1_000_000
-HOTTEST = 1e6  # far above it the noise would overflow; the draw has long been uniform
+HOTTEST = 1e6  # the draw is already uniform here, and far above it the noise would overflow
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuses values that mean nothing; before anything is loaded."""
+    """Refuses option values that are out of range, before the model is loaded."""
     if not 0 <= options.temperature <= HOTTEST:
         raise UserError(f"--temperature={options.temperature}: must lie in [0, {HOTTEST:g}] (0: greedy)")
     if not 0 < options.top_p <= 1:
@@ -29,9 +34,9 @@ def _check(options: argparse.Namespace) -> None:
     if options.seed >= 2**32:
         raise UserError(f"--seed={options.seed}: must be less than 2^32")
     if options.stop == "":
-        raise UserError("--stop is empty: every text would end at once; leave it out")
+        raise UserError("--stop is empty: every sample would end at once; leave it out")
     if options.stream and options.num_samples > 1:
-        raise UserError("--stream shows one sample as it grows: leave out --num-samples")
+        raise UserError("--stream prints a single sample as it grows: leave out --num-samples")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,28 +46,38 @@ def main(argv: Sequence[str]) -> int:
     source.add_argument("--workdir", type=cli.path, help="a workdir of hw.train")
     source.add_argument("--model", choices=["gru", "attention"], help="a released model (default: gru)")
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--prompt", metavar="TEXT", help="what the text goes on from (default: a newline)")
-    start.add_argument("--prompt-file", type=cli.path, metavar="FILE", help="the prompt in a UTF-8 file")
-    parser.add_argument("--length", type=int, default=500, help="characters after the prompt (500)")
-    parser.add_argument(
-        "--temperature", type=float, default=0.8, help="0 always takes the likeliest character (0.8)"
+    start.add_argument("--prompt", metavar="TEXT", help="the start of the text (default: a newline)")
+    start.add_argument(
+        "--prompt-file", type=cli.path, metavar="FILE", help="read the prompt from a UTF-8 file"
     )
-    parser.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest (0: from all)")
+    parser.add_argument("--length", type=int, default=500, help="characters after the prompt (default: 500)")
     parser.add_argument(
-        "--top-p", type=float, default=1.0, help="draw from the likeliest that together reach p (1: all)"
+        "--temperature", type=float, default=0.8, help="0 always takes the likeliest character (default: 0.8)"
     )
-    parser.add_argument("--num-samples", type=int, default=1, help="how many (1)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    parser.add_argument(
+        "--top-k", type=int, default=0, help="draw from the K likeliest characters (default: 0, from all)"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="draw from the likeliest characters whose probabilities sum to P (default: 1, from all)",
+    )
+    parser.add_argument("--num-samples", type=int, default=1, help="the number of samples (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the random draws (default: 0)")
     parser.add_argument("--stop", metavar="TEXT", help="end a sample before this text")
-    parser.add_argument("--stream", action="store_true", help="print one sample as it grows")
+    parser.add_argument("--stream", action="store_true", help="print a single sample as it grows")
     parser.add_argument("--no-echo", action="store_true", help="do not print the prompt")
     parser.add_argument(
-        "--unknown", choices=["error", "skip"], default="error", help="characters the model does not know"
+        "--unknown",
+        choices=["error", "skip"],
+        default="error",
+        help="for characters that the model does not know: stop with an error (default), or skip them",
     )
     options = parser.parse_args(argv)
     _check(options)
 
-    # After the options: a mistake in them is told at once.
+    # The slow imports come after the options, so a wrong option is reported at once.
     from hw.inference import text
     from hw.training import saved
 

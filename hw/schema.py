@@ -1,8 +1,8 @@
-"""Tables of rules for JSON that others wrote: which fields there are, and what each may hold.
+"""Checks JSON from unknown sources against tables of rules, which list the fields and their allowed values.
 
-A table is a dictionary from a field's name to its rule, or to the table of the object that it holds. `check`
-compares a value with a table and names the first field that breaks its rule. A boolean is no number here, and
-512.0 is no whole number.
+A table is a dictionary from a field's name to its rule, or to the table of a nested object. `check` compares
+a value with a table and names the first field that breaks its rule. A boolean does not count as a number, and
+512.0 does not count as a whole number.
 """
 
 import math
@@ -14,12 +14,12 @@ from hw import cli
 from hw.cli import UserError
 
 _SHOWN = 60  # characters of a wrong value that a message shows
-_MOST_ITEMS = 8  # of a list that a message shows
+_MOST_ITEMS = 8  # the longest list that a message shows
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
 
 class Rule(NamedTuple):
-    """What a field must be, for the message, and whether a value is that."""
+    """A rule that has the requirement in words, for messages, and a function that tests a value."""
 
     demand: str
     holds: Callable[[Any], bool]
@@ -29,12 +29,12 @@ Table = Mapping[str, "Rule | Table"]
 
 
 def whole(low: int, high: int) -> Rule:
-    """A whole number within bounds."""
+    """Returns the rule for a whole number within bounds."""
     return Rule(f"a whole number from {low:,} to {high:,}", lambda v: type(v) is int and low <= v <= high)
 
 
 def number(low: float, high: float, ends: str = "[]") -> Rule:
-    """A number within bounds; `ends` says which of the two belong to them: "[]", "[)" or "(]"."""
+    """Returns the rule for a number in an interval; `ends` is "[]", "[)" or "(]"."""
     demand = {
         "[]": f"a number from {low:g} to {high:g}",
         "[)": f"a number of at least {low:g} and below {high:g}",
@@ -49,17 +49,17 @@ def number(low: float, high: float, ends: str = "[]") -> Rule:
 
 
 def text(longest: int) -> Rule:
-    """A text of at most so many characters."""
+    """Returns the rule for a text of at most `longest` characters."""
     return Rule(f"a text of at most {longest:,} characters", lambda v: type(v) is str and len(v) <= longest)
 
 
 def one_of(*choices: str) -> Rule:
-    """One of a few texts."""
+    """Returns the rule for one of the given texts."""
     return Rule(f"one of {', '.join(choices)}", lambda v: type(v) is str and v in choices)
 
 
 def each(rule: Rule, low: int, high: int) -> Rule:
-    """A list whose every item follows a rule, with a bound on their number."""
+    """Returns the rule for a list of `low` to `high` items that all follow `rule`."""
     count = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     return Rule(
         f"a list of {count} items, each {rule.demand}",
@@ -68,45 +68,45 @@ def each(rule: Rule, low: int, high: int) -> Rule:
 
 
 def optional(rule: Rule) -> Rule:
-    """What the rule says, or null."""
+    """Returns the rule that also allows null."""
     return Rule(f"{rule.demand}, or null", lambda v: v is None or rule.holds(v))
 
 
 FLAG = Rule("true or false", lambda v: type(v) is bool)
-# Any finite number that squared is still one, in float64: so sums and means of them are.
+# The square of such a number is finite in float64, so sums and means of squares are finite too.
 FINITE = number(-1e150, 1e150)
 
 
 def distinct(rule: Rule) -> Rule:
-    """A list or text that follows a rule and has nothing twice."""
+    """Returns the rule that also forbids repeated items of a list or characters of a text."""
     return Rule(f"{rule.demand}, none twice", lambda v: rule.holds(v) and len(set(v)) == len(v))
 
 
 def check(
     value: Any, table: Table, *, where: str = "", closed: bool = False, name: str = ""
 ) -> dict[str, Any]:
-    """The fields of `value` that the table knows, each as its rule wants it.
+    """Returns the fields of `value` that the table knows, after it has checked each by its rule.
 
-    A field that is absent breaks no rule; see `require`.
+    A missing field breaks no rule; see `require`.
 
     Args:
-      value: what `files.parse_json` gave.
+      value: a result of `files.parse_json`.
       table: rules by field.
       where: the file, for messages; "" for none.
-      closed: whether a field that the table does not know is refused. Otherwise it is left out.
-      name: of the object within the file, "" for the whole.
+      closed: whether an unknown field is an error. Otherwise unknown fields are dropped.
+      name: the object's name within the file; "" for the whole file.
 
     Raises:
       UserError: names the first field that breaks its rule.
     """
     prefix = where and f"{where}: "
     if not isinstance(value, dict):
-        raise UserError(f"{prefix}{name or 'the whole'} must be an object, not {_shown(value)}")
+        raise UserError(f"{prefix}{name or 'the content'} must be an object, not {_shown(value)}")
     found = {}
     for key in value:
         path = f"{name}.{key}" if name else key
         if not _KEY.fullmatch(key) or (closed and key not in table):
-            raise UserError(f"{prefix}{cli.shorten(path, _SHOWN)} is no field that this program knows")
+            raise UserError(f"{prefix}{cli.shorten(path, _SHOWN)} is an unknown field")
     for key, rule in table.items():
         if key not in value:
             continue
@@ -121,15 +121,15 @@ def check(
 
 
 def require(value: Mapping[str, Any], *fields: str, where: str = "", name: str = "") -> None:
-    """Refuses an object in which a field is missing.
+    """Checks that an object has certain fields.
 
     Args:
-      value: nested.
-      fields: such as "eval.tta".
+      value: a nested object.
+      fields: names such as "eval.tta".
       where, name: see `check`.
 
     Raises:
-      UserError: names the field.
+      UserError: names the first missing field.
     """
     for field in fields:
         inner: Any = value
@@ -140,7 +140,7 @@ def require(value: Mapping[str, Any], *fields: str, where: str = "", name: str =
 
 
 def leaves(table: Table, name: str = "") -> list[str]:
-    """The names of all fields of a table, such as "eval.tta"."""
+    """Returns the names of all fields of a table, such as "eval.tta"."""
     found: list[str] = []
     for key, rule in table.items():
         path = f"{name}.{key}" if name else key
@@ -149,7 +149,7 @@ def leaves(table: Table, name: str = "") -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    """A wrong value for a message: JSON, its middle cut out."""
+    """Returns a wrong value as short JSON for a message."""
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list):
@@ -159,5 +159,5 @@ def _shown(value: Any) -> str:
     if type(value) is float and not math.isfinite(value):
         return str(value)
     if type(value) is int and abs(value) >= 10**_SHOWN:
-        return "a larger one"  # Python refuses to write very long integers
+        return "a larger one"  # Python refuses to print very long integers
     return cli.shorten(cli.to_json(value), _SHOWN)

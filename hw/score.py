@@ -1,4 +1,9 @@
-"""Scores a text by a trained or a released language model: how surprising is each character to it?"""
+"""Scores a text with a trained or a released language model, in nats per character.
+
+    python -m hw.score play.txt --per-char=play.html
+
+Prints the scores as JSON. The first character is given, so `characters` counts all characters but the first.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -11,11 +16,7 @@ MAX_TEXT = 64 * 2**20  # bytes of the text
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    parser = cli.ArgumentParser(
-        prog="hw.score",
-        description=(__doc__ or "")
-        + "\n\nPrints JSON. `characters` are those that were predicted: all but the first, which is given.",
-    )
+    parser = cli.ArgumentParser(prog="hw.score", description=__doc__)
     parser.add_argument("file", type=cli.path, metavar="FILE", help="a text in UTF-8")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--workdir", type=cli.path, help="a workdir of hw.train")
@@ -24,24 +25,30 @@ def main(argv: Sequence[str]) -> int:
         "--protocol",
         choices=["cold256", "stateful"],
         default="cold256",
-        help="cold256: in windows of 256 characters, nothing remembered from one to the next (default); "
-        "stateful: as one long text",
+        help="cold256: windows of 256 characters, each with a state reset (default); "
+        "stateful: one long text with the state carried",
     )
     parser.add_argument(
-        "--per-char", type=cli.path, metavar="FILE", help="write each character's surprise, as .html or .json"
+        "--per-char",
+        type=cli.path,
+        metavar="FILE",
+        help="write each character's score in nats to FILE.html or FILE.json",
     )
     parser.add_argument(
-        "--unknown", choices=["error", "skip"], default="error", help="characters the model does not know"
+        "--unknown",
+        choices=["error", "skip"],
+        default="error",
+        help="for characters that the model does not know: stop with an error (default), or skip them",
     )
     parser.add_force_option()
     options = parser.parse_args(argv)
     per_char = None
     if options.per_char is not None:
         if options.per_char.suffix not in (".html", ".json"):
-            raise UserError(f"--per-char={options.per_char}: must end in .html or .json")
+            raise UserError(f"--per-char={options.per_char}: the name must end in .html or .json")
         per_char = files.Output("--per-char", options.per_char, inputs=[options.file], force=options.force)
 
-    # After the options: a mistake in them is told at once.
+    # The slow imports come after the options, so a wrong option is reported at once.
     from hw.inference import text as of_text
     from hw.report import surprise
     from hw.training import saved

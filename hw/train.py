@@ -1,13 +1,14 @@
-"""Trains the recipe of a config file, evaluates it, and leaves a workdir; continues one that was begun.
+"""Trains the model of a recipe, evaluates it, and writes everything to a workdir.
 
-    python -m hw.train --config=configs/resnet.py[:VARIANT] [--workdir=DIR] [--config.a.b=V …]
+    python -m hw.train --config=configs/resnet.py
+    python -m hw.train --config=FILE.py[:VARIANT] [--workdir=DIR] [--config.a.b=V …]
 
-The same command again continues after any interruption, or says that the run is finished. A config file is
-a Python program and is executed: run only those that you trust.
+The same command continues an interrupted run, or says that the run is finished. A config file is a Python
+program, and this command executes it: use only files that you trust.
 
-One run on several hosts: start it on each, with the same --config, --coordinator=HOST:PORT (of process 0),
---num_processes=N and its own --process_id; under SLURM's srun and on a TPU pod these are found. Process 0
-alone writes, and its --workdir alone is read.
+To use several hosts, start the command on each of them. Give the same --config, --coordinator=HOST:PORT (of
+process 0) and --num_processes=N, and each host its own --process_id. Under SLURM's srun and on a TPU pod
+these are found automatically. Only process 0, the primary process, writes, and only its --workdir counts.
 """
 
 import argparse
@@ -25,18 +26,18 @@ from hw.training import processes
 
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
-        "workdir", None, "where to write (default: runs/NAME[-VARIANT]-sSEED)", flag_values=values
+        "workdir", None, "the run's folder (default: runs/NAME[-VARIANT]-sSEED)", flag_values=values
     )
-    several = "of a run of several processes: "
+    several = "several processes: "
     for name, default, help in (
-        ("num_processes", -1, several + "how many"),
-        ("process_id", -1, several + "which this one is, from 0"),
-        ("connect_timeout", 300, several + "seconds to wait for all of them"),
-        ("heartbeat_timeout", 100, several + "seconds of silence after which one is taken for dead"),
+        ("num_processes", -1, several + "their number"),
+        ("process_id", -1, several + "the number of this process, from 0"),
+        ("connect_timeout", 300, several + "seconds to wait until all are connected"),
+        ("heartbeat_timeout", 100, several + "seconds of silence after which a process counts as dead"),
     ):
         flags.DEFINE_integer(name, default, help, flag_values=values)
     flags.DEFINE_string(
-        "coordinator", "", several + "HOST:PORT of process 0, or auto for what JAX finds", flag_values=values
+        "coordinator", "", several + "HOST:PORT of process 0, or auto to let JAX find it", flag_values=values
     )
 
 
@@ -54,17 +55,18 @@ def main(argv: Sequence[str]) -> int:
     several = processes.find(processes.Hosts(*(getattr(values, field) for field in processes.Hosts._fields)))
     if several and (code := processes.join(several)) is not None:
         return code
-    from hw.training import loop  # after the flags: a mistake in them is told at once
+    # This slow import comes after the flags, so a wrong flag is reported at once.
+    from hw.training import loop
 
     loop.train(config, workdir, name=name, variant=variant)
     return 0
 
 
 def _leave(code: int | str | None) -> NoReturn:
-    """Ends the process, without waiting for threads that a failed save has left behind."""
+    """Ends the process without waiting for threads of a failed save."""
     saving = sys.modules.get("hw.training.checkpoint")
-    if saving is not None and saving.failed and isinstance(code, int):  # as `cli.run` ends
-        atexit._run_exitfuncs()  # JAX takes leave of the other processes
+    if saving is not None and saving.failed and isinstance(code, int):  # `cli.run` ends with an int
+        atexit._run_exitfuncs()  # JAX disconnects from the other processes
         os._exit(code)
     sys.exit(code)
 

@@ -1,4 +1,9 @@
-"""Recomputes every result of the worked answers by every route; 1 if any two disagree."""
+"""Recomputes every result in the answers by every independent route and compares the routes.
+
+    python -m hw.verify
+
+The exit code is 1 if two routes disagree.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -13,21 +18,21 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
 
     output = files.json_output(options.json, force=options.force)
-    # After the options: a mistake in them is told at once.
+    # The slow imports come after the options, so a wrong option is reported at once.
     import jax
 
     from hw import answers
     from hw.answers.claims import check
     from hw.report import terminal
 
-    jax.devices()  # a platform that is missing is a mistake of its own and disproves no claim
+    jax.devices()  # a missing platform must be reported as such, not as a failed claim
     verdicts = [check(claim) for claim in answers.all_claims()]
     failed = [verdict for verdict in verdicts if not verdict.holds]
     if options.json:
         files.emit_json([verdict.as_dict() for verdict in verdicts], output)
     else:
         print(terminal.verdicts(verdicts))
-    sys.stdout.flush()  # where it fails, that is the one line
+    sys.stdout.flush()  # if this fails, its error is the only line on standard error
     for verdict in failed:
         for route, reason in verdict.failures.items():
             cli.say(f"{verdict.claim.id}, {route}: {reason}")

@@ -1,4 +1,4 @@
-"""hw.check as students and teachers use it: forms, keys, verdicts, and one line for whatever does not fit."""
+"""Tests hw.check as students and teachers use it: forms, keys, verdicts and one-line errors."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from tests.processes import REPOSITORY
 
 @pytest.fixture
 def run(capsys):
-    """Runs the command; returns its exit code, what it printed and what it said."""
+    """Runs the command; returns its exit code, standard output and standard error."""
 
     def run(*argv):
         with pytest.raises(SystemExit) as stopped:
@@ -26,7 +26,7 @@ def run(capsys):
 
 @pytest.fixture
 def form(tmp_path):
-    """Writes text as a form."""
+    """Writes text to a form's file."""
 
     def form(text, name="answers.toml"):
         path = tmp_path / name
@@ -59,7 +59,7 @@ def test_a_key_checks_as_all_right(run, form, seed):
     assert re.findall(r": a good answer has: ", out)
     empty = run("--template", *options)[1]
     assert empty == (run(*options)[1] if options else empty)
-    # The form that a student gets has the questions of the key, and nothing of its answers.
+    # A student's form has the questions of the key and none of its answers.
     strip = lambda text: re.sub(r'^(\w+) = ".*"$', r"\1", text, flags=re.M).split("\n", 1)[1]  # noqa: E731
     assert strip(empty) == strip(key) and empty != key
 
@@ -141,7 +141,7 @@ def test_hints_stand_below_what_is_not_right(run, form):
 
 
 def test_forms_of_other_editors(run, form):
-    # A byte order mark, carriage returns, a decimal whose last zero counts, a dotted key.
+    # The form has a byte order mark, carriage returns, a decimal whose last zero counts, and a dotted key.
     text = "\ufeff6.scores = [[4, 10], [10, 24], [16, 38]]\r\n6.shape = '3×2'\r\n3.h2 = [0.10, -0.29]\r\n"
     lines = dict(line.split(maxsplit=1) for line in run(form(text))[1].splitlines())
     assert lines["6.scores"] == lines["6.shape"] == "right" and lines["3.h2"].startswith("wrong")
@@ -250,7 +250,7 @@ def test_nothing_but_the_form_is_printed(run, argv):
     assert all(line == "" or line[0] == "#" or re.match(r"\[\d\]$|\w+ = ", line) for line in out.splitlines())
 
 
-# What students paste and type. Each form costs one line at most, and the line names the field.
+# Students paste and type such forms. Each causes at most one line, and the line names the field.
 
 
 @pytest.mark.parametrize(
@@ -262,14 +262,14 @@ def test_nothing_but_the_form_is_printed(run, argv):
         ("1.conv1", '"128 ⋅ 128 ⋅ 16"'),
         ("1.conv1", '"１２８×１２８×１６"'),
         ("1.conv1", '"128 ∗ 128 • 16"'),
-        ("1.conv1", '"128 х 128 ✖ 16"'),  # the Cyrillic letter
+        ("1.conv1", '"128 х 128 ✖ 16"'),  # a Cyrillic letter
         ("1.conv1", r"'$128 \times 128 \times 16$'"),
-        ("1.conv1_params", '"1’216"'),  # as Switzerland writes it
+        ("1.conv1_params", '"1’216"'),  # the Swiss notation
         ("1.conv1_params", '"5x5x3x16+16"'),
         ("1.conv1_params", '"(5x5x3+1)x16"'),
         ("1.conv1_params", '"5×5×3×16 + 16 = 1216"'),
         ("1.conv1_params", '"１，２１６"'),
-        ("1.flatten", r'"\frac{61504}{2}"'),  # and \f a form feed
+        ("1.flatten", r'"\frac{61504}{2}"'),  # TOML makes \f a form feed
         ("1.flatten", r"'\frac{61504}{2}'"),
         ("1.flatten", '"61504/2"'),
         ("3.h1", '"5.370×10^{-1}, -4.621×10^{-1}"'),

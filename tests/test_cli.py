@@ -1,4 +1,4 @@
-"""Exit codes, one-line errors, strict JSON."""
+"""Tests hw.cli: exit codes, one-line errors and strict JSON."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_json_is_strict_and_canonical():
     assert json.loads(text) == {"b": None, "a": [0.5, 3, [1.0, None]], "1": "<é>"}
     assert text == cli.to_json(dict(reversed(value.items())))
     assert "NaN" not in text and "Infinity" not in text
-    # Wider than a Python float, and numbers of the types that JSON can take as they are.
+    # These numbers are wider than a Python float, or have a type that JSON can express directly.
     wide, halves = np.longdouble([0.5, np.inf]), np.float16([0.5, 2])
     assert cli.to_json([wide, wide[0], halves, np.arange(2), np.array([True])]) == (
         "[[0.5, null], 0.5, [0.5, 2.0], [0, 1], [true]]"
@@ -103,7 +103,7 @@ def test_emit_json(tmp_path, capsys):
         ("\x1b[31mred", "\\x1b[31mred"),
         ("a\nb\tc\r", "a\\x0ab\\x09c\\x0d"),
         ("\x9b1m \x7f", "\\x9b1m \\x7f"),
-        ("a\u202eb\u2028", "a\\u202eb\\u2028"),  # writes from right to left; ends a line
+        ("a\u202eb\u2028", "a\\u202eb\\u2028"),  # the first reverses the direction, the second ends a line
         ("caf\udce9", "caf\\xe9"),  # a byte of a file's name that is not UTF-8
         ("\ud800", "\\ud800"),
     ],
@@ -127,7 +127,7 @@ def test_json_holds_a_name_that_is_not_utf_8():
 
 @pytest.mark.parametrize("name", ["", "gs://bucket/run", "S3://x", "https://example.org/a.png", "~"])
 def test_a_path_that_is_none(name, monkeypatch):
-    monkeypatch.setattr(cli.os.path, "expanduser", lambda text: text)  # no home folder is known
+    monkeypatch.setattr(cli.os.path, "expanduser", lambda text: text)  # the home folder is unknown
     parser = cli.ArgumentParser(prog="hw.x")
     parser.add_argument("--out", type=cli.path)
     with pytest.raises(cli.UserError, match="--out"):

@@ -1,4 +1,4 @@
-"""The Colab notebook, run from its first cell to its last on the fallback data, with a budget of seconds."""
+"""Runs the Colab notebook from its first cell to its last on the fallback data, within seconds."""
 
 import shutil
 
@@ -40,10 +40,10 @@ def _outputs(notebook) -> str:
 
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path, monkeypatch):
-    monkeypatch.delenv("XLA_FLAGS", raising=False)  # one device, as on a laptop
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # a laptop has one device
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
-    # A copy of what it needs: it writes beside the project.
+    # The notebook writes into the project's folder, so it gets a copy of the files that it needs.
     for name in ("hw", "configs", "experiments/results", "setup.cfg", "pyproject.toml", "README.md"):
         source, target = REPOSITORY / name, tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The fields of a config: wrong values are named, the table is that of the code, old names are read."""
+"""Tests hw.fields: it names wrong values, agrees with the code, and reads earlier names of fields."""
 
 import importlib
 import json
@@ -73,7 +73,7 @@ def test_a_field_that_is_missing_is_named(name):
 
 
 def words_of(rule):
-    """The words that a rule names, in its demand."""
+    """Returns the words that a rule's demand lists."""
     return set(rule.demand.removeprefix("one of ").split(", "))
 
 
@@ -103,7 +103,7 @@ PARAMS = {
 
 
 def two_updates(config):
-    """The second update of an optimiser, when momenta have a say."""
+    """Returns an optimiser's second update, on which momenta have an effect."""
     config.weight_decay = 0.01
     tx, _ = optim.build(config, 10)
     params, state, updates = PARAMS, tx.init(PARAMS), PARAMS
@@ -149,7 +149,7 @@ def test_a_field_without_effect_is_refused_where_somebody_sets_it(name, given, r
         fields.check_read(given, name)
 
 
-# --- Names that fields had before ---
+# --- Earlier names of fields ---
 
 
 def test_old_names_are_read():
@@ -162,7 +162,7 @@ def test_old_names_are_read():
         "optim.muon.momentum": 0.6,
         "seed": 1,
     }
-    # Today's names stay, of whatever a damaged file holds.
+    # Fields with today's names stay, with any values of a damaged file.
     now = {"optim.name": "adamw", "optim.b1": 0.8, "optim.momentum": 0.9}
     assert fields.current(now) == {"optim.name": "adamw", "optim.b1": 0.8}
     for damaged in ({"optim.name": ["adamw"]}, {"optim.name": 3, "task": ["recall"]}, {}):
@@ -177,7 +177,7 @@ def test_every_committed_config_is_read_under_todays_names():
         of_optim = {k.removeprefix("optim."): v for k, v in config.items() if k.startswith("optim.")}
         known = set(schema.leaves(fields.OPTIM)) - fields.unread(of_optim["name"])
         assert of_optim.keys() <= known and "learning_rate" in of_optim, path
-        # What a run of that age did not have yet has its default.
+        # A field that did not exist at that time has its default.
         whole = recipe_of("resnet").optim
         whole.update_from_flattened_dict(of_optim)
         fields.check_part("optim", whole)
@@ -192,7 +192,7 @@ def test_a_recipe_of_before_is_told_the_new_name():
 
 
 def test_json_gives_the_same_verdict():
-    # Tuples and NumPy's numbers stand for what JSON makes of them.
+    # Tuples and NumPy numbers count as the JSON values that they become.
     config = recipe_of("resnet")
     config.data.mean = tuple(np.float64(v) for v in config.data.mean)
     fields.check(config)

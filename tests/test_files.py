@@ -1,4 +1,4 @@
-"""Files that people name: what is read is bounded, what is written replaces nothing of theirs."""
+"""Tests hw.files: it bounds the size of inputs, and it never overwrites a user's own file."""
 
 import json
 import os
@@ -65,12 +65,12 @@ def test_a_file_at_the_limit_and_a_link_are_read(tmp_path):
 
 
 def test_a_file_that_hides_its_size_is_bounded_too():
-    # The kernel says that its files are empty.
+    # The kernel reports the size 0 for its files.
     assert os.stat("/proc/self/status").st_size == 0
     with pytest.raises(UserError, match="larger than 10 bytes"):
         files.read_bytes(Path("/proc/self/status"), limit=10)
     assert files.read_bytes(Path("/proc/self/status"), limit=10**6).startswith(b"Name:")
-    # This one has no end worth waiting for. It is refused before anything reads from it.
+    # This file is practically endless, so it must be refused before any read.
     with pytest.raises(UserError, match="larger than"), files.open_regular(Path("/proc/self/pagemap"), 1023):
         pass
 
@@ -117,7 +117,7 @@ def test_json_takes_a_file_after_the_equals_sign_alone(command, tmp_path):
     code, out, _ = command(check.main, "--json", form)
     assert code == 0 and {row["verdict"] for row in json.loads(out)} == {"right", "not graded"}
     assert form.read_text() == key
-    # The file is what is checked, never what is written.
+    # Only an existing file is checked; the new content may be anything.
     _refused(command(check.main, "--variant=7", "--json", form), "--variant=7")
     assert form.read_text() == key
 
@@ -167,13 +167,13 @@ def test_a_file_of_ours_is_written_anew(command, tmp_path):
     for layers, params in (("flatten dense3", 579), ("conv2k3", 56)):
         assert command(solve.main, "cnn", "--input=8x8x3", f"--layers={layers}", f"--json={path}")[0] == 0
         assert json.loads(path.read_text())["total_params"] == params
-    path.write_bytes(b"")  # as mktemp makes it
+    path.write_bytes(b"")  # mktemp makes such a file
     assert command(solve.main, *CNN, f"--json={path}")[0] == 0 and path.read_bytes()
 
 
 def test_a_link_is_written_through(command, tmp_path):
     (tmp_path / "link").symlink_to("real.json")
-    for _ in range(2):  # the file that it points to is missing, then there
+    for _ in range(2):  # the link's target is missing at first, and exists the second time
         assert command(solve.main, *CNN, f"--json={tmp_path / 'link'}")[0] == 0
         assert (tmp_path / "link").is_symlink() and json.loads((tmp_path / "real.json").read_text())
 
@@ -190,7 +190,7 @@ def test_a_pipe_is_written_to(command, tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a device")
 def test_a_device_is_written_to_and_stays_one(command, tmp_path):
-    # Nodes of their own: the fault would replace the machine's.
+    # The test makes its own devices, because a fault in the code would replace the machine's.
     for name, minor, code in (("null", 3, 0), ("full", 7, 2)):
         path = tmp_path / name
         try:

@@ -1,4 +1,4 @@
-"""The processor as systems of several kinds describe it; what they cannot tell is left empty."""
+"""Tests hw.hardware with the descriptions of several systems; unknown parts stay empty."""
 
 import json
 import re
@@ -20,7 +20,7 @@ stepping\t: 4
 flags\t\t: fpu vme avx f16c avx2 avx512f avx512dq avx512vl md_clear
 bugs\t\t: cpu_meltdown
 """
-# The same name, as a cloud shows it, of a later processor.
+# A later processor that a cloud shows under the same name.
 SAPPHIRE_RAPIDS = (
     SKYLAKE.replace(": 85", ": 143")
     .replace(": 4", ": 8")
@@ -62,7 +62,7 @@ HOSTILE = "model name\t: \x1b[31m\x07" + "X" * 10_000 + "\x00\nflags: " + "avx2 
         (ZEN4, "AMD EPYC 9R14 96-Core Processor", "25/17/1", "avx2 avx512f avx512_bf16", True),
         (ZEN4.replace("avx512_bf16", "avx_ne_convert"), *("AMD EPYC 9R14 96-Core Processor", "25/17/1"),
          "avx2 avx512f avx_ne_convert", True),
-        (NEOVERSE, "ARM", "0x41/0xd40/0x1", "asimd sve bf16", False),  # nobody has measured ARM's
+        (NEOVERSE, "ARM", "0x41/0xd40/0x1", "asimd sve bf16", False),  # ARM's is not measured
         ("", "", "", "", False),
         ("no colon\n\n:::\nflags\nmodel name:\n", "", "", "", False),
     ],
@@ -135,13 +135,13 @@ def test_a_long_cpuinfo_is_cut_at_a_line(asked_anew, monkeypatch, tmp_path):
     (tmp_path / "cpuinfo").write_text((SKYLAKE + "\n") * 1000)
     monkeypatch.setattr(hardware, "_CPUINFO", str(tmp_path / "cpuinfo"))
     whole = len(SKYLAKE) + 1
-    cut = SKYLAKE.index("avx512f") + 50 * whole  # the 51st core's flags end before it
+    cut = SKYLAKE.index("avx512f") + 50 * whole  # the text ends within the 51st core's flags
     monkeypatch.setattr(hardware, "_MAX_CPUINFO", cut)
     assert "avx512f" in hardware.processor().instruction_sets
 
 
 def test_this_machine_in_a_fresh_process():
-    """It is quick, needs no JAX, and starts no program on Linux."""
+    """Checks that `processor` is quick, imports no JAX, and starts no program on Linux."""
     code = "import sys; from hw import hardware; print(hardware.processor()); assert 'jax' not in sys.modules"
     done = processes.run(processes.python("-c", code))
     assert done.returncode == 0, done.stderr
@@ -152,7 +152,7 @@ def test_this_machine_in_a_fresh_process():
     assert found.as_dict().keys() == {"model", "signature", "instruction_sets", "memory_bytes"}
 
 
-# --- in tables ---
+# --- In tables ---
 
 
 def _summary(text, jax="0.12.0.1", **extra):
@@ -185,7 +185,7 @@ def test_rows_of_two_processors_differ():
         "1 × cpu, 2 cores, 24 GiB, Intel Xeon 2.50GHz (6/143/8, avx512_bf16, amx_bf16)",
         "1 × cpu, 2 cores",
     ]
-    # Seeds of one study on several: all of them are named, each once.
+    # A study's seeds may run on several processors: the table names each of them once.
     assert hardware_in_short([skylake, rapids, skylake, old]) == "; ".join(cells)
 
 

@@ -1,4 +1,4 @@
-"""The import rule: rooms further left never import rooms further right."""
+"""Tests the rules of the house: above all, rooms on the left never import rooms on the right."""
 
 import ast
 import re
@@ -8,7 +8,7 @@ import pytest
 
 from tests.processes import REPOSITORY
 
-# From left to right; a room may import its own and those of any row before. Entry points last but one.
+# Rows go from left to right. A room may import its own row and earlier rows. Entry points are last but one.
 ROWS = [
     {"hw.cli", "hw.plotting", "configs"},
     {"hw.files", "hw.schema", "hw.fields", "hw.hardware"},
@@ -45,7 +45,7 @@ def _modules() -> dict[str, Path]:
 
 
 def _imports(path: Path, known: set[str]) -> set[str]:
-    """Modules of ours that a file imports anywhere, also inside functions."""
+    """Returns our modules that a file imports, also inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -61,10 +61,10 @@ def _row(module: str) -> int:
     for number, rooms in enumerate(ROWS):
         if any(module == room or module.startswith(room + ".") for room in rooms):
             return number
-    raise AssertionError(f"{module} stands in no room of the house: add it to ROWS where it belongs")
+    raise AssertionError(f"{module} belongs to no room: add it to its row in ROWS")
 
 
-# Packages whose __init__ holds nothing belong to no row.
+# A package with an empty __init__ belongs to no row.
 MODULES = {name: path for name, path in _modules().items() if name not in ("hw", "hw.training")}
 
 
@@ -73,9 +73,9 @@ def test_imports_only_from_the_left(module):
     for imported in _imports(MODULES[module], set(MODULES)):
         if imported in ("hw", "hw.training"):
             continue
-        assert _row(imported) <= _row(module), f"{module} imports {imported}, which stands right of it"
+        assert _row(imported) <= _row(module), f"{module} imports {imported}, which is to the right of it"
         if module in ("hw.cli", "hw.plotting"):
-            raise AssertionError(f"{module} stands apart and imports nothing of ours")
+            raise AssertionError(f"{module} may import no module of ours")
 
 
 def test_no_cycles():
@@ -115,7 +115,7 @@ def test_answers_touch_no_file():
 
 
 MOST_LINES = 400  # of a file of hw/
-MOST_LINES_UNSAID = 60  # of a function that does not say what it does
+MOST_LINES_UNSAID = 60  # of a function without a docstring
 
 
 def test_files_and_functions_can_be_read_at_once():
@@ -132,7 +132,7 @@ def test_files_and_functions_can_be_read_at_once():
 def test_the_loop_reads_no_config():
     loop = (REPOSITORY / "hw" / "training" / "loop.py").read_text(encoding="utf-8")
     assert len(loop.splitlines()) <= 300
-    # `config` is handed on, to `setup` and to the workdir, and no field of it is read.
+    # The loop passes `config` to `setup` and to the workdir, and reads no field of it.
     assert not re.findall(
         r"config\.(?!to_dict\(\))\w+|config\[", loop.replace("config.optim.clip_norm=1", "")
     )
@@ -144,7 +144,7 @@ def test_no_cupboards_and_no_default_backend():
         assert "default_backend(" not in path.read_text(), f"{module}: ask the mesh for its platform"
 
 
-# What the tests have one of, and where it stands.
+# Each of these exists once in the tests, in this file.
 ONE = {
     "import subprocess": "processes.py",
     "REPOSITORY =": "processes.py",
@@ -157,9 +157,9 @@ def test_tests_have_one_launcher_one_home_and_one_repository():
     for what, where in ONE.items():
         line = re.compile(rf"^\s*{re.escape(what)}", re.MULTILINE)
         found = [str(p.relative_to(tests)) for p in sorted(tests.rglob("*.py")) if line.search(p.read_text())]
-        assert found == [where], f"{what} stands in {found}: take it from tests/{where}"
+        assert found == [where], f"{what} is in {found}: take it from tests/{where}"
     for path in tests.rglob("*.py"):
-        # Other ways to start a process, and to find the repository.
+        # These are other ways to start a process or to find the repository.
         text = path.read_text()
         if path.name not in ("processes.py", "test_house.py"):
             for word in ("from subprocess", "os.system(", "os.popen(", "os.spawn", "Path(__file__)"):
@@ -175,7 +175,7 @@ def test_the_rule_itself_can_fail(importer, imported, allowed):
 
 
 def _opened_by_the_locale(tree: ast.AST) -> list[int]:
-    """Lines that open a text file without saying that it is UTF-8."""
+    """Returns the lines that open a text file without an encoding."""
     lines = []
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or any(k.arg == "encoding" for k in node.keywords):

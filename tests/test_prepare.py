@@ -1,4 +1,4 @@
-"""hw.prepare: the official layout, bit for bit, into a dataset that TFDS reads; or one honest line."""
+"""Tests hw.prepare: it turns an archive bit for bit into a dataset that TFDS reads, or reports one line."""
 
 import functools
 import hashlib
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("at_home")
 
 
 def official_layout(seed: int = 0, per_batch: int = PER_BATCH) -> dict[str, bytes]:
-    """The files of cifar-10-batches-bin, with noise for images."""
+    """Returns the files of cifar-10-batches-bin with noise as images."""
     rng = np.random.default_rng(seed)
     files = {"batches.meta.txt": ("\n".join(images.CLASSES) + "\n\n").encode()}
     for name in (*TRAIN, "test_batch.bin"):
@@ -40,7 +40,7 @@ def official_layout(seed: int = 0, per_batch: int = PER_BATCH) -> dict[str, byte
 
 
 def pack(path: Path, files: dict[str, bytes], *members: tarfile.TarInfo, prefix: str = "") -> Path:
-    """Writes a tar.gz of `files` in the official folder, and of further `members`."""
+    """Writes a tar.gz of `files` in the official folder and of further `members`."""
     with tarfile.open(path, "w:gz") as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(f"{prefix}cifar-10-batches-bin/{name}")
@@ -61,7 +61,7 @@ def archive(tmp_path):
 
 
 def run(tmp_path: Path, archive: Path, *options: str) -> None:
-    """hw.prepare in this process, on an archive of one's own."""
+    """Runs hw.prepare in this process on an unofficial archive."""
     data_dir = f"--data-dir={tmp_path / 'data'}"
     assert (
         prepare.main(["cifar10", data_dir, f"--archive={archive}", f"--sha256={sha256(archive)}", *options])
@@ -80,7 +80,7 @@ def content(image: np.ndarray, label: np.ndarray) -> list[tuple[bytes, int]]:
 
 
 def read_records(files: dict[str, bytes], names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The format as its own page describes it: a byte of label, 1024 of red, of green, of blue, by rows."""
+    """Reads the official format: one byte of label, then 1024 bytes each of red, green and blue, by rows."""
     image, label = [], []
     for name in names:
         for start in range(0, len(files[name]), 3073):
@@ -113,7 +113,7 @@ def test_every_pixel_and_label_arrives(hw, archive, tmp_path):
     note = dataset.provenance["note"]
     assert "100 train / 20 test images: not the full CIFAR-10" in note
     assert "not the official" in note and sha256(archive) in note
-    # Nothing else is left where datasets lie.
+    # The data folder holds nothing else.
     assert [p.name for p in data_dir.iterdir()] == ["cifar10"]
     assert [p.name for p in (data_dir / "cifar10").iterdir()] == ["3.0.2"]
 
@@ -139,7 +139,7 @@ def test_a_sound_dataset_is_left_alone_and_a_damaged_one_replaced(archive, tmp_p
     folder = tmp_path / "data" / "cifar10" / "3.0.2"
     first = load(tmp_path / "data").provenance["fingerprint"]
     before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
-    assert prepare.main(["cifar10", f"--data-dir={tmp_path / 'data'}"]) == 0  # and no archive is asked for
+    assert prepare.main(["cifar10", f"--data-dir={tmp_path / 'data'}"]) == 0  # it needs no archive
     assert "already" in capsys.readouterr().err
     assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == before
 
@@ -149,7 +149,7 @@ def test_a_sound_dataset_is_left_alone_and_a_damaged_one_replaced(archive, tmp_p
     shard.write_bytes(damaged)
     with pytest.raises(images.Damaged):
         load(tmp_path / "data")
-    # While there is nothing to replace it by, it stays.
+    # The damaged dataset stays until its replacement is ready.
     with pytest.raises(UserError, match="cannot read"):
         prepare.main(["cifar10", f"--data-dir={tmp_path / 'data'}", f"--archive={tmp_path / 'none'}"])
     assert shard.read_bytes() == damaged
@@ -217,8 +217,14 @@ def change(name: str, new):
     [
         (lambda f: {n: c for n, c in f.items() if n != "data_batch_3.bin"}, "lacks .*data_batch_3.bin"),
         (lambda f: {n: c for n, c in f.items() if n != "batches.meta.txt"}, "lacks .*batches.meta.txt"),
-        (change("data_batch_2.bin", lambda c: c[:-1]), r"data_batch_2.bin: 61,459 bytes are no records"),
-        (change("test_batch.bin", lambda c: b""), r"test_batch.bin: 0 bytes are no records"),
+        (
+            change("data_batch_2.bin", lambda c: c[:-1]),
+            r"data_batch_2.bin: 61,459 bytes are not whole records",
+        ),
+        (
+            change("test_batch.bin", lambda c: b""),
+            r"test_batch.bin: 0 bytes are not whole records",
+        ),
         (change("data_batch_5.bin", lambda c: b"\x0a" + c[1:]), "data_batch_5.bin: there is no class 10"),
         (change("batches.meta.txt", lambda c: c.replace(b"cat", b"kat")), "classes are not CIFAR-10's.*kat"),
     ],
@@ -258,7 +264,7 @@ def test_interrupted_it_leaves_nothing(archive, tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(images, "_decode", interrupt)  # when all is written, before it is published
+    monkeypatch.setattr(images, "_decode", interrupt)  # after the files are written, before they are moved
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, archive)
     assert list((tmp_path / "data").iterdir()) == []
@@ -281,7 +287,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     archive = pack(tmp_path / "a.tar.gz", official_layout(per_batch=200))
     words = processes.command("prepare", "cifar10", f"--data-dir={tmp_path / 'data'}")
     words += [f"--archive={archive}", f"--sha256={sha256(archive)}"]
-    # No file may be longer than 2,048 blocks of 512 bytes.
+    # `ulimit -f` limits a file to 2,048 blocks of 512 bytes.
     done = processes.run(["sh", "-c", 'ulimit -f 2048 && exec "$@"', "sh", *words])
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: cannot write") and "File too large" in done.stderr
@@ -314,7 +320,7 @@ def test_a_data_dir_that_cannot_be(archive, tmp_path):
 
 @pytest.fixture
 def serve(monkeypatch):
-    """Starts a server whose every answer is made by `answer(request)`; the official URLs point at it."""
+    """Starts a server that answers with `answer(request)`, and points the official URLs at it."""
     servers = []
 
     def start(answer) -> None:
@@ -347,7 +353,7 @@ def send(request, body: bytes, length: int | None = None, status: int = 200) -> 
 
 @pytest.fixture
 def official(archive, monkeypatch):
-    """The small archive in the official one's place; returns its bytes."""
+    """Declares the small archive as the official one and returns its bytes."""
     monkeypatch.setattr(images, "ARCHIVE_SHA256", sha256(archive))
     monkeypatch.setattr(images, "ARCHIVE_BYTES", archive.stat().st_size)
     monkeypatch.setattr(images, "COUNTS", {"train": 100, "test": 20})
@@ -370,7 +376,7 @@ def test_auto_downloads_and_prepares(serve, official, tmp_path):
 def endless(request) -> None:
     request.send_response(200)
     request.end_headers()
-    with pytest.raises(OSError):  # until the other side hangs up
+    with pytest.raises(OSError):  # until the client disconnects
         while True:
             request.wfile.write(b"\0" * (1 << 16))
 
@@ -389,10 +395,10 @@ def test_a_download_that_fails(serve, official, tmp_path, answer, message):
     serve(answer)
     with pytest.raises(UserError, match=message) as caught:
         prepare.main(["cifar10", f"--data-dir={tmp_path / 'data'}"])
-    assert "--sha256" not in str(caught.value)  # whatever came is not to be accepted as it is
+    assert "--sha256" not in str(caught.value)  # the message must not advise to accept a wrong download
     said = []
     assert load(tmp_path / "data", "auto", said).provenance["source"] == "embedded"
-    assert "CIFAR-10 is not to be had" in "".join(said)
+    assert "CIFAR-10 is not available" in "".join(said)
     assert not list(tmp_path.glob("data/*"))
 
 
@@ -408,7 +414,7 @@ def test_a_download_that_stalls(serve, official, tmp_path, monkeypatch):
     assert list((tmp_path / "data").iterdir()) == []
 
 
-# --- The command's manners ---
+# --- The command line ---
 
 
 def test_help(hw):
@@ -421,12 +427,12 @@ def test_help(hw):
     [
         ([], "required: dataset"),
         (["mnist"], "invalid choice: 'mnist'"),
-        (["cifar10", f"--sha256={'0' * 64}"], "--sha256 goes with --archive"),
+        (["cifar10", f"--sha256={'0' * 64}"], "--sha256 needs --archive=FILE"),
         (["cifar10", "--arch=x"], "--arch"),
         (["cifar10", "stray"], "stray"),
         (["cifar10", "--archive=/nowhere.tar.gz"], "cannot read /nowhere.tar.gz: No such file"),
         (["cifar10", "--archive=/"], "cannot read /: it is a folder"),
-        (["tiny_shakespeare", f"--sha256={'0' * 64}"], "--sha256 goes with --archive"),
+        (["tiny_shakespeare", f"--sha256={'0' * 64}"], "--sha256 needs --archive=FILE"),
         (["tiny_shakespeare", "--archive=/nowhere.txt"], "cannot read /nowhere.txt: No such file"),
     ],
 )
@@ -454,7 +460,7 @@ def verses(tmp_path):
 
 
 def run_text(tmp_path: Path, archive: Path) -> Path:
-    """hw.prepare in this process, on a text of one's own; returns the dataset's folder."""
+    """Runs hw.prepare in this process on an unofficial text; returns the dataset's folder."""
     data_dir = tmp_path / "data"
     options = [f"--data-dir={data_dir}", f"--archive={archive}", f"--sha256={sha256(archive)}"]
     assert prepare.main(["tiny_shakespeare", *options]) == 0
@@ -488,7 +494,7 @@ def test_every_character_arrives(hw, verses, tmp_path):
     assert [p.name for p in data_dir.iterdir()] == ["tiny_shakespeare"]
     assert [p.name for p in (data_dir / "tiny_shakespeare").iterdir()] == ["1.0.0"]
 
-    # TFDS alone reads it, cut as TFDS's own builder cuts: 90 %, then the rest in halves.
+    # TFDS reads it without our code, with the split of TFDS's builder: 90 %, then the rest in halves.
     builder = tfds.builder_from_directory(data_dir / "tiny_shakespeare" / "1.0.0")
     assert builder.info.full_name == "tiny_shakespeare/1.0.0"
     i = int(len(VERSES) * 0.9)
@@ -510,7 +516,7 @@ def test_a_sound_text_is_left_alone_and_a_damaged_one_replaced(verses, tmp_path,
     shard.write_bytes(damaged)
     with pytest.raises(prepared.Damaged, match=r"python -m hw\.prepare tiny_shakespeare --data-dir="):
         load_text(tmp_path / "data")
-    # While there is nothing to replace it by, it stays.
+    # The damaged dataset stays until its replacement is ready.
     with pytest.raises(UserError, match="cannot read"):
         prepare.main(
             ["tiny_shakespeare", f"--data-dir={tmp_path / 'data'}", f"--archive={tmp_path / 'none'}"]
@@ -535,7 +541,7 @@ def test_a_text_of_the_wrong_hash(verses, tmp_path):
     ("content", "message"),
     [
         (b"", "the archive is empty"),
-        (b"zzz", "the archive holds one distinct symbol only"),
+        (b"zzz", "the archive holds only one distinct symbol"),
         (b"ab\xffc", "the archive is not UTF-8: byte offset 2 holds 0xff"),
     ],
 )
@@ -582,7 +588,7 @@ def test_a_download_of_another_text_is_not_taken(serve, tmp_path):
 
 
 def test_no_network_is_one_line_at_once(tmp_path, monkeypatch):
-    with socket.socket() as free:  # a port that nobody listens at
+    with socket.socket() as free:  # nobody listens at this port
         free.bind(("127.0.0.1", 0))
         monkeypatch.setattr(text, "ARCHIVE_URL", f"http://127.0.0.1:{free.getsockname()[1]}/input.txt")
     start = time.monotonic()
@@ -592,7 +598,7 @@ def test_no_network_is_one_line_at_once(tmp_path, monkeypatch):
     assert not (tmp_path / "data").exists()
 
 
-# --- What is not ours, and what does not end ---
+# --- Folders that are not ours, and endless files ---
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "huge"])
@@ -614,7 +620,7 @@ def test_an_archive_that_is_no_regular_file_or_too_large(tmp_path, kind):
 
 def test_an_archive_that_unfolds_to_more_than_it_may(tmp_path, monkeypatch, archive):
     monkeypatch.setattr(images, "MAX_UNFOLDED", 300_000)
-    with pytest.raises(UserError, match="unfolds to more than 300,000 bytes"):
+    with pytest.raises(UserError, match="decompresses to more than 300,000 bytes"):
         run(tmp_path, archive)
 
 
@@ -662,7 +668,7 @@ def test_addresses_are_refused(tmp_path, monkeypatch, address):
 
 
 def test_without_a_home_folder(monkeypatch):
-    monkeypatch.setattr(os.path, "expanduser", lambda text: text)  # as for a user without an entry
+    monkeypatch.setattr(os.path, "expanduser", lambda text: text)  # a user without a home folder
     for dataset in ("cifar10", "tiny_shakespeare"):
         with pytest.raises(UserError, match=r"home folder is not known.*--data-dir=DIR"):
             prepare.main([dataset])

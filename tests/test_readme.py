@@ -1,4 +1,4 @@
-"""What the README says is what the logs and the code say."""
+"""Compares the README's statements with the logs and the code."""
 
 import hashlib
 import importlib
@@ -36,7 +36,7 @@ def test_language_models_are_those_of_the_logs():
 
 
 def test_ablation_is_that_of_the_logs():
-    runs = ablation.load(ablation.STUDY / "runs.json").by_name  # refuses another recipe's, and edited changes
+    runs = ablation.load(ablation.STUDY / "runs.json").by_name  # it refuses edited runs and other recipes
     assert runs, "no run is committed"
     rows = ablation.differences(runs)
     assert _between("ablation") == ablation.table(rows)
@@ -57,8 +57,8 @@ def test_plot_is_that_of_the_logs():
 
 
 def test_committed_logs_are_whole():
-    # A summary's accuracy must be its evaluation's, its curve must end where it says, and its config
-    # must be the one it names: a number edited by hand breaks one of them.
+    # A summary's accuracy must equal its evaluation's, its curve must end at its last epoch, and its config
+    # must be the one that it names. A number edited by hand breaks one of these.
     for path in table.RESULTS.glob("*/seed-*/summary.json"):
         summary = json.loads(path.read_text())
         report = json.loads((path.parent / "evaluation.json").read_text())
@@ -105,7 +105,7 @@ def test_the_recipes_are_those_of_the_committed_runs(study):
     recipe = importlib.import_module(f"configs.{summary['config']}").get_config(summary["variant"] or None)
     now = fields.current(_fields(json.loads(to_json(recipe.to_dict()))))
     then = fields.current(_fields(json.loads((run / "config.json").read_text())))
-    # The runs on a GPU asked for the prepared data. Some fields have come since; they change no old run.
+    # The runs on a GPU used the prepared data. Fields that were added later change no old run.
     then["data.source"] = now["data.source"]
     new = {"model.batch_norm", "model.hwnet.channel_gates", "train.state_reset"}
     assert now.keys() - then.keys() <= new
@@ -117,7 +117,7 @@ def test_a_recipes_docstring_says_what_its_logs_say(config):
     doc = importlib.import_module(f"configs.{config}").__doc__
     measured = table.measured(config)
     assert measured in doc and len(measured.splitlines()) > 1
-    # Every variant is described, and what it scores stands in the table alone.
+    # The docstring describes every variant, and only the table has its score.
     variants = doc.partition("Variants:")[2]
     with pytest.raises(ValueError, match="choose from") as unknown:
         importlib.import_module(f"configs.{config}").get_config("no such variant")
@@ -127,7 +127,7 @@ def test_a_recipes_docstring_says_what_its_logs_say(config):
 
 
 def test_rooms_are_the_tree():
-    # Every file that the README's tree names exists, and every module of hw/ is named in it.
+    # Every file in the README's tree exists, and the tree names every module of hw/.
     tree = _between("rooms")
     for module in REPOSITORY.glob("hw/**/*.py"):
         if module.name != "__init__.py":

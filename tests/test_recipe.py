@@ -1,4 +1,4 @@
-"""Recipes from the command line: what is no recipe costs one line."""
+"""Tests hw.recipe: it reads recipes from the command line and reports a wrong one in one line."""
 
 import pytest
 
@@ -10,7 +10,7 @@ CONFIGS = REPOSITORY / "configs"
 
 @pytest.fixture
 def run(capsys):
-    """Reads a recipe as a program would: (exit code, standard output, standard error)."""
+    """Reads a recipe as a program does; returns (exit code, standard output, standard error)."""
 
     def main(argv):
         parsed = recipe.parse("hw.train", argv, help="")
@@ -74,4 +74,4 @@ def test_what_is_no_recipe_costs_one_line(run, monkeypatch, tmp_path, argv, name
 def test_a_wheel_has_no_recipes(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(recipe, "_RECIPES", tmp_path / "configs")
-    assert "come with a clone of the repository" in run("--config=configs/resnet.py")[2]
+    assert "in a clone of the repository, not in a wheel" in run("--config=configs/resnet.py")[2]

@@ -1,4 +1,4 @@
-"""hw.sample and hw.score as a user meets them: what they print, what they refuse, what they escape."""
+"""Tests hw.sample and hw.score as a user runs them: their output, their errors and their escapes."""
 
 import hashlib
 import html.parser
@@ -25,7 +25,7 @@ SIZES = {"embedding": 8, "width": 8, "depth": 1}
 
 @pytest.fixture(scope="module")
 def model():
-    """A tiny language model whose weights are large enough that its texts differ."""
+    """Returns a tiny language model with weights so large that its texts differ."""
     module = GRULM(vocab_size=len(VOCABULARY), dtype=jnp.dtype("float32"), **SIZES)
     shapes = jax.eval_shape(
         lambda: module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32), None, train=False)
@@ -51,7 +51,7 @@ def run(model, tmp_path):
 
 @pytest.fixture
 def write(run, capsys):
-    """Runs hw.sample on the tiny run; returns what it prints."""
+    """Runs hw.sample on the tiny run; returns its output."""
 
     def write(*arguments):
         assert sample.main([f"--workdir={run}", *arguments]) == 0
@@ -62,7 +62,7 @@ def write(run, capsys):
 
 @pytest.fixture
 def mistake(capsys):
-    """Runs a command that must fail; returns its one line."""
+    """Runs a command that must fail; returns its one-line error."""
 
     def mistake(module, *arguments):
         with pytest.raises(SystemExit) as stopped:
@@ -123,7 +123,7 @@ def test_a_stream_ends_with_the_very_same_bytes(run, write, capsys, monkeypatch)
         assert write("--stream", *options) == expected
         written.append(expected)
     assert len(set(written)) == 3
-    # It prints as it goes.
+    # With --stream it prints while it draws.
     pieces = []
     monkeypatch.setattr("builtins.print", lambda *args, **kwargs: pieces.append((args, kwargs)))
     sample.main([f"--workdir={run}", "--stream", "--length=300"])
@@ -152,7 +152,7 @@ def test_unknown_characters_are_named_with_their_places(run, mistake):
     for named in ("'Ж' at 4, 8", "'{' at 10", "U+202E at 14", "'…' at 15, 16, 17, 18, 19 and 4 more"):
         assert named in line
     assert "--unknown=skip" in line
-    # An accent would sit on the quote before it.
+    # A combining accent would change the quote before it.
     line = mistake(sample, f"--workdir={run}", "--prompt=e\u0301\x07")
     assert "U+0301 at 1" in line and r"'\x07' at 2" in line
     line = mistake(sample, f"--workdir={run}", "--prompt=" + "".join(map(chr, range(0x400, 0x440))))
@@ -162,10 +162,10 @@ def test_unknown_characters_are_named_with_their_places(run, mistake):
 def test_unknown_characters_are_skipped(write, run, mistake):
     skip = ("--unknown=skip", "--length=40")
     assert write("--prompt=Xthe YcatZ", *skip) == write("--prompt=the cat", *skip)
-    # Nothing is left: as from a newline, which is not shown.
+    # No known character is left, so the text starts from a newline, which is not printed.
     silent = write("--no-echo", "--length=40")
     assert write("--prompt=XYZ", *skip) == write("--prompt=", "--length=40") == silent
-    # Not of the stop text, which would become another.
+    # --unknown=skip must not change the stop text.
     line = mistake(sample, f"--workdir={run}", "--stop=aX", "--unknown=skip")
     assert "the stop text" in line and "'X' at 1" in line and "--unknown" not in line
 
@@ -246,7 +246,7 @@ def test_folders_that_hold_no_language_model(module, model, mistake, tmp_path):
 
 @pytest.fixture
 def rate(run, tmp_path, capsys):
-    """Runs hw.score on a text; returns what it prints, read as JSON."""
+    """Runs hw.score on a text; returns its output, parsed as JSON."""
 
     def rate(text, *arguments):
         file = tmp_path / "text <b>&.txt"
@@ -318,7 +318,7 @@ def test_per_character_json(rate, tmp_path):
 
 
 class Page(html.parser.HTMLParser):
-    """Reads a page: its tags, and the text, classes and titles of the spans in <pre>."""
+    """A parser that collects a page's tags, and the text, classes and titles of the spans in <pre>."""
 
     def __init__(self, content):
         super().__init__()
@@ -355,7 +355,7 @@ def test_per_character_page(model, tmp_path, capsys):
         score.main([str(name), f"--workdir={folder}", "--unknown=skip", f"--per-char={file}"])
     content = page.read_text(encoding="utf-8")
     read = Page(content)
-    # Nothing of the text or of its name became markup, and nothing is fetched.
+    # No part of the text or of its name became markup, and the page loads no other file.
     assert read.tags == {
         *("html", "head", "meta", "title", "style", "body", "h1", "table", "tr", "th", "td", "p", "pre"),
         *("span", "i"),
@@ -366,7 +366,7 @@ def test_per_character_page(model, tmp_path, capsys):
     assert shown == (TEXT + "\r<>").replace("\n", "↵\n").replace("\r", "\\r")
     assert "left out, unknown" in content and "&#x27;X&#x27;: 1 times" in content
     assert "prefers-color-scheme: dark" in content
-    # A background for the bits, and underlined where they are many.
+    # The background shows the bits, and characters with many bits are underlined.
     given, *others = zip(read.spans, json.loads(rows.read_text()), strict=True)
     assert given[0][:2] == ["", "given, not predicted"]
     for (style, title, _), row in others:
@@ -376,7 +376,7 @@ def test_per_character_page(model, tmp_path, capsys):
     assert {" u" in style for (style, *_), _ in others} == {True, False}
 
 
-# --- the released model ---
+# --- The released model ---
 
 
 @pytest.mark.parametrize("model", ["gru", "attention"])
@@ -397,7 +397,7 @@ def test_releases_are_small_and_say_how_well_they_do():
         config = (folder / "config.json").read_bytes()
         assert hashlib.sha256(config).hexdigest() == summary["config_sha256"]
         if summary["task"] == "text":
-            # Of the weights as they are released, in half precision: next to nothing is lost.
+            # The released weights have half precision, which changes the score very little.
             report = json.loads((folder / "evaluation.json").read_text())
             assert report["nats_cold256"] == pytest.approx(summary["val_nats_cold256"], abs=1e-3)
             samples = (folder / "samples.txt").read_text()

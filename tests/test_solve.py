@@ -1,4 +1,4 @@
-"""hw.solve: the contract's JSON, the working, and one line for whatever does not fit."""
+"""Tests hw.solve: its JSON, its printed steps and its one-line errors."""
 
 import json
 import re
@@ -78,7 +78,7 @@ def test_mask_and_scale(capsys):
 
 
 def test_the_softmaxs_jacobian_knows_the_mask(capsys):
-    # Query 1 of 2 sees key 1 alone: its weights are (1, 0), and nothing moves them.
+    # Query 1 of 2 sees only key 1: its weights are always (1, 0), so their gradient is zero.
     text = _text(capsys, "attention", "--q=1;2", "--k=3;1", "--v=1;2", "--dout=1;1", "--mask=causal")
     assert "row 1: J = diag(a) − a aᵀ = [0 0; 0 0]" in text
 
@@ -180,12 +180,12 @@ def test_a_layer_that_fails_shows_the_layers_before_it(hw):
     assert any(line.startswith("pool2") for line in before)
 
 
-# --- Numbers at the edge, and work without bound ---
+# --- Extreme numbers, and unbounded work ---
 
 
 @pytest.fixture
 def run(capsys):
-    """Runs the command as a process would: (exit code, standard output, standard error)."""
+    """Runs the command as a process does; returns (exit code, standard output, standard error)."""
 
     def run(*argv):
         with pytest.raises(SystemExit) as ended:
@@ -277,7 +277,7 @@ def test_large_attention_takes_seconds(run, queries, keys, size):
     q, k, dout = (_matrix(n, size) for n in (queries, keys, queries))
     began = time.process_time()
     code, out, err = run("attention", f"--q={q}", f"--k={k}", f"--v={k}", f"--dout={dout}")
-    assert time.process_time() - began < 15  # 2 s on a machine that does nothing else
+    assert time.process_time() - began < 15  # 2 s on an idle machine
     assert code == 0 and err == "" and len(out) < 2_000_000
     if keys == 64:
         assert "3,968 more lines like these are left out" in out
@@ -296,7 +296,7 @@ def test_large_rnns_take_seconds(run, tmp_path, hidden, steps):
     assert code == 0 and err == "" and f"∂h{subscript(steps)}/∂x_t" in out
     code, out, err = run("rnn", f"--params={path}", "--json")
     assert np.shape(json.loads(out)["h"]) == (steps, hidden)
-    assert time.process_time() - began < 20  # 3 s on a machine that does nothing else
+    assert time.process_time() - began < 20  # 3 s on an idle machine
 
 
 @pytest.mark.filterwarnings("error")

@@ -1,4 +1,4 @@
-"""The versions that setup.cfg admits, and those that constraints/ records."""
+"""Tests the versions that setup.cfg allows and those that constraints/ records."""
 
 import configparser
 
@@ -13,7 +13,7 @@ RECORDS = sorted((REPOSITORY / "constraints").glob("py*.txt"))
 
 
 def _requirements(python: str) -> list[Requirement]:
-    """What setup.cfg asks of a Linux machine with this Python, the tests' packages too."""
+    """Returns setup.cfg's requirements for Linux with this Python, including the tests' packages."""
     setup = configparser.ConfigParser()
     setup.read(REPOSITORY / "setup.cfg")
     lines = setup["options"]["install_requires"] + setup["options.extras_require"]["test"]

@@ -1,4 +1,4 @@
-"""Files on disk -> numpy arrays, with where they came from."""
+"""Reads datasets from disk into numpy arrays and records where they came from."""
 
 from collections.abc import Callable
 
@@ -14,8 +14,8 @@ def load(config: ConfigDict, say: Callable[[str], None] = cli.say) -> Dataset:
     """Loads the dataset that `config.data` describes.
 
     Args:
-      config: `config.data`; its `name` chooses the dataset, the rest is that dataset's own.
-      say: is given one line for each thing the user should know (default: standard error).
+      config: `config.data`; its `name` chooses the dataset, its other fields are that dataset's options.
+      say: receives one line for each thing that the user should know (default: standard error).
 
     Raises:
       UserError: the dataset is unknown, missing or damaged, or an option is wrong.
@@ -29,9 +29,9 @@ def load(config: ConfigDict, say: Callable[[str], None] = cli.say) -> Dataset:
 
 
 def blank(config: ConfigDict) -> Dataset:
-    """The dataset that `config.data` describes as far as its sizes go, all of it zeros; no file is needed.
+    """Returns a dataset of zeros with the sizes that `config.data` describes, without a prepared dataset.
 
-    But for a text of one's own and for what is drawn, which are as they are.
+    Your own text and the memory task have no fixed size, so this function loads them.
 
     Raises:
       UserError: the dataset is unknown, or an option is wrong.

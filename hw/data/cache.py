@@ -1,4 +1,4 @@
-"""The user's own cache folder, and arrays kept in it: private to the user, checked before use."""
+"""Keeps arrays in the user's private cache folder and checks them before use."""
 
 import hashlib
 import io
@@ -11,22 +11,22 @@ import numpy as np
 
 from hw import files
 
-MAX_BYTES = 2**32  # of the arrays that are kept together
+MAX_BYTES = 2**32  # the largest cache file that is read
 
 
 def cache_dir(say: Callable[[str], None]) -> Path | None:
-    """Returns `$XDG_CACHE_HOME/hw` (default `~/.cache/hw`), made where it is missing.
+    """Returns `$XDG_CACHE_HOME/hw` (default `~/.cache/hw`) and creates it if it is missing.
 
     Args:
-      say: is told, in one line, why there is no cache.
+      say: receives one line that says why there is no cache.
 
     Returns:
-      The folder, or None where it cannot be made or where somebody else could write to it: what
-      lies in it is believed (compiled programs are even run), so it must be the user's alone.
+      The folder; None if it cannot be created or if another user could write to it. Commands trust its
+      content and even run compiled programs from it, so only the user may write there.
     """
     try:
         root = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        if not root.is_absolute():  # unset, empty, or relative, which the XDG rules tell to ignore
+        if not root.is_absolute():  # unset, empty, or relative: the XDG specification ignores a relative path
             root = Path("~/.cache").expanduser()
         folder = root / "hw"
         for made in (root, folder):
@@ -36,13 +36,13 @@ def cache_dir(say: Callable[[str], None]) -> Path | None:
         say(f"no cache: {error}")
         return None
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        say(f"no cache: {folder} belongs to, or can be written by, others (chown, chmod go-w)")
+        say(f"no cache: {folder} belongs to another user, or others can write to it (chown, chmod go-w)")
         return None
     return folder
 
 
 def digest(arrays: Sequence[np.ndarray]) -> str:
-    """SHA-256 in hex over the arrays in turn: of each its dtype and shape, then its bytes."""
+    """Returns the SHA-256 in hex over each array's dtype, shape and bytes in turn."""
     sha = hashlib.sha256()
     for array in arrays:
         sha.update(f"{array.dtype.str} {array.shape}\n".encode())
@@ -51,10 +51,9 @@ def digest(arrays: Sequence[np.ndarray]) -> str:
 
 
 def save_arrays(path: Path, arrays: Sequence[np.ndarray], say: Callable[[str], None]) -> str:
-    """Keeps arrays with their digest, whole or not at all; says so if they cannot be kept.
+    """Saves arrays with their digest in one atomic step, and returns the digest.
 
-    Returns:
-      The digest of the arrays.
+    If the arrays cannot be saved, it tells the user with `say` and continues.
     """
     sha256 = digest(arrays)
     file = io.BytesIO()
@@ -67,9 +66,9 @@ def save_arrays(path: Path, arrays: Sequence[np.ndarray], say: Callable[[str], N
 
 
 def load_arrays(path: Path, say: Callable[[str], None]) -> tuple[list[np.ndarray], str] | None:
-    """Returns kept arrays and their digest, or None where there are none or they are damaged.
+    """Returns the saved arrays and their digest; None if the file is missing or damaged.
 
-    Nothing is unpickled. A damaged file is removed, and said to be.
+    It never unpickles. It removes a damaged file and tells the user so.
     """
     if not os.path.lexists(path):
         return None
@@ -78,8 +77,8 @@ def load_arrays(path: Path, say: Callable[[str], None]) -> tuple[list[np.ndarray
             sha256 = str(file["sha256"])
             arrays = [file[f"arr_{i}"] for i in range(len(file.files) - 1)]
         if digest(arrays) != sha256:
-            raise ValueError("its content is not what was written")
-    except Exception as error:  # zip, zlib, struct, numpy: a cache of any shape must never stop us
+            raise ValueError("its content does not match its digest")
+    except Exception as error:  # zip, zlib, struct or numpy may fail; a damaged cache must not stop a command
         say(f"damaged cache entry removed: {path} ({error})")
         with suppress(OSError):
             path.unlink()

@@ -1,4 +1,4 @@
-"""A dataset's official archive: downloaded or taken from a file, and verified before it is used."""
+"""Downloads a dataset's official archive, or takes it from a file, and verifies it before use."""
 
 import contextlib
 import hashlib
@@ -25,13 +25,13 @@ READ_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Archive:
-    """The one file that a dataset's makers publish."""
+    """The single file that a dataset's authors publish."""
 
-    dataset: str  # as hw.prepare calls it
+    dataset: str  # its name in hw.prepare
     url: str
     size: int  # bytes
     sha256: str
-    limit: int  # bytes of a file that is taken in its place
+    limit: int  # the largest file in bytes that --archive may name instead
 
 
 @contextlib.contextmanager
@@ -42,20 +42,20 @@ def open_verified(
     path: Path | None = None,
     sha256: str | None = None,
 ) -> Generator[tuple[BinaryIO, str]]:
-    """Opens an archive that has the SHA-256 it must have.
+    """Opens an archive after it has checked the archive's SHA-256.
 
     Args:
-      official: what is downloaded, and what the archive must be.
-      data_dir: a folder on the disk that can take the download.
-      say: is told that something is downloaded.
+      official: the official archive, for the download and for the expected SHA-256.
+      data_dir: the folder that receives the download.
+      say: receives a line when a download starts.
       path: the archive as a file; None downloads it.
-      sha256: hex digest that the archive must have instead of the official one's.
+      sha256: hex digest that the archive must have instead of the official one.
 
     Yields:
       The archive, at its start, and its SHA-256 in hex.
 
     Raises:
-      UserError: the archive cannot be had, or is not the right one.
+      UserError: the archive cannot be obtained, or it is not the expected one.
     """
     expected = (sha256 or official.sha256).lower()
     taken = files.open_regular(path, official.limit) if path else _download(official, data_dir, say)
@@ -77,13 +77,13 @@ def open_verified(
 
 
 def _connect(official: Archive) -> http.client.HTTPResponse:
-    """Connects within CONNECT_SECONDS, also where looking up the name hangs, which no time-out ends."""
+    """Connects within CONNECT_SECONDS; a thread does it, because urllib cannot time out a name lookup."""
     answer: queue.Queue[http.client.HTTPResponse | Exception] = queue.Queue()
 
     def attempt() -> None:
         try:
             answer.put(urllib.request.urlopen(official.url, timeout=READ_SECONDS))
-        except Exception as error:  # handed over, not lost with the thread
+        except Exception as error:  # the caller raises it: an exception in a thread would be lost
             answer.put(error)
 
     threading.Thread(target=attempt, daemon=True).start()
@@ -95,7 +95,7 @@ def _connect(official: Archive) -> http.client.HTTPResponse:
         if isinstance(response, urllib.error.HTTPError):
             response.close()  # it holds the connection
         raise UserError(
-            f"cannot reach {official.url} ({response}): fetch it by other means and give it with "
+            f"cannot reach {official.url} ({response}): download it in another way and run "
             f"python -m hw.prepare {official.dataset} --archive=FILE"
         ) from response
     return response
@@ -103,13 +103,14 @@ def _connect(official: Archive) -> http.client.HTTPResponse:
 
 @contextlib.contextmanager
 def _download(official: Archive, data_dir: Path, say: Callable[[str], None]) -> Generator[io.BufferedRandom]:
-    """The official archive as a file without a name: however this ends, nothing of it is left."""
+    """Downloads the official archive to an unnamed temporary file, which never remains on the disk."""
     with _connect(official) as response, contextlib.ExitStack() as stack:
         say(f"downloading {official.url}")
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(tempfile.TemporaryFile(dir=data_dir))
-            # A bar only on a terminal. One block more than expected is enough to know it for wrong.
+            # `disable=None` shows the bar on a terminal only. The loop stops at the first block after the
+            # expected size: the digest then shows that the file is wrong.
             with tqdm(total=official.size, unit="B", unit_scale=True, disable=None) as bar:
                 while file.tell() <= official.size and (block := response.read(1 << 16)):
                     file.write(block)

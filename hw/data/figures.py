@@ -1,8 +1,8 @@
-"""The fallback data for CIFAR-10: ten drawn figures, for where there is no data and no network.
+"""Draws the fallback data for CIFAR-10: images of ten figures, for a machine without data or network.
 
-Equally often, at random places, sizes, angles and colours (dark on light or light on dark), on a sloping
-ground with a spot and noise: no pixel's value tells anything by itself, so that a linear model is lost
-and a small convolutional net is not.
+All classes are equally frequent. Place, size, angle and colours are random (dark on light or light on dark),
+on a sloping background with a spot and noise. No single pixel tells the class, so a linear model fails and a
+small convolutional network succeeds.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def _box(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) ->
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Five points: the plane is folded onto half of one, whose edge is a straight line."""
+    """Computes the distance from a five-pointed star: folding the plane onto half a point leaves one edge."""
     fold = 2 * np.pi / 5
     angle = np.abs((np.arctan2(x, -y) + fold / 2) % fold - fold / 2)
     across, along = np.hypot(x, y) * np.stack([np.sin(angle), np.cos(angle)])
@@ -26,8 +26,8 @@ def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return edge[0] * (along - tip[1]) - edge[1] * (across - tip[0])
 
 
-# Each class's figure as a function that is negative inside and grows with the distance from its edge,
-# in units of the figure's radius; x to the right, y down, both in the figure's own frame.
+# Each class has a signed distance: negative inside the figure, positive outside, in units of its radius.
+# In the figure's own frame x points to the right and y points down.
 FIGURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "disc": lambda x, y: np.hypot(x, y) - 0.85,
     "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.72) - 0.2,
@@ -43,14 +43,14 @@ FIGURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def draw(n: int, stream: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws `n` images, the same at every call with the same `stream`.
+    """Draws `n` images; the same `stream` always gives the same images.
 
     Returns:
-      (uint8 [n, 32, 32, 3], int32 [n], the index into FIGURES).
+      (images, uint8 [n, 32, 32, 3]; labels, int32 [n], indices into FIGURES).
     """
     rng = np.random.default_rng([SEED, stream])
 
-    # Everything below broadcasts to [n, channels, 32, 32]; lengths in pixels, colours in 0 … 255.
+    # Everything below broadcasts to [n, channels, 32, 32]. Lengths are in pixels, colours in 0 … 255.
     def uniform(low: float, high: float, channels: int = 1) -> np.ndarray:
         return rng.uniform(low, high, (n, channels, 1, 1)).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 as arrays: read from a prepared dataset, prepared from the official archive, or stood in for."""
+"""Loads CIFAR-10 as arrays, prepares it from the official archive, or falls back to drawn figures."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ from hw.data.prepared import Damaged
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 COUNTS = {"train": 50_000, "test": 10_000}
-VERSION = "3.0.2"  # TFDS's number for CIFAR-10 as it is laid out here; the only one read and written
+VERSION = "3.0.2"  # TFDS's version of CIFAR-10's layout; no other is read or written
 
 # https://www.cs.toronto.edu/~kriz/cifar.html, "CIFAR-10 binary version (suitable for C programs)".
 ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -32,15 +32,15 @@ ARCHIVE_FILES = {
 }
 ARCHIVE_CLASSES = "cifar-10-batches-bin/batches.meta.txt"
 MAX_ARCHIVE = 2**29  # bytes of an archive
-MAX_UNFOLDED = 2**29  # bytes of what it unfolds to
-RECORD_BYTES = 1 + 3 * 32 * 32  # the label, then the red, the green and the blue plane
+MAX_UNFOLDED = 2**29  # bytes of its decompressed content
+RECORD_BYTES = 1 + 3 * 32 * 32  # the label, then the red, the green and the blue channel
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and their classes."""
+    """A split of a dataset, which holds images and their labels."""
 
     image: np.ndarray  # uint8 [n, 32, 32, 3], red, green, blue
     label: np.ndarray  # int32 [n], index into the dataset's classes
@@ -54,15 +54,15 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """What is trained on, what is evaluated on, and where both came from.
+    """A dataset that holds the training split, the evaluation split and their provenance.
 
-    `provenance` has the keys name, source ("tfds" or "embedded"), fingerprint (SHA-256 over the
-    decoded arrays of both splits, whatever the holdout), num_train, num_eval, note and classes.
+    `provenance` has the keys name, source ("tfds" or "embedded"), fingerprint, num_train, num_eval, note and
+    classes. The fingerprint is the SHA-256 of the decoded arrays of both splits, for any holdout.
     """
 
     train: Split
     eval: Split
-    eval_name: str  # "test", or "holdout": training images that are not trained on
+    eval_name: str  # "test", or "holdout": training images that the run does not train on
     classes: tuple[str, ...]
     provenance: dict[str, Any]
 
@@ -71,9 +71,9 @@ def load_images(config: ConfigDict, say: Say) -> Dataset:
     """Loads the images that `config.data` asks for.
 
     Args:
-      config: `source` ("auto", "tfds", "embedded"), `dir` ("" for the default), `holdout` (how many
-        training images, evenly spaced, take the test set's place), `embedded_train`, `embedded_eval`.
-      say: is told what the user should know; a fallback data, in capitals.
+      config: `source` ("auto", "tfds", "embedded"), `dir` ("" for the default), `holdout` (how many evenly
+        spaced training images replace the test set), `embedded_train`, `embedded_eval`.
+      say: receives notes for the user; the note on fallback data is in capitals.
 
     Raises:
       UserError: the data is damaged, or missing with source "tfds", or an option is wrong.
@@ -95,7 +95,7 @@ def load_images(config: ConfigDict, say: Say) -> Dataset:
     if config.holdout:
         if not 0 < config.holdout < len(train):
             raise UserError(f"config.data.holdout={config.holdout}: must lie in [0, {len(train)})")
-        # Spread evenly over the set: fair in whatever order the images stand.
+        # The held-out images are evenly spaced, so the order of the images does not bias them.
         held = np.zeros(len(train), bool)
         held[np.arange(config.holdout) * len(train) // config.holdout] = True
         eval_name, test, train = "holdout", train[held], train[~held]
@@ -112,7 +112,7 @@ def load_images(config: ConfigDict, say: Say) -> Dataset:
 
 
 def blank_images(config: ConfigDict) -> Dataset:
-    """CIFAR-10 as far as its sizes go: black images, of which `config.holdout` are not trained on."""
+    """Returns black images with CIFAR-10's sizes; `config.holdout` of them are for evaluation."""
 
     def blank(count: int) -> Split:
         return Split(np.zeros((count, 32, 32, 3), np.uint8), np.zeros(count, np.int32))
@@ -131,7 +131,7 @@ def _arrays(train: Split, test: Split) -> list[np.ndarray]:
 
 
 def _read_prepared(folder: Path, say: Say) -> tuple[Split, Split, str, str]:
-    """Reads a prepared dataset, from the cache where it holds these very files decoded.
+    """Reads a prepared dataset, from the cache if these files have been decoded before.
 
     Returns:
       (train, test, fingerprint, note).
@@ -139,7 +139,7 @@ def _read_prepared(folder: Path, say: Say) -> tuple[Split, Split, str, str]:
     shards, note = _check(folder)
 
     def decode() -> list[np.ndarray]:
-        say(f"decoding {folder}: this takes a while, the first time")
+        say(f"decoding {folder}: this takes a while the first time")
         return _arrays(*_decode(folder, shards))
 
     arrays, fingerprint = prepared.read_cached(folder, decode, say)
@@ -147,7 +147,7 @@ def _read_prepared(folder: Path, say: Say) -> tuple[Split, Split, str, str]:
 
 
 def _check(folder: Path) -> tuple[dict[str, prepared.Shards], str]:
-    """Everything that can be found wrong without decoding: each split's shards, a note on what they hold."""
+    """Checks a prepared dataset without decoding it; returns the shards of each split and a note."""
     features, shards, note = prepared.check(folder, COUNTS)
     try:
         image = features["image"]["image"]
@@ -170,10 +170,10 @@ def _check(folder: Path) -> tuple[dict[str, prepared.Shards], str]:
 
 
 def _decode(folder: Path, shards: dict[str, prepared.Shards]) -> tuple[Split, Split]:
-    """Decodes and checks every image: (train, test)."""
+    """Decodes and checks every image; returns (train, test)."""
     import tensorflow_datasets as tfds
 
-    # Pillow decodes: TFDS's own decoder would want TensorFlow or OpenCV.
+    # Pillow decodes the images, because TFDS's decoder needs TensorFlow or OpenCV.
     decoders = {"image": tfds.decode.SkipDecoding()}
     with prepared.open_source(folder, shards, decoders=decoders) as source:
         return _decode_split(source["train"]), _decode_split(source["test"])
@@ -195,15 +195,15 @@ def _decode_split(records: Any) -> Split:
     if not 0 <= label.min() <= label.max() < len(CLASSES):
         raise ValueError(f"labels run from {label.min()} to {label.max()}, not 0 to {len(CLASSES) - 1}")
     if len(set(identity)) < len(identity):
-        raise ValueError("some image is there twice")
+        raise ValueError("an image occurs twice")
     return _in_order(Split(image, label.astype(np.int32)))
 
 
 def _in_order(split: Split) -> Split:
-    """Sorts a split by the SHA-256 of each image (then by label).
+    """Sorts a split by the SHA-256 of each image, then by label.
 
-    That is the same order whatever the shuffling and the names of a copy, and as good as random. The
-    order of the "id" is neither: a copy has been met whose ids are sorted by class.
+    This order is the same for every copy, however it was shuffled and named, and it looks random. The order
+    of the "id" is neither: we have seen a copy whose ids are sorted by class.
     """
     keys = [
         (hashlib.sha256(image).digest(), label) for image, label in zip(split.image, split.label, strict=True)
@@ -216,20 +216,20 @@ def _in_order(split: Split) -> Split:
 
 
 def prepare_cifar10(data_dir: Path, say: Say, archive: Path | None = None, sha256: str | None = None) -> Path:
-    """Writes CIFAR-10 as a TFDS `array_record` dataset, whole or not at all.
+    """Writes CIFAR-10 as a TFDS `array_record` dataset, completely or not at all.
 
     Args:
       data_dir: the dataset becomes `data_dir/cifar10/3.0.2`.
-      say: is told what happens.
+      say: receives the progress.
       archive: cifar-10-binary.tar.gz; None downloads it.
-      sha256: hex digest that the archive must have instead of the official one's: an archive of
-        the same layout with images of one's own, which the dataset's description then says.
+      sha256: hex digest that the archive must have instead of the official one. It allows your own images in
+        an archive of the same layout; the dataset's description says so.
 
     Returns:
-      The dataset's folder. One that is there and sound is left alone; a damaged one is replaced.
+      The dataset's folder. A sound existing dataset is kept; a damaged one is replaced.
 
     Raises:
-      UserError: the archive cannot be had, is not the right one, or the dataset cannot be written.
+      UserError: the archive cannot be obtained or is not the expected one, or the dataset cannot be written.
     """
     folder = data_dir / "cifar10" / VERSION
     if prepared.is_sound(folder, lambda: _decode(folder, _check(folder)[0]), say):
@@ -249,22 +249,22 @@ def prepare_cifar10(data_dir: Path, say: Say, archive: Path | None = None, sha25
 
 
 def _parse_archive(file: BinaryIO) -> tuple[Split, Split]:
-    """Reads the images of an archive in the official layout, in memory: (train, test)."""
+    """Reads the images of an archive in the official layout in memory; returns (train, test)."""
     wanted = {*ARCHIVE_FILES["train"], *ARCHIVE_FILES["test"], ARCHIVE_CLASSES}
     contents = {}
     try:
         with tarfile.open(fileobj=file, mode="r:gz") as archive:
             for member in archive:
                 path = PurePosixPath(member.name)
-                # Nothing is unpacked, so nothing could escape; but who sends such a thing means harm.
+                # No member is written to disk, so such a path is harmless here; but the archive is malicious.
                 if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
                     raise UserError(
-                        f"archive refused: its member {member.name!r} is absolute, holds '..', "
+                        f"archive refused: its member {member.name!r} has an absolute path or '..', "
                         f"or is a link or a device"
                     )
                 if member.offset_data + member.size > MAX_UNFOLDED:
-                    raise UserError(f"archive refused: it unfolds to more than {MAX_UNFOLDED:,} bytes")
-                if str(path) in wanted and (stored := archive.extractfile(member)):  # none of a folder
+                    raise UserError(f"archive refused: it decompresses to more than {MAX_UNFOLDED:,} bytes")
+                if str(path) in wanted and (stored := archive.extractfile(member)):  # None for a folder
                     contents[str(path)] = stored.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise UserError(f"the archive is broken: {error}; download it again") from error
@@ -279,7 +279,7 @@ def _parse_archive(file: BinaryIO) -> tuple[Split, Split]:
         for name in names:
             content = contents[name]
             if not content or len(content) % RECORD_BYTES:
-                raise UserError(f"{name}: {len(content):,} bytes are no records of {RECORD_BYTES:,}")
+                raise UserError(f"{name}: {len(content):,} bytes are not whole records of {RECORD_BYTES:,}")
             if (label := max(content[::RECORD_BYTES])) >= len(CLASSES):
                 raise UserError(f"{name}: there is no class {label}")
         records = np.frombuffer(b"".join(contents[name] for name in names), np.uint8)
@@ -291,12 +291,12 @@ def _parse_archive(file: BinaryIO) -> tuple[Split, Split]:
 
 
 def _write(folder: Path, train: Split, test: Split, description: str) -> None:
-    """Writes a TFDS dataset, every image lossless."""
+    """Writes a TFDS dataset with lossless images."""
     import tensorflow_datasets as tfds
 
     def examples(name: str, split: Split) -> Iterator[tuple[str, dict[str, Any]]]:
         for i, (image, label) in enumerate(zip(split.image, split.label, strict=True)):
-            png = io.BytesIO()  # as bytes, for TFDS's own encoder would want TensorFlow
+            png = io.BytesIO()  # TFDS gets encoded bytes, because its own encoder needs TensorFlow
             Image.fromarray(image).save(png, "PNG")
             key = f"{name}_{i:05d}"
             yield key, {"id": key, "image": png.getvalue(), "label": int(label)}

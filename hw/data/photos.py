@@ -1,8 +1,8 @@
-"""Image files of any user, read as the networks want them: a stated list of formats, in bounded memory.
+"""Reads a user's image files for the networks, in a fixed list of formats and in bounded memory.
 
-An image file may come from anybody. So Pillow is never asked to find out by itself what a file is: for a
-PostScript file it would start Ghostscript. The header's size is checked before a pixel is decoded, and a
-large image is converted in bands, so that no second copy of it is made.
+An image file may come from anybody. So we never let Pillow detect the format: for a PostScript file it would
+start Ghostscript. We check the size in the header before we decode a pixel. We convert a large image in bands
+to avoid a second copy of it.
 """
 
 import contextlib
@@ -34,17 +34,17 @@ from hw import files
 from hw.cli import UserError
 
 SIZE = 32  # pixels of a side, as in CIFAR-10
-MAX_BYTES = 300 * 2**20  # of a file: 100 megapixels of colour without compression
+MAX_BYTES = 300 * 2**20  # of a file: 100 megapixels in colour without compression
 MAX_PIXELS = 200_000_000
 MAX_MEMORY = 650 * 2**20  # bytes that decoding may take
-# Pillow decodes some rare kinds in Python, at about a million pixels in two seconds.
+# Pillow decodes some rare formats in Python, at about a million pixels in two seconds.
 MAX_SLOW_PIXELS = 2_000_000
-# Pillow reads a file's parts one by one: comments, tags, blocks. Ten million would take minutes; 300 MB of
-# PNG in blocks of 8 KB take 150,000 readings.
+# Pillow reads the parts of a file one by one: comments, tags, blocks. Ten million reads would take minutes. A
+# PNG file of 300 MB in blocks of 8 KB needs 150,000 reads.
 MAX_READINGS = 400_000
 WHOLE_PIXELS = 2**25  # an image of more pixels is converted in bands
 BAND_PIXELS = 2**21  # pixels of a band
-LANCZOS_RADIUS = 3  # of Pillow's filter, in pixels of the smaller image
+LANCZOS_RADIUS = 3  # the radius of Pillow's filter in pixels of the smaller image
 
 # Pillow reports damaged tags to a logger, and a logger without a handler writes to standard error.
 logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
@@ -52,20 +52,20 @@ logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):
     def _read_dpi_from_exif(self) -> None:
-        """Does nothing: the resolution is not used, and Pillow fails where EXIF writes it as text."""
+        """Does nothing: we do not use the resolution, and Pillow fails if EXIF stores it as text."""
 
 
 class _Tiff(TiffImagePlugin.TiffImageFile):
     def load_end(self) -> None:
         """Keeps the EXIF data while the file is open.
 
-        Pillow would also turn the image here, with a second copy of it, and fail on tags that are damaged.
+        Pillow would also rotate the image here, which makes a second copy, and would fail on damaged tags.
         """
-        with contextlib.suppress(Exception):  # of damaged EXIF data, see `_orientation`
+        with contextlib.suppress(Exception):  # damaged EXIF data may raise anything, see `_orientation`
             self.getexif()
 
 
-# For each format: how its files begin, and Pillow's class, which takes anything that can be read.
+# For each format: a pattern of its first bytes, and Pillow's class, which accepts any readable object.
 _FORMATS: dict[str, tuple[bytes, Callable[[Any], ImageFile.ImageFile]]] = {
     "PNG": (rb"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
     "JPEG": (rb"\xff\xd8\xff", _Jpeg),
@@ -76,7 +76,7 @@ _FORMATS: dict[str, tuple[bytes, Callable[[Any], ImageFile.ImageFile]]] = {
     "PPM": (rb"P[1-6f]\s", PpmImagePlugin.PpmImageFile),
 }
 _READ = "PNG, JPEG, WebP, GIF, BMP, TIFF and PPM"
-# What people also have, by how it begins.
+# Formats that we do not read but can name in the message, with a pattern of their first bytes.
 _OTHERS = {
     "an AVIF image": rb".{4}ftyp(avi[fs]|.{8,40}avif)",
     "a HEIC image": rb".{4}ftyp(hei|hev|mif1|msf1)",
@@ -91,9 +91,9 @@ _OTHERS = {
     "an icon": rb"\0\0[\1\2]\0|icns",
 }
 
-# Bytes that Pillow keeps of a pixel; 4 for every other mode.
+# Bytes that Pillow stores per pixel; 4 for every other mode.
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
-_ORIENTATION = 0x0112  # EXIF's tag: how the stored image must be turned to stand upright
+_ORIENTATION = 0x0112  # EXIF's tag for the rotation or reflection that makes the stored image upright
 _TRANSPOSED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -106,7 +106,7 @@ _TRANSPOSED = {
 
 
 class _Refused(Exception):
-    """Why an image is not read."""
+    """An exception that says why an image is not read."""
 
 
 class _Counted:
@@ -119,7 +119,7 @@ class _Counted:
     def read(self, size: int = -1) -> bytes:
         self._left -= 1
         if self._left < 0:
-            raise _Refused("the file has too many parts or comments; save it anew as PNG or JPEG")
+            raise _Refused("the file has too many parts or comments; save it again as PNG or JPEG")
         return self._file.read(size)
 
     def __getattr__(self, name: str) -> Any:
@@ -127,18 +127,18 @@ class _Counted:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Reads an image file as the networks want it: uint8 [32, 32, 3].
+    """Reads an image file and returns it in the networks' input format, uint8 [32, 32, 3].
 
-    The image is turned as its EXIF data says, and transparent parts become white. The largest centred square
-    is scaled down, or up, with an antialiasing filter. Of an animation or of several pages the first counts.
-    Values of 16 bits, of 32 bits and floating-point values are scaled to 8 bits (`_values`).
+    The image is rotated as its EXIF data says, and transparent parts become white. The largest centred square
+    is scaled down or up with an antialiasing filter. Only the first frame or page is read. Values of 16 bits,
+    of 32 bits and floating-point values are scaled to 8 bits (`_values`).
 
     Raises:
       UserError: the file cannot be read, is of another format, is damaged, or is too large.
     """
     mend = "give a PNG or JPEG file of moderate size"
     with files.open_regular(path, MAX_BYTES, mend=mend) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they would show Pillow's source on standard error
+        warnings.simplefilter("ignore")  # warnings would show Pillow's source code on standard error
         kind = "image"
         try:
             kind, image = _open(file)
@@ -147,15 +147,15 @@ def read_image(path: Path) -> np.ndarray:
             raise UserError(f"cannot read {path}: {error}") from error
         except (MemoryError, Image.DecompressionBombError) as error:
             raise UserError(f"cannot read {path}: the image is too large; {mend}") from error
-        except Exception as error:  # whatever a decoder raises on a file that is not sound
+        except Exception as error:  # a decoder may raise anything on a damaged file
             raise UserError(
-                f"cannot read {path}: the {kind} file is damaged, cut short or of an unusual kind; save it "
-                "anew as PNG or JPEG"
+                f"cannot read {path}: the {kind} file is damaged, truncated or of an unusual kind; save it "
+                "again as PNG or JPEG"
             ) from error
 
 
 def _open(file: BinaryIO) -> tuple[str, Image.Image]:
-    """Decodes the first image of a file: (name of the format, image as it is stored)."""
+    """Decodes the first image of a file; returns (name of the format, image in its stored orientation)."""
     beginning = file.read(4096)
     file.seek(0)
     for name, (magic, of_format) in _FORMATS.items():
@@ -165,17 +165,17 @@ def _open(file: BinaryIO) -> tuple[str, Image.Image]:
             with _libtiff_silenced() if isinstance(image, _Tiff) else contextlib.nullcontext():
                 image.load()
             return name, image
-    what = "it is no image of a format that is known here" if beginning else "it is empty"
+    what = "it is not an image in a known format" if beginning else "it is empty"
     for name, magic in _OTHERS.items():
         if re.match(magic, beginning, re.DOTALL | re.IGNORECASE):
             what = f"it looks like {name}"
             break
-    raise _Refused(f"{what}; the formats that are read are {_READ}: convert it to PNG or JPEG first")
+    raise _Refused(f"{what}; hw.predict reads {_READ}: convert it to PNG or JPEG first")
 
 
 @contextlib.contextmanager
 def _libtiff_silenced() -> Generator[None]:
-    """Sends standard error nowhere: libtiff writes there what it finds wrong, and Pillow cannot stop it."""
+    """Discards standard error, because libtiff writes its warnings there and Pillow cannot stop it."""
     try:
         kept = os.dup(2)
     except OSError:  # standard error is closed
@@ -192,7 +192,7 @@ def _libtiff_silenced() -> Generator[None]:
 
 
 def _bound(image: ImageFile.ImageFile, file: BinaryIO) -> None:
-    """Refuses what would take too much memory or time to decode; has a large JPEG decoded at a lower size."""
+    """Refuses an image that needs too much memory or time, and makes Pillow decode a large JPEG smaller."""
     width, height = image.size
     pixels = width * height
     slow = any(tile[0] in Image.DECODERS for tile in image.tile)
@@ -205,7 +205,7 @@ def _bound(image: ImageFile.ImageFile, file: BinaryIO) -> None:
         )
     memory = pixels * _BYTES.get(image.mode, 4)
     if isinstance(image, WebPImagePlugin.WebPImageFile):
-        memory = pixels * 16  # libwebp's canvas, the canvas before, the bytes that it returns, and the image
+        memory = pixels * 16  # libwebp's canvas, the previous canvas, the bytes returned, and the image
     elif isinstance(image, _Tiff) and image.tile and image.tile[0][0] == "libtiff":
         # A compressed strip is decoded as a whole, and the whole image may be one strip.
         memory += pixels * sum(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (8,))) // 8
@@ -219,15 +219,15 @@ def _bound(image: ImageFile.ImageFile, file: BinaryIO) -> None:
             image.draft(None, (width // scale, height // scale))
     if memory > MAX_MEMORY:
         raise _Refused(
-            f"the image is too large, {width:,} x {height:,} pixels: to decode it would take "
+            f"the image is too large, {width:,} x {height:,} pixels: decoding would take "
             f"{memory // 10**6:,} MB, and the limit is {MAX_MEMORY // 10**6} MB; save it smaller, as JPEG"
         )
 
 
 def _coefficient_bytes(image: _Jpeg, file: BinaryIO) -> int:
-    """Bytes that libjpeg takes for coefficients: those of the whole image if it comes in several scans."""
-    # The file stands behind the header of the first scan: marker, length, number of components, two bytes for
-    # each of them, and three more bytes.
+    """Returns the bytes that libjpeg keeps as coefficients: 0 for one scan, all for several scans."""
+    # The file position is after the header of the first scan, which holds marker, length, number of
+    # components, two bytes for each component, and three more bytes.
     position, length = file.tell(), 2 * image.layers + 8
     file.seek(max(0, position - length))
     whole = file.read(5) == b"\xff\xda" + (length - 2).to_bytes(2, "big") + bytes([image.layers])
@@ -240,23 +240,24 @@ def _coefficient_bytes(image: _Jpeg, file: BinaryIO) -> int:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 … 8; 1 where it is missing or cannot be read."""
+    """Returns EXIF's orientation, 1 … 8; 1 if it is missing or unreadable."""
     try:
         value = image.getexif().get(_ORIENTATION)
-    except Exception:  # EXIF that is damaged says nothing, and the image may well be sound
+    except Exception:  # a sound image may have damaged EXIF data
         return 1
     return value if isinstance(value, int) and value in _TRANSPOSED else 1
 
 
 def _centred_square(image: Image.Image) -> np.ndarray:
-    """The largest centred square of an image in 32 x 32 pixels, uint8 [32, 32, 3].
+    """Scales the largest centred square of an image to 32 x 32 pixels, uint8 [32, 32, 3].
 
-    In bands it is what Pillow makes of the whole: first filtered along rows and rounded to 8 bits, then along
-    columns. (Pillow 13 takes the columns of some tall images first, which may round otherwise.)
+    The bands give the result that Pillow gives for the whole image. It filters along rows, rounds to 8 bits,
+    then filters along columns. (Pillow 13 filters the columns of some tall images first, and may round
+    differently.)
     """
     orientation = _orientation(image)
     method = _TRANSPOSED.get(orientation)
-    stored = image.im.size  # a TIFF's `size` has been swapped already where it is to be turned
+    stored = image.im.size  # Pillow has already swapped a TIFF's `size` for its orientation
     width, height = stored[::-1] if orientation >= 5 else stored
     if width * height <= WHOLE_PIXELS:
         upright = image if method is None else image.transpose(method)
@@ -270,11 +271,11 @@ def _centred_square(image: Image.Image) -> np.ndarray:
     first_y, last_y = max(0, int(top) - margin), min(height, int(top) + side + 1 + margin)
 
     def bands() -> Iterator[Image.Image]:
-        """The upright image's rows and columns that count, some rows at a time."""
+        """Yields the part of the upright image that the square needs, some rows at a time."""
         rows = max(1, BAND_PIXELS // (last_x - first_x))
         for y in range(first_y, last_y, rows):
             x_range, y_range = (first_x, last_x), (y, min(y + rows, last_y))
-            # Which part of the stored image that is, by where the turn takes x and y.
+            # Find this part in the stored image, from the effect of the orientation on x and y.
             if orientation in (2, 3, 6, 7):
                 x_range = width - x_range[1], width - x_range[0]
             if orientation in (3, 4, 7, 8):
@@ -295,10 +296,10 @@ def _centred_square(image: Image.Image) -> np.ndarray:
 
 
 def _opaque(band: Image.Image, values: "_Values | None") -> Image.Image:
-    """A part of an image in RGB, or in grey (L), transparent pixels on white; `values` as of `_values`."""
+    """Converts a part of an image to RGB or grey (L) on a white ground; `values` comes from `_values`."""
     if values is not None:
         band = Image.fromarray(values.eight_bits(band))
-    if band.mode == "La":  # which Pillow converts to LA alone
+    if band.mode == "La":  # Pillow can convert this mode to LA only
         band = band.convert("LA")
     if not band.has_transparency_data:
         return band.convert("L" if band.mode in ("1", "L") else "RGB")
@@ -312,12 +313,12 @@ def _opaque(band: Image.Image, values: "_Values | None") -> Image.Image:
 
 @dataclass(frozen=True)
 class _Values:
-    """What the numbers of an image of 16 or 32 bits, or of floating-point numbers, mean.
+    """A scale that says which numbers are black and white, for 16-bit, 32-bit and floating-point images.
 
     Attributes:
-      white: the number that stands for white; 0 stands for black.
-      inverted: whether it is the other way round.
-      unsigned: whether 32 bits are unsigned: Pillow knows them signed only.
+      white: the number for white; 0 is black.
+      inverted: whether black and white are exchanged.
+      unsigned: whether 32-bit numbers are unsigned; Pillow reads them as signed.
     """
 
     white: int
@@ -325,27 +326,27 @@ class _Values:
     unsigned: bool
 
     def numbers(self, band: Image.Image) -> np.ndarray:
-        """The numbers of a part of the image, [height, width]."""
+        """Returns the numbers of a part of the image, [height, width]."""
         numbers = np.asarray(band)
         return numbers.view(np.uint32) if self.unsigned else numbers
 
     def eight_bits(self, band: Image.Image) -> np.ndarray:
-        """The numbers scaled to 0 … 255, uint8 [height, width]."""
+        """Returns the numbers scaled to 0 … 255, uint8 [height, width]."""
         scaled = self.numbers(band).astype(np.float64) / (self.white / 255)
         if self.white == 1:
-            scaled = scaled.round()  # k / 255 is not exact: without it some would become k − 1
+            scaled = scaled.round()  # k / 255 is not exact: without rounding some values would become k − 1
         return (255 - scaled if self.inverted else scaled).clip(0, 255).astype(np.uint8)
 
 
 def _values(image: Image.Image, bands: Iterator[Image.Image]) -> _Values | None:
-    """Finds what the numbers of an image of one number a pixel mean; None for a mode of 8 bits.
+    """Finds the scale of an image with one number per pixel; returns None for an 8-bit mode.
 
-    White is 65,535 for 16 bits, and 4,095 for a TIFF of 12 bits. For 32 bits and floating-point numbers the
-    largest value decides. Up to 255 that is white. Else white is the largest number with as many bits, 16 in
-    place of 13 to 15. Floating-point numbers up to 1 have white at 1; those that exceed it by little, too.
+    White is 65,535 for 16 bits, and 4,095 for a TIFF of 12 bits. For 32-bit and floating-point numbers the
+    largest value decides. If it is at most 255, white is 255. Otherwise white is the largest number with as
+    many bits; 13 to 15 bits count as 16. For floating-point numbers up to 1, or a little above, white is 1.
 
     Raises:
-      _Refused: the numbers are not those of an image, or fit no such range.
+      _Refused: a value is not finite, or the values fit none of these ranges.
     """
     if image.mode[0] not in "IF":
         return None
@@ -355,7 +356,7 @@ def _values(image: Image.Image, bands: Iterator[Image.Image]) -> _Values | None:
     if image.mode.startswith("I;16"):
         return _Values(4095 if bits == 12 else 65535, inverted, False)
     if isinstance(image, PpmImagePlugin.PpmImageFile) and image.mode == "I":
-        return _Values(65535, False, False)  # Pillow has scaled them
+        return _Values(65535, False, False)  # Pillow has already scaled the numbers
     unsigned = image.mode == "I" and bits == 32 and tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 1
     mend = "scale its values to 0 … 255 and save it as PNG"
     lowest, highest = math.inf, -math.inf
@@ -370,7 +371,9 @@ def _values(image: Image.Image, bands: Iterator[Image.Image]) -> _Values | None:
         white = 1
     elif image.mode == "F" and highest <= 510:
         white = 255
-    # Filters make values a little below black.
+    # Image filters can produce values a little below black.
     if lowest < -0.05 * white or (white == 255 and image.mode == "F" and highest < 16):
-        raise _Refused(f"its values run from {lowest:g} to {highest:g}, which is no range of images; {mend}")
+        raise _Refused(
+            f"its values run from {lowest:g} to {highest:g}, which is not the range of an image; {mend}"
+        )
     return _Values(white, inverted, unsigned)

@@ -1,4 +1,4 @@
-"""Datasets as TFDS prepares them: found, checked, read through a cache, written whole or not at all."""
+"""Finds, checks, reads and writes datasets in TFDS's format, with a cache of the decoded arrays."""
 
 import argparse
 import contextlib
@@ -21,22 +21,22 @@ from hw.cli import UserError
 from hw.data import cache
 
 MAX_TEXT = 2**24  # bytes of a file that describes a dataset
-# What TFDS writes to a dataset's folder. A folder that holds anything else is not replaced.
+# The names of files that TFDS writes. We do not replace a folder that holds any other file.
 _OF_TFDS = re.compile(
     r"dataset_info\.json|features\.json|metadata\.json|[\w-]+\.labels\.txt|checksums\.tsv|LICENSE"
     r"|[\w-]+\.\w+-\d+-of-\d+(_index\.json)?"
 )
 
-# Shard files with the number of records that the description declares for each.
+# Each shard file, with the number of records that the dataset's description declares for it.
 Shards = dict[Path, int]
 
 
 class Damaged(UserError):
-    """A prepared dataset that is there but cannot be used; preparing it anew replaces it."""
+    """An error that says a prepared dataset exists but is damaged; `hw.prepare` replaces it."""
 
     def __init__(self, folder: Path, problem: str) -> None:
         mend = _command(folder.parent.name, folder.parents[1])
-        super().__init__(f"{folder} is damaged: {problem}. Prepare it anew: {mend}")
+        super().__init__(f"{folder} is damaged: {problem}. Prepare it again: {mend}")
         self.problem = problem
 
 
@@ -45,14 +45,14 @@ def _command(dataset: str, data_dir: Path) -> str:
 
 
 def default_data_dir() -> Path:
-    """`TFDS_DATA_DIR`, else TFDS's own default.
+    """Returns `TFDS_DATA_DIR` if it is set, and TFDS's default folder otherwise.
 
     Raises:
-      UserError: it is no local folder, or the home folder is not known.
+      UserError: it is not a local folder, or the home folder is unknown.
     """
     if named := os.environ.get("TFDS_DATA_DIR"):
         return _local(named, f"TFDS_DATA_DIR={named}")
-    return _local("~/tensorflow_datasets", "the data folder is not named")
+    return _local("~/tensorflow_datasets", "no data folder is given")
 
 
 def _local(folder: str, named: str) -> Path:
@@ -73,20 +73,20 @@ def find(
     prepare: Callable[[Path, Callable[[str], None]], Path],
     say: Callable[[str], None],
 ) -> Path | None:
-    """Finds the prepared dataset that `config.data` asks for, or has it prepared.
+    """Finds the prepared dataset that `config.data` asks for, or prepares it.
 
     Args:
       config: `source` ("auto", "tfds", "embedded") and `dir` ("" for the default).
-      dataset, version: as TFDS names them.
-      title: as people name it.
+      dataset, version: TFDS's names.
+      title: the dataset's name in messages.
       prepare: makes the dataset in a data folder.
-      say: is told why there is none.
+      say: receives the reason if the dataset is not available.
 
     Returns:
-      `DIR/dataset/version`, not yet looked into; None where the fallback data must do.
+      `DIR/dataset/version`, unchecked; None if the caller must use fallback data.
 
     Raises:
-      UserError: with source "tfds" there is none, or the source is unknown.
+      UserError: source is "tfds" and there is no prepared dataset, or the folder is not local.
     """
     if config.source == "embedded":
         return None
@@ -99,19 +99,19 @@ def find(
     try:
         return prepare(data_dir, say)
     except UserError as error:
-        say(f"{title} is not to be had: {error}")
+        say(f"{title} is not available: {error}")
         return None
 
 
 def check(folder: Path, splits: Iterable[str]) -> tuple[dict[str, Any], dict[str, Shards], str]:
-    """Everything that can be found wrong without opening a shard, and without TFDS: milliseconds.
+    """Checks a prepared dataset without TFDS and without opening a shard, within milliseconds.
 
     Args:
       folder: `DIR/dataset/version`.
-      splits: names of the splits that must be there.
+      splits: names of the splits that must exist.
 
     Returns:
-      What TFDS writes of each feature, each split's shards, and the dataset's description.
+      TFDS's record of each feature, each split's shards, and the dataset's description.
 
     Raises:
       Damaged: the description cannot be read, or a shard is missing.
@@ -121,8 +121,8 @@ def check(folder: Path, splits: Iterable[str]) -> tuple[dict[str, Any], dict[str
         info = files.read_json(folder / "dataset_info.json", MAX_TEXT)
         features = files.read_json(folder / "features.json", MAX_TEXT)["featuresDict"]["features"]
         for path in folder.iterdir():
-            if not path.is_file() and not path.is_dir():  # TFDS would wait for a pipe
-                raise ValueError(f"{path.name} is no regular file")
+            if not path.is_file() and not path.is_dir():  # TFDS would wait for a pipe forever
+                raise ValueError(f"{path.name} is not a regular file")
         lengths = {split["name"]: [int(n) for n in split["shardLengths"]] for split in info["splits"]}
         lengths = {split: lengths[split] for split in splits}
         file_format, note = info["fileFormat"], " ".join(info.get("description", "").split())
@@ -131,10 +131,10 @@ def check(folder: Path, splits: Iterable[str]) -> tuple[dict[str, Any], dict[str
         raise Damaged(folder, f"its description cannot be read ({why})") from error
     dataset = folder.parent.name
     if file_format != "array_record":
-        # Sound, no doubt, for somebody with TensorFlow: not ours to replace.
+        # The user may need this copy for TensorFlow, so we never replace it.
         raise UserError(
-            f"{folder} is in the format {file_format}, which needs TensorFlow: prepare a second copy "
-            f"elsewhere (python -m hw.prepare {dataset} --data-dir=DIR) and set TFDS_DATA_DIR=DIR"
+            f"{folder} is in the format {file_format}, which needs TensorFlow: prepare a second copy in "
+            f"another folder (python -m hw.prepare {dataset} --data-dir=DIR) and set TFDS_DATA_DIR=DIR"
         )
     shards: dict[str, Shards] = {}
     for split in lengths:
@@ -149,23 +149,23 @@ def check(folder: Path, splits: Iterable[str]) -> tuple[dict[str, Any], dict[str
 
 @contextlib.contextmanager
 def open_source(folder: Path, shards: dict[str, Shards], **options: Any) -> Generator[dict[str, Any]]:
-    """Opens a prepared dataset whose every record's checksum is right.
+    """Opens a prepared dataset after it has checked the checksum of every record.
 
     Args:
-      folder, shards: as `check` has them.
+      folder, shards: see `check`.
       options: for TFDS's `as_data_source`.
 
     Yields:
       A sequence of examples for each split.
 
     Raises:
-      Damaged: a shard is not sound, or whatever went wrong in the `with` block: the files are at fault.
+      Damaged: a shard is damaged, or the `with` block raised an error, because its only input is the files.
     """
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordReader
 
     try:
-        # Every checksum first: a fraction of a second, before the many that decoding may take.
+        # The checksums come first: they take a fraction of a second, and decoding may take many seconds.
         for path, declared in (item for split in shards.values() for item in split.items()):
             try:
                 found = len(ArrayRecordReader(str(path)).read_all())
@@ -173,24 +173,24 @@ def open_source(folder: Path, shards: dict[str, Shards], **options: Any) -> Gene
                 raise Damaged(folder, f"{path.name} is truncated or altered ({error})") from error
             if found != declared:
                 raise Damaged(folder, f"{path.name} holds {found:,} records, not {declared:,}")
-        # TFDS types what it gives of one split, too: without a name it is every split, by name.
+        # TFDS's type covers the case of one split too; without a split's name it returns a dictionary.
         sources: Any = tfds.builder_from_directory(folder).as_data_source(**options)
         yield sources
     except (Damaged, MemoryError):
         raise
-    except Exception as error:  # whatever the readers of three packages raise
+    except Exception as error:  # the readers of three packages may raise anything
         raise Damaged(folder, f"{type(error).__name__}: {error}") from error
 
 
 def read_cached(
     folder: Path, decode: Callable[[], Sequence[np.ndarray]], say: Callable[[str], None]
 ) -> tuple[Sequence[np.ndarray], str]:
-    """Reads a dataset's arrays from the user's cache where it holds these very files decoded.
+    """Reads a dataset's arrays from the user's cache, or decodes these files and fills the cache.
 
     Returns:
       The arrays that `decode()` makes of the folder, and their digest.
     """
-    # The files are known by place, size and time: reading them all again would be the slow part.
+    # Path, size and time identify the files, because reading their content would be slow.
     files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.iterdir())]
     key = hashlib.sha256(repr(("format 1", str(folder.resolve()), files)).encode()).hexdigest()
     cache_dir = cache.cache_dir(say)
@@ -202,10 +202,10 @@ def read_cached(
 
 
 def is_sound(folder: Path, decode: Callable[[], Any], say: Callable[[str], None]) -> bool:
-    """Whether a dataset is there and `decode()` finds no damage; says which of the two it is.
+    """Returns whether the dataset exists and `decode()` finds no damage; it tells the user the result.
 
     Raises:
-      UserError: no dataset can be written to `folder`, or what is there is not one and would be lost.
+      UserError: no dataset can be written to `folder`, or `folder` holds other files that would be lost.
     """
     for parent in folder.parents:
         if os.path.lexists(parent) and not parent.is_dir():
@@ -219,12 +219,12 @@ def is_sound(folder: Path, decode: Callable[[], Any], say: Callable[[str], None]
         others = [name for name in found if not folder.is_dir() or not _OF_TFDS.fullmatch(name)]
         if others:
             raise UserError(
-                f"{folder} is no dataset ({error.problem}), and replacing it would lose {others[0]}: move it "
-                "away, or name another folder with --data-dir"
+                f"{folder} is not a dataset ({error.problem}), and replacing it would lose {others[0]}: move "
+                "it away, or name another folder with --data-dir"
             ) from error
         say(f"{folder} is damaged ({error.problem}) and will be replaced")
         return False
-    say(f"{folder} is prepared already, and sound")
+    say(f"{folder} is already prepared and is sound")
     return True
 
 
@@ -234,16 +234,16 @@ def write(
     reads_back: Callable[[Path], bool],
     **info: Any,
 ) -> None:
-    """Writes a TFDS `array_record` dataset beside `folder`, reads it back, and only then moves it there.
+    """Writes a TFDS `array_record` dataset beside `folder`, reads it back, and then moves it there.
 
     Args:
-      folder: `DIR/dataset/version`; what is there is replaced.
+      folder: `DIR/dataset/version`; an existing dataset is replaced.
       splits: keys and examples of each split.
-      reads_back: whether the dataset in a folder is the one that was to be written.
+      reads_back: returns whether the dataset in a folder equals the intended one.
       info: for TFDS's `DatasetInfo`: features, description and so on.
 
     Raises:
-      UserError: it cannot be written, or does not read back equal; `folder` is as it was.
+      UserError: it cannot be written or does not read back equal; `folder` is unchanged.
     """
     import tensorflow_datasets as tfds
 
@@ -258,30 +258,30 @@ def write(
             del dl_manager
             return dict(splits)
 
-        _generate_examples: Any = None  # abstract in TFDS; here the splits bring their examples
+        _generate_examples: Any = None  # TFDS requires the name, but `splits` already has the examples
 
-    place = Path(os.path.realpath(folder))  # a link stays, and what it points to is replaced
+    place = Path(os.path.realpath(folder))  # a link stays, and its target is replaced
     data_dir = place.parent if folder.is_symlink() else folder.parents[1]
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        # A folder that nobody takes for a dataset, on the same disk, so that the last step is a rename.
+        # The workplace is on the same disk, so the last step is a rename. Its name is not that of a dataset.
         with tempfile.TemporaryDirectory(prefix="incomplete.", dir=data_dir) as workplace:
             tfds.disable_progress_bar()
             builder = Builder(data_dir=workplace, file_format="array_record")
-            with contextlib.redirect_stdout(io.StringIO()):  # it announces itself there
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints messages there
                 builder.download_and_prepare(download_dir=f"{workplace}/downloads")
             written = Path(builder.data_dir)
             try:
                 equal = reads_back(written)
             except Damaged as error:
-                raise OSError(f"what was written cannot be read back: {error.problem}") from error
+                raise OSError(f"the written dataset cannot be read back: {error.problem}") from error
             if not equal:
-                raise OSError("what was written does not read back equal")
+                raise OSError("the written dataset does not read back equal")
             folder.parent.mkdir(exist_ok=True)
             if os.path.lexists(place):
                 place.rename(f"{workplace}/replaced")
             written.rename(place)
-    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError, of a full disk too
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError, also for a full disk
         full = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
         why = next((reason for reason in full if reason in str(error)), str(error))
         raise UserError(f"cannot write {folder}: {why}") from error

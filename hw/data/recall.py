@@ -1,6 +1,6 @@
-"""The memory task: a symbol, a stretch of noise, and the question which symbol it was.
+"""Draws sequences for the memory task: the model must recall the first symbol after a stretch of noise.
 
-Every sequence is drawn anew: there is nothing to learn by heart, and no file to read.
+Every sequence is drawn anew, so a model cannot memorise the training data, and no file is needed.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from hw.data import cache
 
-if TYPE_CHECKING:  # imported where it is used: who loads another dataset need not wait for it
+if TYPE_CHECKING:  # the functions below import JAX, so loading another dataset does not wait for it
     import jax
 
 NUM_EVAL = 2000
@@ -19,7 +19,7 @@ NUM_EVAL = 2000
 
 @dataclass(frozen=True, eq=False)
 class RecallDataset:
-    """The sequences that a run is judged by; those to train on are drawn as it goes (`draw`)."""
+    """A dataset that holds the evaluation sequences; training draws its own with `draw`."""
 
     eval_inputs: np.ndarray  # int32 [n, delay + 1]
     eval_label: np.ndarray  # int32 [n]
@@ -29,9 +29,9 @@ class RecallDataset:
 
 
 def draw(rng: "jax.Array", delay: int, num_symbols: int) -> "jax.Array":
-    """One sequence, int32 [delay + 1]: its first symbol is the one to recall, the rest is noise.
+    """Draws one sequence, int32 [delay + 1]: the model must recall its first symbol, and the rest is noise.
 
-    All are drawn from the same symbols, each as likely, so that only the place tells them apart.
+    All symbols are drawn from the same uniform distribution, so only its place marks the first one.
     """
     import jax
 
@@ -39,7 +39,7 @@ def draw(rng: "jax.Array", delay: int, num_symbols: int) -> "jax.Array":
 
 
 def load_recall(config: ConfigDict) -> RecallDataset:
-    """Draws the evaluation sequences, the same for every run.
+    """Draws the evaluation sequences, which are the same for every run.
 
     Args:
       config: `delay` (symbols of noise) and `num_symbols`.

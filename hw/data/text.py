@@ -1,4 +1,4 @@
-"""Text as symbol ids: your own file, tiny Shakespeare (prepared or downloaded), or fallback data."""
+"""Loads text as symbol ids, from your own file, from tiny Shakespeare or from fallback data."""
 
 import codecs
 import hashlib
@@ -21,34 +21,33 @@ from hw.data import download, prepared
 from hw.data.prepared import Damaged
 
 SPLITS = ("train", "validation", "test")
-VERSION = "1.0.0"  # TFDS's number for tiny_shakespeare; the only one read and written
+VERSION = "1.0.0"  # TFDS's version of tiny_shakespeare; no other is read or written
 
 ARCHIVE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 ARCHIVE_BYTES = 1_115_394
-# Of that text: all of it is ASCII.
-NUM_CHARACTERS = ARCHIVE_BYTES
+NUM_CHARACTERS = ARCHIVE_BYTES  # the text is pure ASCII
 SYMBOLS = "\n !$&',-.3:;?" + string.ascii_uppercase + string.ascii_lowercase
 ARCHIVE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 BLOCK = 1 << 20  # bytes that are decoded at once
-MAX_BYTES = 2**31  # of a text to train on: its indices, of one to four bytes a character, are held in memory
-MAX_ARCHIVE = 2**26  # bytes of a text that is prepared: it is held in memory several times
+MAX_BYTES = 2**31  # of a training text: memory holds its ids, one to four bytes per character
+MAX_ARCHIVE = 2**26  # bytes of a text for hw.prepare, which holds several copies in memory
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
 class TextDataset:
-    """What is trained on, what is evaluated on, and where both came from.
+    """A dataset that holds the training text, the evaluation text and their provenance.
 
-    `provenance` has the keys name, source ("file", "tfds" or "embedded"), fingerprint (SHA-256 of the
-    whole text's UTF-8 bytes without a byte order mark, whatever the split), num_train, num_eval
-    (characters), note and vocabulary (all classes in one string, in order).
+    `provenance` has the keys name, source ("file", "tfds" or "embedded"), fingerprint, num_train, num_eval,
+    note and vocabulary. The fingerprint is the SHA-256 of the whole text's UTF-8 bytes without a byte order
+    mark, for any split. The vocabulary is one string of all classes in order.
     """
 
-    train: np.ndarray  # uint8, uint16 or uint32 [characters], index into classes
+    train: np.ndarray  # uint8, uint16 or uint32 [characters], indices into classes
     eval: np.ndarray  # the same
-    eval_name: str  # "validation", or "holdout": training text that is not trained on
+    eval_name: str  # "validation", or "holdout": text that the run does not train on
     classes: tuple[str, ...]  # the distinct characters of the whole text, in code-point order
     provenance: dict[str, Any]
 
@@ -57,14 +56,14 @@ def load_text(config: ConfigDict, say: Say) -> TextDataset:
     """Loads the text that `config.data` asks for.
 
     Args:
-      config: `path` (a UTF-8 file, which wins over all other sources; "" for none), `source` ("auto",
-        "tfds", "embedded"), `dir` ("" for the default), `split` ("nanogpt", "tfds", "fractions"),
-        `fractions` (training, validation), `holdout` (how many characters at the end of the training
-        text take the validation text's place).
-      say: is told what the user should know; a fallback data, in capitals.
+      config: `path` (a UTF-8 file instead of all other sources; "" for none), `source` ("auto", "tfds",
+        "embedded"), `dir` ("" for the default), `split` ("nanogpt", "tfds", "fractions"), `fractions`
+        (training, validation), `holdout`. The last `holdout` characters of the training text replace the
+        validation text.
+      say: receives notes for the user; the note on fallback data is in capitals.
 
     Raises:
-      UserError: the text is damaged, no text, too short, or missing, or an option is wrong.
+      UserError: the text is damaged, not UTF-8, too short or missing, or an option is wrong.
     """
     cut = _cut_rule(config)
     if config.path:
@@ -92,8 +91,8 @@ def load_text(config: ConfigDict, say: Say) -> TextDataset:
     train, validation, eval_name = ids[:start], ids[start:stop], "validation"
     if not len(train) or not len(validation):
         raise UserError(
-            f"config.data.split={config.split!r} leaves of {len(ids):,} characters {len(train):,} to train "
-            f"on and {len(validation):,} to validate on: give a longer text, or another split"
+            f"config.data.split={config.split!r} divides {len(ids):,} characters into {len(train):,} for "
+            f"training and {len(validation):,} for validation: give a longer text, or another split"
         )
     if config.holdout:
         if not 0 < config.holdout < len(train):
@@ -112,7 +111,7 @@ def load_text(config: ConfigDict, say: Say) -> TextDataset:
 
 
 def blank_text(config: ConfigDict) -> TextDataset:
-    """Tiny Shakespeare as far as its sizes go, of which `config.holdout` characters are not trained on."""
+    """Returns a blank text with tiny Shakespeare's sizes; `config.holdout` characters are for evaluation."""
     start, stop = _cut_rule(config)(NUM_CHARACTERS)
     if not 0 <= config.holdout < start:
         raise UserError(f"config.data.holdout={config.holdout}: must lie in [0, {start})")
@@ -123,7 +122,7 @@ def blank_text(config: ConfigDict) -> TextDataset:
 
 
 def beginning(classes: Sequence[str]) -> str:
-    """What a text goes on from where nothing is given: a newline, or the first symbol if there is none."""
+    """Returns the default prompt: a newline, or the first symbol of a vocabulary without a newline."""
     return "\n" if "\n" in classes else classes[0]
 
 
@@ -131,8 +130,8 @@ def encode(text: str, classes: Sequence[str]) -> tuple[np.ndarray, list[tuple[in
     """Turns characters into ids.
 
     Returns:
-      The ids of the characters that `classes` has, int32 [characters known], and the others, left
-      out of the ids, each with its position in `text` (in characters, from 0).
+      The ids of the known characters, int32 [known characters], and a list of the unknown ones, each with its
+      position in `text` (in characters, from 0).
     """
     index = {symbol: i for i, symbol in enumerate(classes)}
     unknown = [(position, symbol) for position, symbol in enumerate(text) if symbol not in index]
@@ -152,17 +151,17 @@ def decode(ids: np.ndarray | Sequence[int], classes: Sequence[str]) -> str:
 
 
 def embedded_text() -> str:
-    """The fallback data: the documentation that every CPython ships, its topics in sorted order."""
-    from pydoc_data import topics  # half a megabyte that nobody else needs
+    """Returns the fallback data: the documentation in every CPython, with its topics in sorted order."""
+    from pydoc_data import topics  # half a megabyte, which only this function needs
 
     return "\n\n".join(topics.topics[name] for name in sorted(topics.topics))
 
 
 def _cut_rule(config: ConfigDict) -> Callable[[int], tuple[int, int]]:
-    """From a text's length, where its training text ends and where its validation text does.
+    """Returns a function from a text's length to the ends of its training and validation texts.
 
     nanogpt: https://github.com/karpathy/nanoGPT, data/shakespeare_char/prepare.py.
-    tfds: tensorflow_datasets, tiny_shakespeare; its third part, the test set, is not used.
+    tfds: tensorflow_datasets, tiny_shakespeare; we do not use its third part, the test set.
     """
     if config.split == "nanogpt":
         return lambda n: (int(0.9 * n), n)
@@ -182,7 +181,7 @@ def _cut_as_tfds(length: int) -> tuple[int, int]:
 
 
 def _read_file(path: Path) -> tuple[np.ndarray, tuple[str, ...], str]:
-    """Reads a text file: (ids, classes, fingerprint)."""
+    """Reads a text file; returns (ids, classes, fingerprint)."""
     mend = "config.data.path must name a UTF-8 text (iconv -t UTF-8 converts) of two symbols or more"
     try:
         with files.open_regular(path, MAX_BYTES, mend=mend) as file:
@@ -197,14 +196,14 @@ def _read_file(path: Path) -> tuple[np.ndarray, tuple[str, ...], str]:
 
 
 def _index(content: bytes | mmap.mmap) -> tuple[np.ndarray, tuple[str, ...], str]:
-    """Turns UTF-8 bytes into symbol ids, block by block: twice through them, but never a copy of them.
+    """Turns UTF-8 bytes into symbol ids, block by block in two passes without a copy of the bytes.
 
     Returns:
-      ids (the smallest unsigned type) [characters], the classes, and the SHA-256 of the bytes after
-      a byte order mark.
+      The ids (the smallest unsigned type) [characters], the classes, and the SHA-256 of the bytes after a
+      byte order mark.
 
     Raises:
-      ValueError: the bytes are not UTF-8, or fewer than two distinct symbols; says what they are.
+      ValueError: the bytes are not UTF-8, or have fewer than two distinct symbols.
     """
     sha, present, length = hashlib.sha256(), np.zeros(sys.maxunicode + 1, bool), 0
     for block, points in _blocks(content):
@@ -215,7 +214,7 @@ def _index(content: bytes | mmap.mmap) -> tuple[np.ndarray, tuple[str, ...], str
     if not length:
         raise ValueError("is empty")
     if len(found) < 2:
-        raise ValueError(f"holds one distinct symbol only, {chr(found[0])!r}")
+        raise ValueError(f"holds only one distinct symbol, {chr(found[0])!r}")
     dtype = np.min_scalar_type(len(found) - 1)
     index = np.zeros(len(present), dtype)
     index[found] = np.arange(len(found))
@@ -228,16 +227,16 @@ def _index(content: bytes | mmap.mmap) -> tuple[np.ndarray, tuple[str, ...], str
 
 
 def _blocks(content: bytes | mmap.mmap) -> Iterator[tuple[bytes, np.ndarray]]:
-    """Yields the bytes after a byte order mark in blocks, and the code points that each completes.
+    """Yields the bytes after a byte order mark in blocks, each with the code points that it completes.
 
-    A block of ASCII is its own code points (uint8); any other is decoded strictly (uint32). A
+    In a block of ASCII the bytes are the code points (uint8). Any other block is decoded strictly (uint32). A
     character across two blocks belongs to the later one.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
     start = len(codecs.BOM_UTF8) if content[: len(codecs.BOM_UTF8)] == codecs.BOM_UTF8 else 0
     for at in range(start, len(content), BLOCK):
         block = content[at : at + BLOCK]
-        begun = len(decoder.getstate()[0])  # bytes of a character that the block before began
+        begun = len(decoder.getstate()[0])  # bytes of an incomplete character in the previous block
         if not begun and block.isascii():
             yield block, np.frombuffer(block, np.uint8)
             continue
@@ -253,7 +252,7 @@ def _blocks(content: bytes | mmap.mmap) -> Iterator[tuple[bytes, np.ndarray]]:
 
 
 def _read_prepared(folder: Path, say: Say) -> tuple[bytes, str]:
-    """Reads a prepared dataset: the whole text in UTF-8, and a note on what this copy holds."""
+    """Reads a prepared dataset; returns the whole text in UTF-8 and a note on this copy's content."""
     shards, note = _check(folder)
     (content,), _ = prepared.read_cached(
         folder, lambda: [np.frombuffer(_join(_decode(folder, shards)), np.uint8)], say
@@ -262,10 +261,10 @@ def _read_prepared(folder: Path, say: Say) -> tuple[bytes, str]:
 
 
 def _check(folder: Path) -> tuple[dict[str, prepared.Shards], str]:
-    """Everything that can be found wrong without decoding: each split's shards, a note on what they hold."""
+    """Checks a prepared dataset without decoding it; returns the shards of each split and a note."""
     features, shards, note = prepared.check(folder, SPLITS)
     try:
-        _ = features["text"]["text"]  # what TFDS notes of a text, by its name and its kind
+        _ = features["text"]["text"]  # TFDS's record of a feature, by its name and its kind
     except (LookupError, TypeError) as error:
         raise Damaged(folder, f"its examples hold no text ({type(error).__name__}: {error})") from error
     for split in SPLITS:
@@ -275,7 +274,7 @@ def _check(folder: Path) -> tuple[dict[str, prepared.Shards], str]:
 
 
 def _decode(folder: Path, shards: dict[str, prepared.Shards]) -> dict[str, bytes]:
-    """Decodes and checks the texts of all splits: UTF-8, as TFDS gives them."""
+    """Decodes and checks the texts of all splits; returns UTF-8 bytes."""
     with prepared.open_source(folder, shards) as source:
         texts = {split: source[split][0]["text"] for split in SPLITS}
         _index(_join(texts))
@@ -293,20 +292,20 @@ def _join(texts: dict[str, bytes]) -> bytes:
 def prepare_tiny_shakespeare(
     data_dir: Path, say: Say, archive: Path | None = None, sha256: str | None = None
 ) -> Path:
-    """Writes tiny Shakespeare as a TFDS `array_record` dataset, whole or not at all.
+    """Writes tiny Shakespeare as a TFDS `array_record` dataset, completely or not at all.
 
     Args:
       data_dir: the dataset becomes `data_dir/tiny_shakespeare/1.0.0`.
-      say: is told what happens.
+      say: receives the progress.
       archive: input.txt; None downloads it.
-      sha256: hex digest that the archive must have instead of the official one's: a text of one's
-        own, which the dataset's description then says.
+      sha256: hex digest that the archive must have instead of the official one. It allows your own text; the
+        dataset's description says so.
 
     Returns:
-      The dataset's folder. One that is there and sound is left alone; a damaged one is replaced.
+      The dataset's folder. A sound existing dataset is kept; a damaged one is replaced.
 
     Raises:
-      UserError: the archive cannot be had, is not the right one, or the dataset cannot be written.
+      UserError: the archive cannot be obtained or is not the expected one, or the dataset cannot be written.
     """
     folder = data_dir / "tiny_shakespeare" / VERSION
     if prepared.is_sound(folder, lambda: _decode(folder, _check(folder)[0]), say):
@@ -329,7 +328,7 @@ def prepare_tiny_shakespeare(
 
 
 def _write(folder: Path, text: str, description: str) -> None:
-    """Writes a TFDS dataset of three records, cut where TFDS cuts."""
+    """Writes a TFDS dataset of three records, with TFDS's split of the text."""
     import tensorflow_datasets as tfds
 
     train, validation = _cut_as_tfds(len(text))

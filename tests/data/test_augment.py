@@ -1,4 +1,4 @@
-"""Augmentation against slow loops, and as a function of (rng, index, epoch) alone."""
+"""Compares augmentation with slow loops, and shows that it depends on (rng, index, epoch) alone."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def test_shift_equals_a_loop(images):
     for image, (down, right), out in zip(np.asarray(images), offsets, np.asarray(moved), strict=True):
         for i in range(8):
             for j in range(8):
-                # The image continues as its mirror image, the edge itself not repeated.
+                # The image continues as its mirror image without repeating the edge.
                 y, x = abs(i - down), abs(j - right)
                 y, x = (14 - y if y > 7 else y), (14 - x if x > 7 else x)
                 np.testing.assert_array_equal(out[i, j], image[y, x])
@@ -53,7 +53,7 @@ def test_alternating_flip_shows_both_sides_in_two_epochs(images):
     ]
     assert (mirrored[0] != mirrored[1]).all()
     assert (mirrored[0] == mirrored[2]).all()
-    assert 100 < mirrored[0].sum() < 200  # a fair coin: 150 ± 8.7, so within 5.7 deviations
+    assert 100 < mirrored[0].sum() < 200  # a fair coin gives 150 ± 8.7: these bounds are 5.7 deviations
 
 
 def test_random_shift_is_uniform_over_its_range():
@@ -62,7 +62,7 @@ def test_random_shift_is_uniform_over_its_range():
     index, epoch = jnp.arange(count), jnp.zeros(count, jnp.int32)
     moved = np.asarray(augment.random_shift(jax.random.key(0), marked, index, epoch, limit))
     frequency = moved.sum((0, 3))[2:7, 2:7]
-    assert frequency.sum() == count  # nothing lands outside
+    assert frequency.sum() == count  # no shift lies outside
     assert abs(frequency - 200).max() < 5 * np.sqrt(200)
 
 
@@ -77,13 +77,13 @@ def test_shrink_keeps_means_and_straight_slopes():
     slope = jnp.broadcast_to(row[None, :, None, None] + 3 * row[None, None, :, None], (1, 32, 32, 3))
     small = np.asarray(augment.shrink(slope, 24))
     assert small.shape == (1, 24, 24, 3)
-    # New pixel k lies over old position (k + 1/2) 32/24 - 1/2; the edges' triangles are cut.
+    # New pixel k lies at the old position (k + 1/2) 32/24 - 1/2. At the edges the triangles are cut off.
     at = (np.arange(24) + 0.5) * 32 / 24 - 0.5
-    # A triangle of few samples leans to one side by a few hundredths of a pixel.
+    # A triangle with few samples shifts an image by a few hundredths of a pixel.
     np.testing.assert_allclose(small[0, 2:-2, 2:-2, 0], (at[:, None] + 3 * at)[2:-2, 2:-2], atol=0.15)
     np.testing.assert_allclose(small.mean(), np.asarray(slope).mean(), rtol=1e-4)
     noise = jax.random.normal(jax.random.key(0), (200, 32, 32, 3))
-    # Antialiased: a new pixel averages more than one old one in each direction.
+    # With antialiasing a new pixel averages more than one old pixel in each direction.
     assert np.asarray(augment.shrink(noise, 16)).std() < 0.5
 
 
@@ -97,12 +97,12 @@ def test_cutout_covers_one_square_within_the_image():
     for before, after in zip(np.asarray(images), np.asarray(cut), strict=True):
         rows, columns = np.nonzero((before != after).any(-1))
         top, left = rows.min(), columns.min()
-        # A pixel may be of the mean colour by chance; a whole row of three is not.
+        # One pixel may have the mean colour by chance, but not a whole row of three.
         assert rows.max() - top <= 2 and columns.max() - left <= 2
         colour = after[rows[0], columns[0]]
         assert (after[rows, columns] == colour).all()
         np.testing.assert_allclose(colour, before.mean((0, 1)), atol=0.51)
         corners.add((int(top), int(left)))
-    assert len(corners) >= 36  # every place that there is: 6 · 6
+    assert len(corners) >= 36  # all places: 6 · 6
     again = augment.random_cutout(jax.random.key(0), images, index, epoch + 1, 3)
     assert (np.asarray(again) != np.asarray(cut)).any()

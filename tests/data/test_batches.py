@@ -1,4 +1,4 @@
-"""Order is a function of (seed, step), and every epoch shows each example exactly once."""
+"""Tests that the order depends on (seed, step) alone, and that an epoch shows each example exactly once."""
 
 import numpy as np
 import pytest

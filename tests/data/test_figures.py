@@ -1,4 +1,4 @@
-"""The fallback data: the same at every call, balanced, distinct, and beyond a linear model."""
+"""Tests that the fallback data is reproducible, balanced, distinct and too hard for a linear model."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def test_figures_are_the_same_at_every_call_and_equally_often():
     assert set(np.bincount(test.label, minlength=10)) == {20}
     train, test = draw(200, 200)
     everything = {image.tobytes() for split in (train, test) for image in split.image}
-    assert len(everything) == 400  # no image twice, and none of the test's in training
+    assert len(everything) == 400  # all images differ, also between training and test
 
 
 def test_figures_are_distinct_and_stay_in_the_image():
@@ -35,7 +35,7 @@ def test_figures_are_distinct_and_stay_in_the_image():
 
 
 def test_labels_name_the_figures(monkeypatch):
-    """With one class's figure left out, exactly the images of that label show no figure."""
+    """Removes one class's figure: then exactly the images with that label show no figure."""
 
     def contrast(split: Split) -> np.ndarray:
         return split.image.astype(float).std((1, 2)).mean(1)
@@ -56,8 +56,7 @@ def test_a_linear_model_is_lost():
     mean = x.mean(0)
     x, z = x - mean, z - mean
     gram, cross = x.T @ x, x.T @ np.eye(10, dtype=np.float32)[train.label]
-    # Least squares on the classes, with ridges from next to nothing (it learns its images by heart)
-    # to heavy; the best of them.
+    # Least squares on the classes, with ridges from tiny (it memorises the images) to large. The best counts.
     fits = [np.linalg.solve(gram + l2 * np.eye(3072, dtype=np.float32), cross) for l2 in (1e2, 1e5)]
-    assert np.mean((x @ fits[0]).argmax(1) == train.label) > 0.4  # the fit itself is sound
+    assert np.mean((x @ fits[0]).argmax(1) == train.label) > 0.4  # the fit itself works
     assert max(np.mean((z @ fit).argmax(1) == test.label) for fit in fits) < 0.3

@@ -1,4 +1,4 @@
-"""hw.data.images: what is read is what was written, whatever is wrong is said, and nothing is waited for."""
+"""Tests hw.data.images: it reads the written data back, reports every fault, and never hangs."""
 
 import io
 import json
@@ -45,7 +45,7 @@ def original(squares, tmp_path_factory):
 
 @pytest.fixture
 def folder(original, tmp_path):
-    """A prepared dataset of the test's own, `DIR/cifar10/3.0.2`."""
+    """Returns a prepared dataset that the test may change, `DIR/cifar10/3.0.2`."""
     shutil.copytree(original, tmp_path / "data")
     return tmp_path / "data" / "cifar10" / images.VERSION
 
@@ -65,7 +65,7 @@ def content(split: images.Split) -> list[tuple[bytes, int]]:
 
 
 def serialize(label: int, image: Image.Image, identity: str) -> bytes:
-    """A record as TFDS writes it, but with anything in it."""
+    """Returns a record in TFDS's format with any content."""
     import tensorflow_datasets as tfds
 
     png = io.BytesIO()
@@ -81,7 +81,7 @@ def serialize(label: int, image: Image.Image, identity: str) -> bytes:
 
 
 def overwrite(folder: Path, count: int, **wrong) -> None:
-    """Replaces the test split by `count` records, the last of them wrong."""
+    """Replaces the test split by `count` records, of which the last is wrong."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     sound = {"label": 3, "image": Image.new("RGB", (32, 32))}
@@ -161,7 +161,7 @@ def test_holdout_is_taken_evenly_from_the_training_images(folder):
     assert sorted(content(held.train) + content(held.eval)) == content(whole.train)
     assert held.provenance["fingerprint"] == whole.provenance["fingerprint"]
     assert (held.provenance["num_train"], held.provenance["num_eval"]) == (30, 10)
-    # Also where it does not divide, and at both ends of what is possible.
+    # Other holdouts do not divide the set, or are the smallest and the largest that are allowed.
     for count in (1, 7, 33, 39):
         held = data.load(config(folder, holdout=count), silent)
         assert (len(held.train), len(held.eval)) == (40 - count, count)
@@ -194,7 +194,7 @@ def edit(name: str, old: str, new: str):
 
 
 def alter(change):
-    """A fault in the bytes of the only training shard."""
+    """Returns a function that changes the bytes of the only training shard."""
 
     def fault(folder: Path) -> None:
         shard = folder / "cifar10-train.array_record-00000-of-00001"
@@ -290,7 +290,7 @@ def hang(*args, **kwargs):
 
 @pytest.mark.parametrize("network", ["closed port", "resolver hangs", "silent server"])
 def test_without_network_the_fallback_says_so_within_five_seconds(tmp_path, monkeypatch, network):
-    with socket.socket() as server:  # takes connections and never answers
+    with socket.socket() as server:  # accepts connections and never answers
         server.bind(("127.0.0.1", 0))
         server.listen()
         if network == "silent server":
@@ -375,7 +375,7 @@ def test_a_changed_dataset_is_decoded_again(folder, monkeypatch, change):
 
 
 class Payload:
-    """Unpickled, it leaves a file behind."""
+    """A payload that creates a file when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -393,7 +393,7 @@ def harm_cache(entry: Path, how: str, trap: Path) -> None:
         entry.write_bytes(content[: len(content) // 3])
     elif how == "empty":
         entry.write_bytes(b"")
-    elif how == "other arrays":  # a sound zip file, whose images are not those of its digest
+    elif how == "other arrays":  # a sound zip file whose images do not match its digest
         with np.load(entry) as file:
             arrays = dict(file)
         arrays["arr_0"] = arrays["arr_0"][::-1]
@@ -513,7 +513,7 @@ def test_real_cifar10_cold_and_warm():
     assert set(np.bincount(cold.train.label)) == {5000} and set(np.bincount(cold.eval.label)) == {1000}
     info = json.loads((Path(REAL) / "cifar10" / images.VERSION / "dataset_info.json").read_text())
     assert cold.provenance["note"] == info["description"]
-    # The mean and the standard deviation that the field normalises by.
+    # The mean and the standard deviation that everybody uses for CIFAR-10.
     some = cold.train.image[::20]
     np.testing.assert_allclose(some.mean((0, 1, 2)), [125.31, 122.95, 113.87], atol=2)
     np.testing.assert_allclose(some.std((0, 1, 2)), [62.99, 62.09, 66.70], atol=1)
@@ -524,5 +524,5 @@ def test_real_cifar10_cold_and_warm():
     assert warm.provenance["fingerprint"] == cold.provenance["fingerprint"]
     np.testing.assert_array_equal(warm.eval.image, cold.train.image[::10])
     assert len(warm.train) == 45_000
-    # Fair: 500 of a class give or take five standard deviations of drawing without regard to it.
+    # Each class has about 500 images, within five standard deviations of a random draw.
     assert np.all(np.abs(np.bincount(warm.eval.label, minlength=10) - 500) < 105)

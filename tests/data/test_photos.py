@@ -1,4 +1,4 @@
-"""hw.data.photos: images of a stated list of formats, in bounded memory; all else is refused in one line."""
+"""Tests hw.data.photos: it reads known formats in bounded memory and refuses any other file in one line."""
 
 import os
 import socket
@@ -39,8 +39,8 @@ def exif(orientation: int) -> Image.Exif:
 
 
 def simply(path: Path, *, rows_first: bool = False) -> np.ndarray:
-    """What Pillow alone makes of an image of 8 bits, in whole copies: in its own order, or rows first."""
-    # Of a file that it opens itself Pillow maps some TIFFs into memory, and then does not turn them.
+    """Returns Pillow's result for an 8-bit image without bands, in Pillow's order or with rows first."""
+    # If Pillow opens the file itself, it maps some TIFFs into memory and then does not rotate them.
     with path.open("rb") as file, Image.open(file) as image:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
@@ -58,7 +58,7 @@ def simply(path: Path, *, rows_first: bool = False) -> np.ndarray:
 
 
 def refusal(path: Path) -> str:
-    """The one line that reading ends in."""
+    """Returns the one-line error of reading a file."""
     with pytest.raises(UserError) as caught:
         photos.read_image(path)
     assert "\n" not in str(caught.value) and str(caught.value).startswith(f"cannot read {path}: ")
@@ -144,7 +144,7 @@ def test_transparency_of_rare_modes(tmp_path, mode):
         palette = palette.convert("PA")
         palette.putalpha(image.getchannel("A"))
         image = palette
-    if mode == "La":  # which Pillow reads and does not write
+    if mode == "La":  # Pillow can read this mode but not write it
         image.save(tmp_path / "a.tif")
         content = (tmp_path / "a.tif").read_bytes()
         extra_samples = struct.pack("<HHIH", 338, 3, 1, 2)
@@ -158,7 +158,7 @@ def test_transparency_of_rare_modes(tmp_path, mode):
 
 @pytest.mark.parametrize("adobe", [True, False])
 def test_cmyk_is_not_a_negative(tmp_path, adobe):
-    """Ink of 0 is white: Adobe's JPEGs store it inverted, TIFFs as it is."""
+    """Checks that no ink is white: Adobe's JPEGs store ink inverted, and TIFFs do not."""
     path = tmp_path / ("a.jpg" if adobe else "a.tif")
     Image.new("CMYK", (40, 40), (0, 255, 255, 0)).save(path)
     red, green, blue = photos.read_image(path)[5, 5].astype(int)
@@ -182,7 +182,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
 
 
 def tiff(path: Path, values: np.ndarray, *, bits: int, sample_format: int, photometric: int = 1) -> Path:
-    """Writes a TIFF of one number a pixel by hand: Pillow writes few kinds of them."""
+    """Writes a TIFF of one number per pixel by hand, because Pillow can write few kinds of them."""
     height, width = values.shape
     tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height}
     tags |= {279: values.nbytes, 339: sample_format}
@@ -203,7 +203,7 @@ RAMP = np.linspace(0, 1, 32 * 32).reshape(32, 32)
     + [("<u4", v) for v in (255, 65535, 2**32 - 1)],
 )
 def test_float_and_32_bits_are_scaled_and_never_black(tmp_path, dtype, white):
-    """A grey ramp in any usual range is the ramp of 8 bits, up to rounding and a little clipping."""
+    """Checks that a grey ramp in any usual range becomes the 8-bit ramp, up to rounding and some clipping."""
     sample_format = {"f": 3, "i": 2, "u": 1}[dtype[1]]
     values = (RAMP * white).astype(dtype)
     read = photos.read_image(tiff(tmp_path / "a.tif", values, bits=32, sample_format=sample_format))[..., 0]
@@ -246,7 +246,7 @@ def test_greymap_of_16_bits_that_is_dark(tmp_path):
 
 
 def with_exif(path: Path, *entries: tuple[int, int, int, bytes], cut: int = 0) -> Path:
-    """A JPEG of 48 x 32 pixels, left red and right blue, whose EXIF data has these entries (tag, type, …)."""
+    """Writes a JPEG of 48 x 32 pixels, red on the left and blue on the right, with these EXIF entries."""
     image = Image.new("RGB", (48, 32), "red")
     image.paste("blue", (24, 0, 48, 32))
     image.save(path, quality=95)
@@ -267,8 +267,8 @@ TURNED = (0x0112, 3, 1, b"\x06\0\0\0")
         [TURNED],
         [(0x0100, 2, 4, b"640\0"), TURNED],  # ImageWidth as text
         [TURNED, (0xA005, 2, 4, b"abc\0")],  # InteroperabilityIFD as text
-        [TURNED, (0x8769, 2, 4, b"abc\0")],  # the place of further EXIF data as text
-        [TURNED, (0x8769, 4, 1, b"\xff\xff\xff\xff")],  # or behind the end
+        [TURNED, (0x8769, 2, 4, b"abc\0")],  # the offset of further EXIF data as text
+        [TURNED, (0x8769, 4, 1, b"\xff\xff\xff\xff")],  # an offset behind the end of the file
         [TURNED, (0x8825, 12, 1, b"\xff\xff\xff\xff")],
         [TURNED, (0x011A, 2, 2, b"7\0\0\0"), (0x0128, 3, 1, b"\x02\0\0\0")],  # XResolution as text
         [TURNED, (0x010F, 99, 9, b"abcd")],  # a type that does not exist
@@ -276,9 +276,9 @@ TURNED = (0x0112, 3, 1, b"\x06\0\0\0")
 )
 @pytest.mark.parametrize("jfif", [True, False])
 def test_orientation_among_damaged_tags(tmp_path, capfd, entries, jfif):
-    """At first red is left; turned clockwise, it is above."""
+    """Checks that a clockwise rotation moves red from the left to the top."""
     path = with_exif(tmp_path / "a.jpg", *entries)
-    if not jfif:  # Pillow then looks for the resolution in the EXIF data
+    if not jfif:  # without JFIF, Pillow looks for the resolution in the EXIF data
         content = path.read_bytes()
         start = content.index(b"\xff\xe0")
         path.write_bytes(content[:start] + content[start + 18 :])
@@ -347,9 +347,9 @@ def test_a_postscript_file_starts_no_program(tmp_path, monkeypatch, name):
         (b"8BPS\0\1", "Photoshop"),
         (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
         (b"\0\0\1\0\1\0", "icon"),
-        (b"hello\n", "no image"),
+        (b"hello\n", "not an image in a known format"),
         (b"", "empty"),
-        (b"\0" * 5000, "no image"),
+        (b"\0" * 5000, "not an image in a known format"),
     ],
 )
 def test_other_formats_are_named_with_those_that_are_read(tmp_path, content, what):
@@ -368,8 +368,8 @@ def test_formats_that_pillow_reads_and_we_do_not(tmp_path):
         try:
             image.save(tmp_path / "a.jpg", name)
         except (OSError, KeyError, ValueError):
-            continue  # this Pillow cannot write it
-        assert "formats that are read" in refusal(tmp_path / "a.jpg"), name
+            continue  # this version of Pillow cannot write it
+        assert "hw.predict reads PNG, JPEG, WebP, GIF, BMP, TIFF and PPM" in refusal(tmp_path / "a.jpg"), name
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -379,7 +379,7 @@ def test_truncated_files(tmp_path, capfd, name):
     whole = path.read_bytes()
     for part in (0.05, 0.5, 0.9):
         path.write_bytes(whole[: int(len(whole) * part)])
-        assert "damaged, cut short" in refusal(path)
+        assert "damaged, truncated" in refusal(path)
     assert capfd.readouterr() == ("", "")
 
 
@@ -389,7 +389,7 @@ def test_truncated_and_altered_tiffs_make_no_noise(tmp_path, capfd, compression)
     Image.fromarray(noise(64, 64)).save(path, compression=compression)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert "damaged, cut short" in refusal(path)
+    assert "damaged, truncated" in refusal(path)
     for place in range(8, len(whole), len(whole) // 9):
         path.write_bytes(whole[:place] + b"\xff\xff\xff" + whole[place + 3 :])
         try:
@@ -402,7 +402,7 @@ def test_truncated_and_altered_tiffs_make_no_noise(tmp_path, capfd, compression)
 def test_what_is_no_regular_file(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.png")
     with socket.socket(socket.AF_UNIX) as server:
-        monkeypatch.chdir(tmp_path)  # the name of a socket must be short
+        monkeypatch.chdir(tmp_path)  # a socket's path must be short
         server.bind("socket.png")
         (tmp_path / "folder.png").mkdir()
         for name in ("pipe.png", "socket.png", "folder.png", "missing.png"):
@@ -414,7 +414,7 @@ def test_what_is_no_regular_file(tmp_path, monkeypatch):
 
 
 def png(path: Path, width: int, height: int, *, depth: int = 1, color: int = 0) -> Path:
-    """A PNG of zeros, made row by row: small as a file however large the image is."""
+    """Writes a PNG of zeros row by row; even a large image gives a small file."""
     bytes_of_row = 1 + (width * depth * {0: 1, 2: 3, 6: 4}[color] + 7) // 8
     packed = zlib.compressobj(1)
     data = b"".join(packed.compress(bytes(bytes_of_row)) for _ in range(height)) + packed.flush()
@@ -436,10 +436,10 @@ def test_400_megapixels_are_too_large(tmp_path):
 
 
 def test_headers_that_promise_too_much(tmp_path):
-    """The size in the header is enough: nothing of that size is made."""
+    """Checks that a file with a huge size in its header is refused before memory is allocated."""
     Image.fromarray(noise(64, 64)).save(tmp_path / "a.webp", lossless=True)
     content = bytearray((tmp_path / "a.webp").read_bytes())
-    content[21:25] = struct.pack("<I", 0x0FFFFFFF)  # of VP8L: 16,384 x 16,384
+    content[21:25] = struct.pack("<I", 0x0FFFFFFF)  # VP8L's width and height: 16,384 x 16,384
     (tmp_path / "a.webp").write_bytes(content)
     Image.fromarray(noise(64, 64)).save(tmp_path / "a.jpg")
     content = bytearray((tmp_path / "a.jpg").read_bytes())
@@ -471,7 +471,7 @@ def test_what_pillow_decodes_in_python_has_a_lower_bound(tmp_path):
 
 @pytest.mark.parametrize("kind", ["PNG", "PPM"])
 def test_a_file_of_very_many_parts(tmp_path, monkeypatch, kind):
-    # With 300 MB of them Pillow would read for minutes.
+    # Pillow would need minutes for 300 MB of them.
     monkeypatch.setattr(photos, "MAX_READINGS", 1000)
     path = tmp_path / "image"
     Image.fromarray(noise(8, 8)).save(path, kind)
@@ -491,9 +491,9 @@ def test_a_large_jpeg_is_decoded_at_a_lower_size(tmp_path, monkeypatch):
     path = tmp_path / "a.jpg"
     Image.fromarray(pixels).save(path, quality=95)
     whole = photos.read_image(path).astype(int)
-    monkeypatch.setattr(photos, "MAX_MEMORY", 500_000)  # 640 x 640 x 4 bytes are more
+    monkeypatch.setattr(photos, "MAX_MEMORY", 500_000)  # less than 640 x 640 x 4 bytes
     assert np.abs(photos.read_image(path) - whole).mean() < 3
-    # libjpeg keeps the coefficients of the whole image where a scan adds to those before.
+    # libjpeg keeps the coefficients of the whole image if later scans refine earlier ones.
     Image.fromarray(pixels).save(path, quality=95, progressive=True)
     assert "too large" in refusal(path)
 
@@ -515,7 +515,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 def test_memory_of_the_largest_that_are_read(tmp_path):
-    """At most 650 MiB for decoding and 50 MiB for the rest: with JAX loaded, less than a gigabyte or so."""
+    """Checks the limit of 650 MiB for decoding plus 50 MiB: with JAX loaded, about a gigabyte in all."""
     one_bit = png(tmp_path / "a.png", 13_000, 13_000)
     color = png(tmp_path / "b.png", 12_000, 9_000, depth=8, color=2)
     done = processes.run(processes.python("-c", MEASURE, one_bit, color))
@@ -535,7 +535,7 @@ def test_altered_files_end_in_an_image_or_in_one_line(tmp_path, data):
     )
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
-        # Mostly where the headers are.
+        # Most changes hit the header.
         last = data.draw(st.sampled_from([40, 200, len(content) - 1]))
         content[data.draw(st.integers(0, min(last, len(content) - 1)))] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.sampled_from([len(content), len(content) - 9, 60]))])

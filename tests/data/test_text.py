@@ -1,4 +1,4 @@
-"""hw.data.text: every character arrives, cut where it should be; whatever is wrong is said at once."""
+"""Tests hw.data.text: it keeps every character, splits at the right place, and reports every fault."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ from hw.data import prepared, text
 from tests import processes
 
 REAL = os.environ.get("TFDS_DATA_DIR")
-# Symbols of one to four bytes, and line ends of every kind.
+# Symbols of one to four bytes, and all kinds of line ends.
 WORDS = "Grüße, Ωmega\r\nand 😀 for 5 €:\n\tend\r" * 7
 
 
@@ -36,7 +36,7 @@ def silent(line: str) -> None:
 
 
 def load(content: bytes | str, tmp_path: Path, **changes) -> text.TextDataset:
-    """What becomes of a file of `content`."""
+    """Loads a file with `content`."""
     path = tmp_path / "my.txt"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return data.load(config(path=str(path), **changes), silent)
@@ -47,17 +47,17 @@ def whole(dataset: text.TextDataset) -> str:
 
 
 def simply(content: bytes) -> tuple[list[int], list[str]]:
-    """Ids and classes in the obvious way: a list of everything."""
+    """Returns ids and classes in the obvious way, with lists of all characters."""
     characters = content.decode("utf-8-sig")
     classes = sorted(set(characters))
     return [classes.index(c) for c in characters], classes
 
 
-# --- A file of one's own ---
+# --- The user's own file ---
 
 
 def test_a_text_by_hand(tmp_path):
-    # Of "banana split": " abilnpst" in code-point order; int(0.9 * 12) = 10 characters to train on.
+    # "banana split" has the symbols " abilnpst" in code-point order, and int(0.9 * 12) = 10 train.
     dataset = load("banana split", tmp_path)
     assert dataset.classes == tuple(" abilnpst")
     assert dataset.train.tolist() == [2, 1, 5, 1, 5, 1, 0, 7, 6, 4]
@@ -78,7 +78,7 @@ def test_a_text_by_hand(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_every_character_arrives_and_only_a_byte_order_mark_goes(tmp_path, encoding):
     dataset = load(WORDS.encode(encoding), tmp_path)
-    assert whole(dataset) == WORDS  # "\r\n", "\r" and "\n" as they were
+    assert whole(dataset) == WORDS  # "\r\n", "\r" and "\n" are unchanged
     assert dataset.classes == tuple(sorted(set(WORDS)))
     assert dataset.provenance["fingerprint"] == hashlib.sha256(WORDS.encode()).hexdigest()
 
@@ -110,7 +110,7 @@ def test_a_path_wins_over_every_source(tmp_path, source):
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_blocks_of_any_size_give_what_the_simple_way_gives(tmp_path, monkeypatch, block, mark):
     monkeypatch.setattr(text, "BLOCK", block)
-    # ASCII blocks, then characters of two, three and four bytes over every border.
+    # ASCII blocks, then characters of two, three and four bytes across every border.
     content = mark + ("plain text " * 9 + WORDS + "€" * 11 + "😀" * 5 + " plain again").encode()
     (tmp_path / "a.txt").write_bytes(content)
     for ids, classes, fingerprint in (text._read_file(tmp_path / "a.txt"), text._index(content)):
@@ -171,7 +171,7 @@ def test_cuts(tmp_path, changes, train, validation):
     assert text.decode(dataset.eval, dataset.classes) == validation
     assert dataset.eval_name == ("holdout" if changes.get("holdout") else "validation")
     assert (dataset.provenance["num_train"], dataset.provenance["num_eval"]) == (len(train), len(validation))
-    # The vocabulary and the fingerprint are the whole text's.
+    # The vocabulary and the fingerprint belong to the whole text.
     assert dataset.provenance["vocabulary"] == "0123456789abcdefghij"
     assert dataset.provenance["fingerprint"] == hashlib.sha256(b"0123456789abcdefghij").hexdigest()
 
@@ -200,7 +200,7 @@ def test_fractions_that_sum_to_one_use_every_character(tmp_path, share, length):
                 *[(float("nan"), 0.5), (0.5, float("nan")), (float("inf"), 0.5), ("a", 0.5)],
             ]
         ],
-        ({"split": "fractions", "fractions": (0.01, 0.5)}, "20 characters 0 to train on and 10"),
+        ({"split": "fractions", "fractions": (0.01, 0.5)}, "20 characters into 0 for training and 10 for"),
     ],
 )
 def test_options_that_cannot_be(tmp_path, changes, message):
@@ -224,14 +224,14 @@ def test_a_text_too_short_for_its_split(tmp_path, content, split):
     [
         (b"", "my.txt is empty"),
         (b"\xef\xbb\xbf", "my.txt is empty"),
-        (b"aaaa", "my.txt holds one distinct symbol only, 'a'"),
-        (b"\n\n", r"holds one distinct symbol only, '\\n'"),
+        (b"aaaa", "my.txt holds only one distinct symbol, 'a'"),
+        (b"\n\n", r"holds only one distinct symbol, '\\n'"),
         ("Größe".encode("latin-1"), "is not UTF-8: byte offset 2 holds 0xf6"),
         (b"\xef\xbb\xbfab\xffc", "byte offset 5 holds 0xff"),
-        ("Größe".encode()[:3], "byte offset 2 holds 0xc3"),  # cut off within a character
+        ("Größe".encode()[:3], "byte offset 2 holds 0xc3"),  # truncated within a character
         ("text".encode("utf-16"), "byte offset 0 holds 0xff"),
         (b"ab\xed\xa0\x80", "byte offset 2 holds 0xed"),  # a lone surrogate
-        (b"ab\xc0\xafc", "byte offset 2 holds 0xc0"),  # "/" in too many bytes
+        (b"ab\xc0\xafc", "byte offset 2 holds 0xc0"),  # "/" encoded in too many bytes
         (b"a" * 3_000_000 + b"\xf0\x9f\x98", "byte offset 3000000 holds 0xf0"),
         (b"a" * ((1 << 20) - 1) + b"\xe2\x82b", f"byte offset {(1 << 20) - 1} holds 0xe2"),
     ],
@@ -275,7 +275,7 @@ def test_encode_names_what_it_does_not_know():
     assert (ids.tolist(), ids.dtype) == ([0, 1, 0], np.int32)
     assert unknown == [(1, "ñ"), (3, "😀"), (5, "ñ")]
     assert text.encode("", tuple("ab"))[0].shape == (0,)
-    # What Python makes of a byte in argv that is no UTF-8 is one more unknown character.
+    # Python turns a byte in argv that is not UTF-8 into a lone surrogate, one more unknown character.
     assert text.encode("a\udcff", tuple("ab"))[1] == [(1, "\udcff")]
 
 
@@ -305,7 +305,7 @@ def original(tmp_path_factory):
 
 @pytest.fixture
 def folder(original, tmp_path):
-    """A prepared dataset of the test's own, `DIR/tiny_shakespeare/1.0.0`."""
+    """Returns a prepared dataset that the test may change, `DIR/tiny_shakespeare/1.0.0`."""
     shutil.copytree(original, tmp_path / "data")
     return tmp_path / "data" / "tiny_shakespeare" / text.VERSION
 
@@ -363,12 +363,12 @@ def edit(name: str, old: str, new: str):
 
 
 def alter(change):
-    """A fault in the bytes of the training shard."""
+    """Returns a function that changes the bytes of the training shard."""
     return lambda folder: (folder / TRAIN).write_bytes(change((folder / TRAIN).read_bytes()))
 
 
 def records(*contents: bytes):
-    """The test split overwritten by these records."""
+    """Returns a function that overwrites the test split with these records."""
 
     def fault(folder: Path) -> None:
         import tensorflow_datasets as tfds
@@ -444,7 +444,7 @@ def test_missing_is_an_error_where_it_was_demanded(tmp_path):
 
 @pytest.mark.parametrize("network", ["closed port", "silent server"])
 def test_without_network_the_fallback_says_so_within_five_seconds(tmp_path, monkeypatch, network):
-    with socket.socket() as server:  # takes connections and never answers
+    with socket.socket() as server:  # accepts connections and never answers
         server.bind(("127.0.0.1", 0))
         server.listen()
         if network == "silent server":
@@ -453,7 +453,7 @@ def test_without_network_the_fallback_says_so_within_five_seconds(tmp_path, monk
         start = time.monotonic()
         dataset = data.load(config(dir=str(tmp_path / "data")), said.append)
         assert time.monotonic() - start < 5
-    assert "tiny Shakespeare is not to be had: cannot reach" in said[0]
+    assert "tiny Shakespeare is not available: cannot reach" in said[0]
     assert "hw.prepare tiny_shakespeare --archive=FILE" in said[0]
     assert said[1:] == [dataset.provenance["note"]]
     assert said[1].startswith("EMBEDDED FALLBACK DATA, NOT TINY SHAKESPEARE: ") and said[1] == said[1].upper()
