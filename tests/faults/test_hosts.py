@@ -186,7 +186,7 @@ GOOD = Hosts("node:1234", 2, 1, 300, 100)
         ({"coordinator": "node"}, "--coordinator=node: give HOST:PORT"),
         ({"coordinator": ":80"}, "give HOST:PORT"),
         ({"coordinator": "node:99999"}, "give HOST:PORT"),
-        ({"coordinator": "auto"}, "leave them out"),
+        ({"coordinator": "auto"}, "omit them"),
         ({"process_id": -1}, "needs --num_processes and --process_id"),
         ({"num_processes": 0}, "--num_processes=0 must be at least 1"),
         ({"process_id": 2}, "--process_id=2 must lie in 0 … 1"),

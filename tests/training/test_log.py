@@ -134,7 +134,7 @@ def test_a_drawing_that_fails_costs_one_line(workdir, monkeypatch):
     log.draw_curves(workdir, "title", said.append)
     report = {"confusion": [[3, 1], [0, 4]], "classes": ["cat", "dog"]}
     log.write_report(workdir, report, said.append)
-    assert [v.split(" is left out")[0] for v in said] == ["note: curves.svg", "note: confusion.svg"]
+    assert [v.split(" could not be drawn")[0] for v in said] == ["note: curves.svg", "note: confusion.svg"]
     assert all("no fonts" in v for v in said)
     assert json.loads((workdir / "evaluation.json").read_text(encoding="utf-8")) == report
 

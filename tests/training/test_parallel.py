@@ -191,7 +191,7 @@ def test_batches_that_do_not_divide(size):
 
 def test_pmap_is_of_one_process(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match="pmap is for one process"):
+    with pytest.raises(UserError, match="pmap works with one process"):
         Parallel("pmap")
 
 

@@ -151,7 +151,7 @@ def test_sound_ones_answer(made, capsys, tmp_path):
         ("model.gru_lm.depth", 3, "the array params/gru_2/b [24] of the model is missing"),
         ("model.gru_lm.depth", 1, "the array params/gru_1/b is not part of the model"),
         ("model.gru_lm.depth", 1000, "is missing"),
-        ("model.gru_lm.width", 9, "has the shape [6, 24], and the model in config.json needs [6, 27]"),
+        ("model.gru_lm.width", 9, "has the shape [6, 24], but the model in config.json needs [6, 27]"),
         ("model.gru_lm.evil", 1, "model.gru_lm.evil is no field"),
         ("model.gru_lm.__class__", 1, "model.gru_lm.__class__ is no field"),
         ("model.gru_lm.norm", "evil", 'model.gru_lm.norm must be one of rms, layer, none, not "evil"'),
@@ -166,7 +166,7 @@ def test_sound_ones_answer(made, capsys, tmp_path):
         ("model.name", "\x1b[31m", "model.name must be one of"),
         ("model.dtype", "int8", 'model.dtype must be one of auto, float32, bfloat16, not "int8"'),
         ("task", None, "task must be one of images, recall, text"),
-        ("task", "images", "holds a model of images, not of text"),
+        ("task", "images", "holds a model of task images, not of task text"),
         ("__class__", 1, "__class__ is no field"),
         ("data", 7, "data must be an object, not 7"),
         ("data.name", "cifar10", 'data.name must be one of tiny_shakespeare, not "cifar10"'),
@@ -187,7 +187,7 @@ def test_a_config_of_a_language_model(hand_in, capsys, field, value, named):
         ("model.hwnet.widths", [], "model.hwnet.widths must be a list"),
         ("model.hwnet.widths", [4, "4", 4], "model.hwnet.widths must be a list"),
         ("model.hwnet.widths", [4, 0, 4], "model.hwnet.widths must be a list"),
-        ("model.hwnet.gate", "out", "there is no such model any longer"),
+        ("model.hwnet.gate", "out", "this version has no such model"),
         ("model.hwnet.stem", "learned", "constants/stem is not part of the model"),
         ("model.hwnet.widths", [65_536] * 64, "parameters, more than 1,000,000,000"),
         ("model.hwnet.depth", 1000, "missing"),
@@ -258,7 +258,7 @@ def test_a_carry_is_bounded(tmp_path, capsys):
     saved.load_run(folder, print)
     # No array has the context in its shape. By hand: 2 · 65,535 · 2 · 256 keys and values, and a length.
     edit(folder / "config.json", "model.attention_lm.context", 65_536)
-    assert "carries 67,107,841 numbers along a text" in refused(folder, capsys)
+    assert "carry has 67,107,841 numbers" in refused(folder, capsys)
 
 
 # --- summary.json ---
@@ -279,10 +279,10 @@ def test_a_carry_is_bounded(tmp_path, capsys):
         ("images", "dataset.classes", ["a"] * 5, "dataset.classes must be a list"),
         ("images", "dataset.classes", list(range(5)), "dataset.classes must be a list"),
         ("images", "dataset.classes", "abcde", "dataset.classes must be a list"),
-        ("text", "dataset.vocabulary", ..., "names no vocabulary"),
-        ("text", "dataset.vocabulary", "", "names no vocabulary"),
-        ("text", "dataset.vocabulary", VOCABULARY[1:], "and the model in config.json needs [6"),
-        ("text", "dataset.vocabulary", VOCABULARY + "x", "and the model in config.json needs [8"),
+        ("text", "dataset.vocabulary", ..., "has no dataset.vocabulary"),
+        ("text", "dataset.vocabulary", "", "has no dataset.vocabulary"),
+        ("text", "dataset.vocabulary", VOCABULARY[1:], "but the model in config.json needs [6"),
+        ("text", "dataset.vocabulary", VOCABULARY + "x", "but the model in config.json needs [8"),
         ("text", "dataset.vocabulary", "aabcdef", "dataset.vocabulary must be a text"),
         ("text", "dataset.vocabulary", [1, 2, 3, 4, 5, 6, 7], "dataset.vocabulary must be a text"),
         ("text", "dataset.vocabulary", list(VOCABULARY), "dataset.vocabulary must be a text"),
@@ -335,20 +335,20 @@ def put(value):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (whole(np.int32), "int32, and the model needs float32"),
-        (whole(bool), "bool, and the model needs float32"),
-        (whole(complex), "complex128, and the model needs float32"),
-        (whole("U3"), "<U3, and the model needs float32"),
-        (whole("datetime64[s]"), "and the model needs float32"),
-        (whole(np.longdouble), "float128, and the model needs float32"),
-        (whole([("a", np.float32)]), "and the model needs float32"),
+        (whole(np.int32), "int32, but the model needs float32"),
+        (whole(bool), "bool, but the model needs float32"),
+        (whole(complex), "complex128, but the model needs float32"),
+        (whole("U3"), "<U3, but the model needs float32"),
+        (whole("datetime64[s]"), "but the model needs float32"),
+        (whole(np.longdouble), "float128, but the model needs float32"),
+        (whole([("a", np.float32)]), "but the model needs float32"),
         (one(put(np.nan)), "params/gru_0/w holds numbers from nan"),
         (one(put(np.inf)), "params/gru_0/w holds numbers from"),
         (one(put(1e30)), "params/gru_0/w holds numbers from"),
         (one(lambda x: x.astype(float) * 1e300), "params/gru_0/w holds numbers from"),
         (
             one(lambda x: x.T),
-            "params/gru_0/w has the shape [24, 6], and the model in config.json needs [6",
+            "params/gru_0/w has the shape [24, 6], but the model in config.json needs [6",
         ),
         (one(lambda x: x[None]), "params/gru_0/w has the shape [1, 6, 24]"),
         (one(lambda x: x.ravel()), "params/gru_0/w has the shape [144]"),
@@ -443,12 +443,12 @@ def _zip(path: Path, change: str) -> None:
     ("change", "named"),
     [
         ("longer data", "damaged"),
-        ("larger shape", "has the shape [15728640], and the model in config.json needs [7, 6]"),
+        ("larger shape", "has the shape [15728640], but the model in config.json needs [7, 6]"),
         ("monstrous header", "damaged"),
         ("huge shape", "has the shape"),
         ("no npy", "damaged"),
         ("cut", "damaged"),
-        ("twice", "is there twice"),
+        ("twice", "occurs twice"),
         ("encrypted", "is encrypted"),
         ("declared 3 GB", "declares 3,000,0"),
         ("checksum", "damaged"),
@@ -477,7 +477,7 @@ def test_weights_that_are_none(hand_in, capsys, content):
 def test_weights_that_are_no_file(hand_in, capsys):
     folder = hand_in("text")
     (folder / "params.npz").unlink()
-    assert "No such file or directory; copy the run anew, or train it again" in refused(folder, capsys)
+    assert "No such file or directory; copy the run again, or train it again" in refused(folder, capsys)
     os.mkfifo(folder / "params.npz")
     assert "pipe or a device" in refused(folder, capsys)
     (folder / "params.npz").unlink()
@@ -538,8 +538,8 @@ def test_a_workdir_that_is_none(tmp_path, capsys, task):
 
 
 def test_a_run_of_another_task(hand_in, capsys):
-    assert "holds a model of text, not of images" in refused(hand_in("text"), capsys, "images")
-    assert "holds a model of images, not of text" in refused(hand_in("images"), capsys, "text")
+    assert "holds a model of task text, not of task images" in refused(hand_in("text"), capsys, "images")
+    assert "holds a model of task images, not of task text" in refused(hand_in("images"), capsys, "text")
 
 
 # --- A run that is not finished ---
@@ -640,7 +640,7 @@ def test_every_committed_run_is_read():
         params = sum(np.prod(v) for k, v in module.shapes().items() if k.startswith("params/"))
         assert params == summary["params"] or "gate" in path.parent.name, path  # the gates have changed since
     # From before there was a depth, and a gate that was taken out: nothing here could ever build them again.
-    assert all("depth is missing" in e or "no such model any longer" in e for e in unbuilt), unbuilt
+    assert all("depth is missing" in e or "this version has no such model" in e for e in unbuilt), unbuilt
 
 
 def test_every_recipe_is_read():
