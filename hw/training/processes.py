@@ -73,9 +73,7 @@ def find(hosts: Hosts) -> Hosts | None:
         return hosts._replace(coordinator="auto") if several else None
     if hosts.coordinator == "auto":
         if any(given):
-            raise UserError(
-                "--coordinator=auto finds --num_processes and --process_id itself: omit them"
-            )
+            raise UserError("--coordinator=auto finds --num_processes and --process_id itself: omit them")
         return hosts
     host, _, port = hosts.coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:

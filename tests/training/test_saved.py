@@ -1,4 +1,4 @@
-"""A run of somebody else's, changed in one place: one line that names it, never an answer from rubbish."""
+"""Changes one place in a foreign run and tests that one line names it and that no command answers."""
 
 import importlib
 import io
@@ -61,7 +61,7 @@ IMAGES = {
 
 
 def variables_of(config: dict, count: int) -> dict[str, np.ndarray]:
-    """Drawn weights of the model in a config, by flat names; no training is needed."""
+    """Draws random weights of the model in a config, by flat names, without training."""
     module = models.build(ConfigDict(config["model"]), num_outputs=count, platform="cpu")
     r = np.random.default_rng(0)
     return {k: r.uniform(0.1, 0.5, shape).astype(np.float32) for k, shape in module.shapes().items()}
@@ -77,7 +77,7 @@ def write(folder: Path, config: dict, dataset: dict, flat: dict) -> Path:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> dict[str, Path]:
-    """A run of each kind, as somebody hands it in."""
+    """Makes a run of each kind, as a student might hand it in."""
     folder = tmp_path_factory.mktemp("hand-ins")
     text = {"name": "mine.txt", "source": "file", "vocabulary": VOCABULARY}
     images = {"name": "cifar10", "source": "tfds", "classes": CLASSES}
@@ -89,7 +89,7 @@ def made(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def hand_in(made, tmp_path):
-    """A copy of one of them, to be changed."""
+    """Returns a copy of one of them, which a test may change."""
 
     def copy(task: str) -> Path:
         return Path(shutil.copytree(made[task], tmp_path / task))
@@ -98,7 +98,7 @@ def hand_in(made, tmp_path):
 
 
 def refused(folder: Path, capsys, task: str = "") -> str:
-    """The one line that ends every command on a folder."""
+    """Returns the one line with which reading a folder fails."""
     image = folder.parent / "an image.png"
     Image.new("RGB", (40, 30), "red").save(image)
     command, first = (predict, str(image)) if task == "images" else (sample, "--length=3")
@@ -401,7 +401,7 @@ def _header(shape: tuple, version=(1, 0), length: int | None = None) -> bytes:
 
 
 def _zip(path: Path, change: str) -> None:
-    """A params.npz that declares, or unfolds to, far more than it should."""
+    """Writes a params.npz that declares, or expands to, far more than it should."""
     flat = variables_of(TEXT, len(VOCABULARY))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in flat.items():
@@ -430,7 +430,7 @@ def _zip(path: Path, change: str) -> None:
     at = content.index(b"PK\1\2")
     if change == "encrypted":
         content[at + 8] |= 1
-    elif change == "declared 3 GB":  # the central directory lies about the first member
+    elif change == "declared 3 GB":  # The central directory gives a false size of the first member.
         content[at + 24 : at + 28] = struct.pack("<I", 3 * 10**9)
     elif change == "checksum":
         content[at + 16] ^= 1
@@ -486,7 +486,7 @@ def test_weights_that_are_no_file(hand_in, capsys):
 
 
 class _Payload:
-    """Touches a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -503,7 +503,7 @@ def test_a_payload_stays_inert(hand_in, capsys, tmp_path):
     np.savez(folder / "params.npz", **flat | {"params/head/bias": poisoned})
     assert "params/head/bias holds object" in refused(folder, capsys)
     assert not target.exists()
-    with zipfile.ZipFile(folder / "params.npz") as archive:  # the payload is real
+    with zipfile.ZipFile(folder / "params.npz") as archive:  # This shows that the payload works.
         content = archive.read("params/head/bias.npy")
     pickle.loads(content[content.index(b"\x80") :])
     assert target.exists()
@@ -519,7 +519,7 @@ def test_params_round_trip(tmp_path):
 
 
 def test_half_precision_comes_back_as_single(tmp_path):
-    # By hand: 1 + 2^-11 lies half-way between two float16, and goes to the even one, 1.
+    # By hand: 1 + 2^-11 lies half-way between two float16 numbers and rounds to the even one, 1.
     checkpoint.save_params(tmp_path / "params.npz", {"w": np.array([0.5, 1 + 2**-11], np.float16)})
     read = weights.load_params(tmp_path / "params.npz", {"w": (2,)})
     assert read["w"].dtype == np.float32
@@ -553,7 +553,7 @@ def _state(step: int) -> TrainState:
 
 @pytest.fixture(scope="session")
 def begun(made, tmp_path_factory) -> Path:
-    """A run with checkpoints of steps 2 and 3; the second has an average of the weights."""
+    """Makes a run with checkpoints of steps 2 and 3; the second has an average of the weights."""
     folder = tmp_path_factory.mktemp("begun") / "run"
     folder.mkdir()
     (folder / "config.json").write_bytes((made["text"] / "config.json").read_bytes())
@@ -564,7 +564,7 @@ def begun(made, tmp_path_factory) -> Path:
 
 
 def _remanifest(folder: Path) -> None:
-    """Makes the manifest fit to what the checkpoint now is."""
+    """Writes a manifest that fits the changed checkpoint."""
     text = checkpoint._manifest(int(folder.name), checkpoint._hashes(folder))
     (folder / "manifest.json").write_text(text)
 
@@ -590,14 +590,14 @@ def test_the_newest_sound_checkpoint(begun, tmp_path, progress):
 
 def test_arrays_of_a_checkpoint(begun, tmp_path, capsys):
     folder = Path(shutil.copytree(begun, tmp_path / "run"))
-    # Cut, with a manifest that fits.
+    # We cut the arrays and write a manifest that fits.
     largest = max((p for p in (folder / "checkpoints/3/state").rglob("*") if p.is_file()), key=_size)
     largest.write_bytes(largest.read_bytes()[:-50])
     _remanifest(folder / "checkpoints" / "3")
     said: list[str] = []
     saved.load_run(folder, said.append)
     assert "CHECKPOINT 3 IS DAMAGED" in said[0] and "step 2" in said[1]
-    # Of another model than config.json's: none is left.
+    # With another model in config.json, no checkpoint fits.
     edit(folder / "config.json", "model.gru_lm.width", 9)
     with pytest.raises(UserError, match=r"no sound weights .* needs \[9\]"):
         saved.load_run(folder, said.append)
@@ -609,7 +609,7 @@ def _size(path: Path) -> int:
 
 def test_final_weights_come_before_checkpoints(begun, made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = Path(shutil.copytree(begun, "run"))  # a relative folder will do
+    folder = Path(shutil.copytree(begun, "run"))  # A relative folder works too.
     assert saved.load_run(folder, print).provenance["name"] == "mine.txt"
     for name in ("summary.json", "params.npz"):
         shutil.copy(made["text"] / name, folder / name)
@@ -620,7 +620,7 @@ def test_final_weights_come_before_checkpoints(begun, made, tmp_path, monkeypatc
     assert not said
 
 
-# --- Nothing that was sound is refused ---
+# --- Sound runs are accepted ---
 
 
 def test_every_committed_run_is_read():
@@ -638,8 +638,9 @@ def test_every_committed_run_is_read():
             unbuilt.append(str(error))
             continue
         params = sum(np.prod(v) for k, v in module.shapes().items() if k.startswith("params/"))
-        assert params == summary["params"] or "gate" in path.parent.name, path  # the gates have changed since
-    # From before there was a depth, and a gate that was taken out: nothing here could ever build them again.
+        # An old gate had another number of parameters.
+        assert params == summary["params"] or "gate" in path.parent.name, path
+    # These runs are older than the field depth, or have a gate that we removed. We cannot build their models.
     assert all("depth is missing" in e or "this version has no such model" in e for e in unbuilt), unbuilt
 
 
@@ -650,7 +651,7 @@ def test_every_recipe_is_read():
         config = importlib.import_module(f"configs.{path.stem}").get_config()
         recipe = json.loads(cli.to_json(config.to_dict()))
         read = saved.check_config(recipe, path.name)
-        # Every field is there that evaluating a run of it needs, and none is unknown.
+        # The config has every field that an evaluation needs, and no unknown one.
         schema.require(read, *schema.leaves(fields.of_finished(recipe["task"])), where=path.name)
         saved.build(ConfigDict(saved.model_config(read, path.name)), 10, path.name)
 
