@@ -221,7 +221,7 @@ class Stop:
             self._shorter.append(matched + (symbol == self._wanted[matched]))
 
     def feed(self, ids: Sequence[int]) -> list[int]:
-        """Adds `ids` to the text, and returns the new symbols that cannot belong to the stop sequence."""
+        """Adds `ids` to the text; returns the symbols that can no longer belong to the stop sequence."""
         if self.found:
             return []
         text, matched = self._wanted[: self._matched], self._matched

@@ -42,10 +42,10 @@ def evaluate(
         _find_text(config.data, data_path)
     dataset = data.load(config.data)
     if dataset.provenance["fingerprint"] != provenance.get("fingerprint"):
-        cli.say(f"note: trained on another copy of the data ({provenance.get('note', 'not described')})")
+        cli.say(f"note: the run was trained on other data ({provenance.get('note', 'not described')})")
     if tuple(dataset.classes) != run.symbols:
         what = "symbols" if config.task == "text" else "classes"
-        raise UserError(f"{dataset.provenance['name']} has other {what} than {folder} was trained on")
+        raise UserError(f"{dataset.provenance['name']} has other {what} than the training data of {folder}")
     parallel = Parallel(config.parallel)
     parallel.check_batch(config.eval.batch_size, "--batch-size")
     config = setup.with_fallback(config, provenance["source"])

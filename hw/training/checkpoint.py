@@ -263,7 +263,7 @@ def restore_newest(
             if aside.exists():
                 remove(aside)
             folder.rename(aside)
-            say(f"WARNING: CHECKPOINT {step} IS DAMAGED ({damage}); set aside as {aside}")
+            say(f"WARNING: CHECKPOINT {step} IS DAMAGED ({damage}); renamed to {aside}")
     damaged = sorted(p.name for p in directory.glob("damaged-*"))
     if damaged:
         raise UserError(

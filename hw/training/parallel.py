@@ -27,7 +27,7 @@ _MEMORY = {"TPU v4": 32 * 2**30, "TPU v5 lite": 16 * 2**30, "TPU v5": 95 * 2**30
 
 
 class OutOfMemory(UserError):
-    """An error that a program raises if it needs more memory than a device has."""
+    """An error for a program that needs more memory than a device has."""
 
 
 def keep_programs(folder: Path | None) -> None:

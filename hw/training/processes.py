@@ -33,7 +33,7 @@ _REASON = re.compile(rb"[A-Z_]+: ([^\n]*)")
 _FORWARDED = tuple(getattr(signal, s) for s in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, s))
 # The exit code of a worker that exits because another process has died.
 _LEFT_ALONE = 3
-# An error of an exchange between processes names the library for CPUs or GPUs, or JAX's service.
+# An error of an exchange names the library for CPUs or GPUs, or JAX's service.
 _EXCHANGE = ("Gloo", "NCCL", "coordination service")
 
 
@@ -272,7 +272,7 @@ def on_all(fn: Callable[[], T]) -> T:
 def check_same(value: str, what: str) -> None:
     """Raises UserError in every process unless all of them have the same `value`."""
     if all_reduce_max(on_primary(lambda: value) != value)[0]:
-        raise UserError(f"the processes of this run have different {what}: give all processes the same")
+        raise UserError(f"the processes of this run have different {what}: they must be equal")
 
 
 def all_reduce_max(*values: int) -> tuple[int, ...]:
@@ -285,7 +285,7 @@ def all_reduce_max(*values: int) -> tuple[int, ...]:
 
 
 def broadcast(tree: Any, like: Any) -> Any:
-    """Returns the arrays of the primary process in every process, bit for bit; `tree` if it is the only one.
+    """Returns the primary process's arrays in every process, bit for bit; a single process gets `tree`.
 
     Args:
       tree: arrays; only the primary process's count.

@@ -93,7 +93,7 @@ class Run:
     def step(
         self, stage: int = 0
     ) -> Callable[[TrainState, Batch, Batch], tuple[TrainState, dict[str, Array]]]:
-        """Returns `(state, resident, indices) -> (state, metrics)`: it makes the batch and takes a step."""
+        """Returns `(state, resident, indices) -> (state, metrics)`, which takes a step in `stage`."""
 
         def step(state: TrainState, resident: Batch, indices: Batch) -> tuple[TrainState, dict[str, Array]]:
             return train_step(
@@ -119,7 +119,7 @@ def check(config: ConfigDict, parallel: Parallel) -> None:
     parallel.check_batch(config.train.batch_size, "config.train.batch_size")
     parallel.check_batch(config.eval.batch_size, "config.eval.batch_size")
     if config.model.get("batch_norm") == "per-device" and parallel.mode != "pmap":
-        raise UserError("config.model.batch_norm=per-device needs config.parallel=pmap: jit's batch is one")
+        raise UserError("config.model.batch_norm=per-device needs config.parallel=pmap: jit has one batch")
     models.build(config.model, num_outputs=2, platform=parallel.platform)
 
 

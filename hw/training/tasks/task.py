@@ -101,5 +101,5 @@ def total_steps(config: ConfigDict, num_examples: int) -> int:
 
 
 def run_rng(resident: Mapping[str, ArrayLike], purpose: int) -> Array:
-    """Returns the run's random key for one purpose: data augmentation and draws (1), or steps (2)."""
+    """Returns the run's random key for one purpose: the data of a batch (1) or the step itself (2)."""
     return jax.random.fold_in(jax.random.key(resident["seed"]), purpose)
