@@ -203,7 +203,7 @@ class RunLog:
           per_step: the units of a step.
         """
         now = time.monotonic()
-        if self._last_call is not None:  # Before the first call, the time includes the compilation.
+        if self._last_call is not None:  # The time before the first call includes the compilation.
             rate = count / max(now - self._last_call, 1e-9)
             # This running mean spans about ten calls.
             self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate
@@ -238,7 +238,7 @@ class RunLog:
             there = False
         if not there:
             self.say(f"WARNING: {self._metrics_path} WAS REMOVED OR REPLACED: we write it again")
-            # The system keeps a removed file as long as it is open.
+            # The system keeps a removed file until the last descriptor is closed.
             files.write_atomic(self._metrics_path, os.pread(self._metrics.fileno(), mine.st_size, 0))
             self._metrics.close()
             self._open_metrics()

@@ -51,8 +51,7 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
         keep_programs(cache_dir(cli.say))
         run = setup.prepare(config, parallel, folder.begun_in)
         batch = run.batch_field
-        # We save the config only after the data and the model are built, so that a mistake in them
-        # leaves no config in the folder.
+        # We save the config only now. A mistake in the data or the model must not leave it in the folder.
         processes.on_primary(lambda: None if folder.has_checkpoints else folder.save_config())
         return _Loop(run, folder, clock).train(name, variant)
     except OutOfMemory:

@@ -56,8 +56,8 @@ class Parallel:
     XLA inserts the all-reduces, so the program computes the same as on one device.
     "pmap": each device runs the step on its share and averages over `axis_name`; one process only.
 
-    If the run has several processes (`hw.training.processes`), each of them calls the same methods in the
-    same order with the same values. The global batch and its order do not depend on the sharding.
+    All processes of a run (`hw.training.processes`) call the same methods in the same order with the same
+    values. The global batch and its order do not depend on the sharding.
 
     Attributes:
       mode: "jit" or "pmap".

@@ -21,12 +21,13 @@ from hw.cli import UserError
 from hw.schema import distinct, each, one_of, text
 from hw.training import checkpoint, weights
 
-# Bytes. A released config.json has 2 kB; the summary of a text with 50,000 symbols has 200 kB.
+# The largest JSON file in bytes. A released config.json has 2 kB. The summary of a text with 50,000 symbols
+# has 200 kB.
 MAX_JSON = 10**6
 
-# The parameters of a whole model. ResNet-18, our largest model, has 11 million.
+# The largest number of parameters. ResNet-18, our largest model, has 11 million.
 MAX_PARAMETERS = 10**9
-# The numbers in the carry of a language model. The released attention model has 685,000.
+# The largest number of values in a language model's carry. The released attention model has 685,000.
 MAX_CARRY = 2**25
 
 # --- The description of the data in summary.json and in progress.json of a checkpoint ---

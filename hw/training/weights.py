@@ -24,7 +24,7 @@ from hw.training import checkpoint
 
 # A trained weight is far below this. Products of larger weights overflow, and the output is nan.
 MAX_WEIGHT = 1e9
-# The bytes of a file. We read only as many of them as the model needs.
+# The largest file in bytes. We read only as many bytes as the model needs.
 _MAX_FILE = 2**34
 # Weights hardly compress. A file that expands to more bytes than both limits allow is not a model.
 _UNFOLDED, _MOST_RATIO = 2**28, 10

@@ -131,8 +131,8 @@ def test_closed_streams_and_a_strange_environment_change_nothing(
     arguments, uninterrupted, differences, tmp_path
 ):
     workdir = tmp_path / "run"
-    # Both streams are closed. The environment would change the numbers, drop assertions and docstrings, draw
-    # plots with LaTeX and with a missing backend, and has an ASCII locale.
+    # Both streams are closed. The environment has an ASCII locale. It would change the numbers, drop
+    # assertions and docstrings, and draw with LaTeX and a missing backend.
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.family: Nothing\nno.such.key: 1\n")
     env = {
         "JAX_ENABLE_X64": "1",

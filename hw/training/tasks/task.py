@@ -22,8 +22,8 @@ Report = dict[str, Any]  # the content of evaluation.json, strict JSON
 class Task(abc.ABC):
     """A task that joins a dataset with the model that learns it.
 
-    It is built from a config, a dataset and a module. Methods that take `parallel` run programs on the
-    devices; the others are pure.
+    It is built from a config, a dataset and a module. Methods that take `parallel` compile or run
+    programs for the devices; the others are pure.
 
     Attributes:
       name: the value of `config.task`.

@@ -34,9 +34,9 @@ def stream_starts(seed: int, start: int, count: int, *, streams: int, length: in
     """Returns the positions in the text where windows `start` … `start + count − 1` begin: int32 [count].
 
     The text is a circle, and `streams` readers start at even distances on it. Step s gives window s of each
-    reader, so each reader continues where its last window ended. The carry of a step is therefore the state
-    after the text just before the window, except where the end of the text meets its start. The seed rotates
-    the circle.
+    reader, so each reader continues where its last window ended. The carry is therefore the state after the
+    text just before the window. The only exception is the place where the text's end meets its start. The
+    seed rotates the circle.
 
     Args:
       seed: the seed of the run.
@@ -123,8 +123,8 @@ class TextTask(Task):
             carry = self._reset(jax.random.fold_in(rng, _RESET), carry)
         axis, share = self.axis_name, len(batch["inputs"])
         if axis is not None:
-            # Every device holds the whole carry, like all state. It takes the carry of its own streams, and
-            # all_gather puts the results together.
+            # Every device holds the whole carry, like all state. It takes the carry of its streams, and
+            # all_gather joins the results.
             rng = jax.random.fold_in(rng, jax.lax.axis_index(axis))
             first = jax.lax.axis_index(axis) * share
             carry = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, share), carry)
