@@ -180,7 +180,7 @@ def report(
             bytes=cost.get("bytes accessed"),
             memory=memory_need(compiled),
             memory_limit=limit if np.isfinite(limit) else None,
-            seconds=estimate if estimate > 0 else None,  # XLA gives -1 if it does not know a loop's length.
+            seconds=estimate if estimate > 0 else None,  # It is negative if XLA cannot tell a loop's length.
             collectives=collectives(compiled.as_text() or ""),
             compile_seconds=seconds,
         )
