@@ -236,9 +236,9 @@ def test_folders_that_hold_no_language_model(module, model, mistake, tmp_path):
     first = [tmp_path / "text"] if module is score else []
     assert "none" in mistake(module, *first, f"--workdir={tmp_path / 'none'}")
     images = write_run(tmp_path / "images", model[1], task="images")
-    assert "images, not of text" in mistake(module, *first, f"--workdir={images}")
+    assert "task images, not of task text" in mistake(module, *first, f"--workdir={images}")
     silent = write_run(tmp_path / "silent", model[1], vocabulary="")
-    assert "no vocabulary" in mistake(module, *first, f"--workdir={silent}")
+    assert "no dataset.vocabulary" in mistake(module, *first, f"--workdir={silent}")
 
 
 # --- hw.score ---

@@ -1,13 +1,13 @@
-"""Text and language models: sampling on the device, the nats of a given text, what a sample has copied.
+"""Applies language models to text: samples on the device, scores a text in nats, finds copied text.
 
 A language model here is a linen module with
 
-    module.initial_carry(batch_size) -> carry                     nothing seen yet
+    module.initial_carry(batch_size) -> carry                     before the first symbol
     module.apply(variables, inputs, carry, train=False) -> (logits, carry)
 
-where every leaf of the carry has the batch as its first axis. None is the carry of nothing seen, too. A
-module that cannot see beyond some distance has `reach`, the number of symbols that a carry depends on.
-Another has far_carries() -> carry: states that texts before may have left, as unlike as they can be.
+where every leaf of the carry has the batch as its first axis. None also means the initial carry. If the carry
+depends on the last symbols only, the module has `reach`, the number of these symbols. Other modules may have
+far_carries() -> carry, a batch of states that are as different as earlier texts can make them.
 
 Glossary:
   b  batch: streams, or windows        t  time, characters        V  symbols of the vocabulary
@@ -41,16 +41,16 @@ __all__ = [
 
 
 class Shaped(Protocol):
-    """Devices as far as a compiler must know them, such as `hw.training.parallel.Parallel`."""
+    """An object that describes devices to a compiler, such as `hw.training.parallel.Parallel`."""
 
     def shape(self, tree: Any) -> Any:
-        """The shapes of a tree of arrays that lies whole on every device, with their shardings."""
+        """Returns the shapes and shardings of a tree of arrays that is replicated on every device."""
 
 
 def programs(
     variables: VariableDict, parallel: Shaped, *, module: nn.Module, window: int, batch_size: int
 ) -> Iterator[tuple[str, int, Lowered]]:
-    """Yields (name, batch, lowered program) of scoring and of sampling one stream, from shapes alone.
+    """Yields (name, batch, lowered program) for scoring and for sampling one stream; it needs only shapes.
 
     Args:
       variables: shapes with their shardings.

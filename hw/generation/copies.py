@@ -1,29 +1,30 @@
-"""How much of a text is copied from another one."""
+"""Measures how much of a text is copied from another one."""
 
 from typing import Any
 
 
 def copied(text: str, source: str, n: int = 20) -> dict[str, Any]:
-    """How much of a text stands verbatim in another.
+    """Measures how much of a text occurs verbatim in another one.
 
-    Exact, in time O(len(text) + len(source)) and, beside the arguments, memory O(n len(text)): `source` is
-    walked once through the suffix automaton of `text`, which at each character knows the longest
+    The result is exact. The time is O(len(text) + len(source)), and the memory beside the arguments is
+    O(n len(text)). The suffix automaton of `text` reads `source` once. At each character it knows the longest
     substring of `text` that ends there.
 
     Args:
       text: a sample.
-      source: the text that it may have been copied from.
-      n: length of the sequences that are looked up.
+      source: the text that may contain copied parts.
+      n: the length of the sequences that we look up.
 
     Returns:
-      `longest`, the length of the longest common substring; `copy`, the first such in `source`; `share`,
-      which part of the len(text) − n + 1 sequences of n characters in `text` occur in `source`, None
-      if there are none.
+      `longest`: the length of the longest common substring. `copy`: the first such substring in `source`.
+      `share`: the share of the len(text) − n + 1 sequences of n characters in `text` that occur in `source`;
+      None if `text` has no such sequence.
 
     Source: Blumer et al. 1985, "The smallest automaton recognizing the subwords of a text".
     """
-    # State s stands for substrings of `text` with the same ends; the longest has depth[s] characters, and
-    # link[s] is the state of its longest suffix that also ends elsewhere. State 0: the empty one.
+    # State s stands for all substrings of `text` with the same set of end positions. The longest one has
+    # depth[s] characters. link[s] is the state of its longest suffix with more end positions. State 0 stands
+    # for the empty substring.
     follow: list[dict[str, int]] = [{}]
     link, depth = [0], [0]
     last = 0
@@ -43,7 +44,7 @@ def copied(text: str, source: str, n: int = 20) -> dict[str, Any]:
             if depth[old] == depth[at] + 1:
                 link[new] = old
             else:
-                # The shorter ones among old's substrings now have one end more: a state of their own.
+                # The shorter substrings of `old` now have one more end position, so they get a new state.
                 clone = len(follow)
                 follow.append(dict(follow[old]))
                 depth.append(depth[at] + 1)
@@ -65,7 +66,7 @@ def copied(text: str, source: str, n: int = 20) -> dict[str, Any]:
             matched = depth[at]
             after = follow[at].get(symbol)
         if after is None:
-            continue  # no substring of `text` has this symbol, and nothing is matched
+            continue  # `text` does not have this symbol, so the match has length 0.
         at = after
         matched += 1
         if matched > longest:

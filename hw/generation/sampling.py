@@ -1,4 +1,4 @@
-"""Text of a language model's own: the distribution that is drawn from, and the draws, on the device."""
+"""Samples text from a language model on the device: filters the distribution and draws symbols."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,25 +17,26 @@ from hw.cli import UserError
 
 Array = jax.Array
 
-# Characters of a prompt that are read at once.
+# The characters of a prompt that one call reads.
 WINDOW = 256
-# Of a prompt of more characters only the end is read, where what came before makes no difference.
+# Of a longer prompt (in characters) we read only the end, if the model has forgotten the rest.
 LONG_PROMPT = 4096
-# Two states are one where no unit differs by more: float32 rounds a batch of another size that differently.
+# Two states count as equal if no unit differs by more. float32 rounding in batches of other sizes causes
+# such differences.
 FORGOTTEN = 1e-5
-# Characters sampled by one call of the device: a stream shows text that often, and at most so many
-# are thrown away at the end.
+# The characters that one call of the device samples. A stream shows text after each call, and drops fewer
+# than CHUNK characters at its end.
 CHUNK = 64
-# Below this a temperature is 0: logits that differ by less than a millionth are the same to float32.
+# A lower temperature counts as 0: float32 cannot tell logits apart that differ by less than a millionth.
 COLDEST = 1e-6
 
 
-# --- The distribution that is drawn from ---
+# --- The distribution of the next symbol ---
 
 
 @dataclass(frozen=True)
 class Draw:
-    """How the next symbol is chosen, see `filter_logits`. Hashable: it is part of the program."""
+    """A rule that chooses the next symbol, see `filter_logits`. It is hashable: jit takes it as static."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -43,24 +44,24 @@ class Draw:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest symbol is always taken."""
+        """Returns whether the likeliest symbol is always chosen."""
         return self.temperature < COLDEST
 
     @property
     def filtered(self) -> bool:
-        """Whether symbols may be left out."""
+        """Returns whether a filter may remove symbols."""
         return self.top_k > 0 or self.top_p < 1
 
 
 def filter_logits(logits: Array, draw: Draw) -> Array:
-    """Logits of the distribution that is drawn from: of symbols that are left out, −inf.
+    """Returns the logits of the distribution of the next symbol; removed symbols get −inf.
 
-        l'_i = (l_i − max l) / temperature;  0 stands for the limit, the likeliest symbol alone
+        l'_i = (l_i − max l) / temperature;  at 0 the limit: only the likeliest symbol
         p'_i = exp(l'_i) / Σ_j exp(l'_j)             over the top_k likeliest symbols, then
         keep the smallest m with Σ_{r ≤ m} p'_(r) ≥ top_p     of p'_(1) ≥ p'_(2) ≥ …
 
-    Both filters keep the first few of one order: by logit, falling; among equals, by id, rising. So
-    exactly top_k symbols stay, whatever is tied, and always at least one.
+    Both filters sort the symbols by falling logit, and equal logits by rising id. Each keeps the first
+    symbols of this order. So exactly top_k symbols remain even with equal logits, and always at least one.
 
     Args:
       logits: float32 [..., V].
@@ -70,19 +71,19 @@ def filter_logits(logits: Array, draw: Draw) -> Array:
       float32 [..., V].
 
     Sources: top-k, Fan et al. 2018, "Hierarchical Neural Story Generation", section 5.1; top-p, Holtzman
-    et al. 2020, "The Curious Case of Neural Text Degeneration", equation 2. Temperature, then top-k, then
-    top-p, as in Hugging Face's transformers.
+    et al. 2020, "The Curious Case of Neural Text Degeneration", equation 2. Hugging Face's transformers has
+    the same order: temperature, top-k, top-p.
     """
     num_symbols = logits.shape[-1]
     symbols = jnp.arange(num_symbols).reshape(*[1] * (logits.ndim - 1), -1)
     if draw.greedy:
         return jnp.where(symbols == logits.argmax(-1, keepdims=True), 0.0, -jnp.inf)
-    # The maximum first, so that no quotient overflows upwards.
+    # We subtract the maximum first, so that no quotient overflows to +inf.
     logits = (logits - logits.max(-1, keepdims=True)) / draw.temperature
     top_k = draw.top_k if 0 < draw.top_k < num_symbols else num_symbols
     if top_k == num_symbols and draw.top_p >= 1:
         return logits
-    # The sort is stable: among equals the smaller id comes first.
+    # The sort is stable, so of equal logits the smaller id comes first.
     fallen, order = jax.lax.sort(
         (-logits, jnp.broadcast_to(symbols, logits.shape)), num_keys=1, is_stable=True
     )
@@ -90,10 +91,10 @@ def filter_logits(logits: Array, draw: Draw) -> Array:
     if draw.top_p < 1:
         among = jnp.where(symbols < top_k, -fallen, -jnp.inf)
         reached = jnp.cumsum(jax.nn.softmax(among), axis=-1) >= draw.top_p
-        # Where rounding keeps the sum of all below top_p, all are needed.
+        # Rounding may keep the sum of all below top_p. Then we need all symbols.
         needed = jnp.where(reached.any(-1), reached.argmax(-1) + 1, num_symbols)
         kept = jnp.minimum(kept, needed[..., None])
-    # What is kept is a beginning of the order, so its last member tells of each symbol whether it is in.
+    # We keep a prefix of the order, so comparing a symbol with the last kept one tells whether to keep it.
     last_logit = -jnp.take_along_axis(fallen, kept - 1, axis=-1)
     last_symbol = jnp.take_along_axis(order, kept - 1, axis=-1)
     inside = (logits > last_logit) | ((logits == last_logit) & (symbols <= last_symbol))
@@ -104,31 +105,31 @@ def filter_logits(logits: Array, draw: Draw) -> Array:
 
 
 def _folded(module: nn.Module, variables: VariableDict) -> VariableDict:
-    """The variables with what the model wants to have computed once for many steps, if anything."""
+    """Returns the variables after `module.fold`, if it exists: it computes values once for many steps."""
     return module.fold(variables) if hasattr(module, "fold") else variables
 
 
 @partial(jax.jit, static_argnames="module")
 def _read(module: nn.Module, variables: VariableDict, inputs: Array, carry: Any) -> Any:
-    """The carry after `inputs`."""
+    """Returns the carry after `inputs`."""
     return module.apply(variables, inputs, carry, train=False)[1]
 
 
 def _read_prompt(
     module: nn.Module, variables: VariableDict, prompt: np.ndarray, place: Callable[[Any], Any]
 ) -> Any:
-    """The carry [1, …] after all symbols of a prompt but the last.
+    """Returns the carry [1, …] after all symbols of a prompt except the last.
 
-    Of a long prompt the end is enough if the model has forgotten what came before. For a model without a
-    known reach this is tried: from states far apart, reading the end must lead to one state. If it does not,
-    more is read, and in the end all. (Coupling from the past, Propp & Wilson 1996, from a few states in place
-    of all.)
+    The end of a long prompt is enough if the model has forgotten the rest. For a model without a known reach
+    we test this: we start from very different states, and reading the end must lead all of them to one state.
+    Otherwise we read more, and at last the whole prompt. (This is coupling from the past, Propp & Wilson
+    1996, from a few states instead of all.)
     """
     end = len(prompt) - 1
 
     def read(start: int, carry: Any) -> Any:
         streams = len(jax.tree.leaves(carry)[0])
-        # The windows begin where they would if all were read: the results are the same, bit for bit.
+        # The windows begin at the same places as for the whole prompt, so the results agree bit for bit.
         for at in range(start // WINDOW * WINDOW, end, WINDOW):
             window = np.repeat(prompt[None, at : min(at + WINDOW, end)], streams, axis=0)
             carry = _read(module, variables, place(window), place(carry))
@@ -152,17 +153,17 @@ def _read_prompt(
 def _write(
     module: nn.Module, variables: VariableDict, carry: Any, ids: Array, rngs: Array, start: Array, draw: Draw
 ) -> tuple[Any, Array, Array, Array]:
-    """CHUNK more symbols of each stream.
+    """Draws CHUNK more symbols of each stream.
 
-    A symbol is drawn as argmax_i (l_i / temperature + g_i) = argmax_i (l_i + temperature g_i) over those
-    kept, with independent g_i = −log(−log u_i), which gives i with probability softmax(l / temperature)_i
+    It draws a symbol as argmax_i (l_i / temperature + g_i) = argmax_i (l_i + temperature g_i) over the kept
+    ones, with independent g_i = −log(−log u_i). This gives i with probability softmax(l / temperature)_i
     (Gumbel 1954; Maddison et al. 2014, "A* Sampling", section 2).
 
     Args:
-      carry: after all but the last symbol of each stream.
-      ids: int32 [b], the last symbol of each.
-      rngs: [b], of the streams.
-      start: position of the first new symbol, counted from the end of the prompt.
+      carry: the carry after all symbols of each stream except the last.
+      ids: int32 [b], the last symbol of each stream.
+      rngs: [b], the keys of the streams.
+      start: the position of the first new symbol, counted from the end of the prompt.
 
     Returns:
       (carry, ids, the new symbols int32 [b, CHUNK], whether all logits were finite).
@@ -174,7 +175,8 @@ def _write(
 
     noise = None
     if not draw.greedy:
-        # All of a chunk at once: drawn one by one they would be a good part of a small model's step.
+        # We draw the noise of a chunk at once. Noise for one symbol at a time would be a large part of the
+        # time of a small model's step.
         num_symbols = jax.eval_shape(step, carry, ids)[0].shape[-1]
 
         def gumbel(position: Array, rng: Array) -> Array:
@@ -198,19 +200,19 @@ def _write(
 
 
 class Stop:
-    """Finds where a sequence first occurs in a growing one, and holds back what may be its beginning.
+    """A search that finds the first stop sequence in a growing text and holds back its possible beginning.
 
     Source: Knuth, Morris & Pratt 1977, "Fast Pattern Matching in Strings", section 2.
 
     Attributes:
-      found: whether it has occurred.
+      found: whether the stop sequence has occurred.
     """
 
     def __init__(self, wanted: Collection[int]) -> None:
         self.found = False
         self._wanted = [int(v) for v in wanted]
-        self._matched = 0  # so many symbols of `wanted` are the end of what was seen: these are held back
-        # Where a match of m symbols cannot go on, the longest shorter one that is the end of it can.
+        self._matched = 0  # The text ends with this many first symbols of `wanted`, which we hold back.
+        # If a match of m symbols cannot continue, we try its longest shorter suffix that is also a match.
         self._shorter = [0, 0]
         for symbol in self._wanted[1:]:
             matched = self._shorter[-1]
@@ -219,7 +221,7 @@ class Stop:
             self._shorter.append(matched + (symbol == self._wanted[matched]))
 
     def feed(self, ids: Sequence[int]) -> list[int]:
-        """What, with `ids` seen too, certainly comes before an occurrence and was not told of yet."""
+        """Adds `ids` to the text; returns the symbols that can no longer belong to the stop sequence."""
         if self.found:
             return []
         text, matched = self._wanted[: self._matched], self._matched
@@ -235,7 +237,7 @@ class Stop:
         return text[: len(text) - self._matched]
 
     def end(self) -> list[int]:
-        """What was held back and, as nothing comes after it, is no beginning of an occurrence."""
+        """Ends the text and returns the held-back symbols, which cannot become a stop sequence any more."""
         return [] if self.found else self._wanted[: self._matched]
 
 
@@ -252,26 +254,24 @@ def stream(
     seed: int = 0,
     stop: Collection[int] = (),
 ) -> Iterator[list[np.ndarray]]:
-    """Yields, block by block, how a model continues a prompt, in several streams at once.
+    """Yields, block by block, a model's continuations of a prompt, in several streams at once.
 
-    What chance adds to a symbol is a function of (seed, stream, position) alone: a stream is the same
-    beside any others (but for what rounding in batches of another size may turn), and the same
-    however much is asked for.
+    The noise of a symbol depends only on (seed, stream, position). So a stream does not depend on the other
+    streams or on `length`. Only rounding, which varies with the batch size, may change it.
 
     Args:
       module: a language model, see `hw.generation`.
       variables: its variables.
       prompt: ids [characters], at least one.
-      length: characters to add to each stream.
+      length: the number of characters to add to each stream.
       temperature, top_k, top_p: see `filter_logits`.
-      streams: their numbers.
-      seed: of the draws.
-      stop: ids that end a stream where they first occur in what was added, and are not shown
-        themselves; () for none.
+      streams: the numbers of the streams.
+      seed: the seed of the noise.
+      stop: the ids of a stop text. A stream ends before its first occurrence after the prompt; () for none.
 
     Yields:
-      For each stream its next characters, int32 [any number]. No part of a stop text is ever among
-      them. All blocks together are all `length` characters, or those before the stop text.
+      For each stream its next characters, int32 [any number], never a part of the stop text. All blocks
+      together hold `length` characters, or the characters before the stop text.
 
     Raises:
       UserError: logits are not finite.
@@ -281,9 +281,9 @@ def stream(
     draw = Draw(temperature, top_k, top_p)
     prompt = np.asarray(prompt, np.int32)
     variables = _folded(module, jax.device_put(variables))
-    # On the variables' devices from the first call on, or the second would be another program.
+    # All inputs go to the devices of the variables. Otherwise the second call would compile a new program.
     place = partial(jax.device_put, device=jax.tree.leaves(variables)[0].sharding)
-    # The prompt is read once, in a batch of one; its last symbol is the first input of the first step.
+    # We read the prompt once, in a batch of one. Its last symbol is the input of the first step.
     carry = _read_prompt(module, variables, prompt, place)
     carry = jax.tree.map(lambda x: place(jnp.repeat(x, len(streams), axis=0)), carry)
     ids = place(np.full(len(streams), prompt[-1], np.int32))
@@ -294,7 +294,7 @@ def stream(
     for start in range(0, length, CHUNK):
         carry, ids, new, finite = _write(module, variables, carry, ids, rngs, np.int32(start), draw)
         if not finite:
-            raise UserError("the model answers with nan or inf: train it again, or name another --workdir")
+            raise UserError("the model returns nan or inf: train it again, or name another --workdir")
         block = list(np.asarray(new)[:, : length - start])
         if stops:
             block = [s.feed(row.tolist()) for s, row in zip(stops, block, strict=True)]
@@ -314,7 +314,7 @@ def sample(
     streams: Sequence[int] = (0,),
     **options: Any,
 ) -> list[np.ndarray]:
-    """What `stream` yields, put together: for each stream its characters, int32 [at most length]."""
+    """Joins the blocks of `stream` and returns the characters of each stream, int32 [at most length]."""
     texts: list[list[np.ndarray]] = [[np.zeros(0, np.int32)] for _ in streams]
     for block in stream(module, variables, prompt, streams=streams, **options):
         for text, new in zip(texts, block, strict=True):
@@ -323,7 +323,7 @@ def sample(
 
 
 def lowered(module: nn.Module, variables: VariableDict, shape: Callable[[Any], Any]) -> Lowered:
-    """The program that samples one stream, from shapes alone; `shape` gives them their shardings."""
+    """Lowers the program that samples one stream; it needs only shapes, and `shape` adds shardings."""
     ids = jnp.zeros(1, jnp.int32)
     shapes = jax.eval_shape(
         lambda: (module.initial_carry(1), ids, jax.random.split(jax.random.key(0), 1), ids[0])

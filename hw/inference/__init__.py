@@ -1,1 +1,1 @@
-"""A finished run at work. A command imports the one module that it needs, so that it starts fast."""
+"""Applies finished runs. A command imports only the module that it needs, so that it starts fast."""

@@ -1,4 +1,4 @@
-"""A recipe's real programs, compiled ahead of time: for the devices here, or a TPU that is not there."""
+"""Compiles the programs of a recipe ahead of time, for the devices here or for a TPU elsewhere."""
 
 import contextlib
 import dataclasses
@@ -19,32 +19,32 @@ from hw.cli import UserError
 from hw.training import setup
 from hw.training.parallel import Parallel, memory_need
 
-# What XLA calls an exchange between devices; each may be split into a start and a done.
+# XLA's names of the exchanges between devices. XLA may split each of them into a start and a done.
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _COLLECTIVE = re.compile(rf" = [^=\n]*? ({'|'.join(_COLLECTIVES)})(?:-start)?\(")
-_COMMENT = re.compile(r"/\*.*?\*/")  # XLA numbers the parts of long tuples by them
+_COMMENT = re.compile(r"/\*.*?\*/")  # XLA numbers the parts of long tuples with comments.
 _TPU_NAME = re.compile(r"(v\d+[a-z]*):(\d+)x(\d+)(?:x(\d+))?")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a compiled program is known to need.
+    """A report that lists the needs of a compiled program.
 
     Attributes:
-      topology: the name asked for.
-      program: "train" (from which step, where it changes on the way), "evaluate", "sample".
-      devices: how many.
-      kind: of the devices.
-      batch: examples of the whole batch.
-      steps: of training in a dispatch; 1 for what is no training.
-      flops: floating-point operations on each device. Here and in the next two the compiler counts the
-        body of a loop once: of many steps in a dispatch, one; of a recurrence, one time.
-      bytes: read and written on each device.
-      memory: bytes needed on each device.
-      memory_limit: bytes that each has; None where nobody knows.
-      seconds: the compiler's own estimate; None where it gives none.
-      collectives: exchanges between devices in the program, by kind.
-      compile_seconds: that the compilation took.
+      topology: the requested name.
+      program: "train" (with its first step, if the program changes during training), "evaluate", "sample".
+      devices: the number of devices.
+      kind: the kind of the devices.
+      batch: the examples of the whole batch.
+      steps: the training steps in a dispatch; 1 for other programs.
+      flops: the floating-point operations on each device. For `flops`, `bytes` and `seconds` the compiler
+        counts the body of a loop once: one step of a dispatch, one time step of a recurrence.
+      bytes: the bytes read and written on each device.
+      memory: the bytes needed on each device.
+      memory_limit: the bytes of memory of each device; None if unknown.
+      seconds: the compiler's estimate; None if it gives none.
+      collectives: the number of exchanges between devices in the program, by kind.
+      compile_seconds: the seconds of the compilation.
     """
 
     topology: str
@@ -62,7 +62,7 @@ class Report:
     compile_seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """What `hw.compile --json` prints of it."""
+        """Returns the values that `hw.compile --json` prints."""
         return dataclasses.asdict(self) | {"fits": self.fits}
 
     @property
@@ -71,13 +71,13 @@ class Report:
 
 
 def collectives(program: str) -> dict[str, int]:
-    """How often each kind of exchange between devices stands in a compiled program's text."""
+    """Counts each kind of exchange between devices in the text of a compiled program."""
     return dict(Counter(m[1] for m in _COLLECTIVE.finditer(_COMMENT.sub("", program))))
 
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
-    """Keeps what libraries in C write to standard error to ourselves; our own lines are one each."""
+    """Hides output of C libraries on standard error: our commands report each failure in one line."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -89,27 +89,27 @@ def _quiet() -> Generator[None]:
 
 
 def devices(topology: str) -> list[jax.Device]:
-    """The devices of a topology: "local" are this machine's own; "v5e:2x4" a TPU's, there or not.
+    """Returns the devices of a topology: "local" for this machine's, "v5e:2x4" for those of a TPU elsewhere.
 
     Raises:
-      UserError: there is no such topology, or the compiler for it, libtpu, is missing.
+      UserError: there is no such topology, or its compiler, libtpu, is missing.
     """
     if topology == "local":
         return jax.devices()
     shape = _TPU_NAME.fullmatch(topology)
     if shape is None:
-        raise UserError(f"--topology={topology}: local, or a TPU's as in v5e:1x1, v5e:2x4, v5e:16x16")
+        raise UserError(f"--topology={topology}: give local, or a TPU such as v5e:1x1, v5e:2x4, v5e:16x16")
     from jax.experimental import topologies
 
-    # A host of v5e has four chips, but for a machine of one, which is Colab's.
+    # A host of v5e has four chips. The exception is a machine with one chip, such as Colab's.
     alone = int(shape[2]) * int(shape[3]) * int(shape[4] or 1) == 1
     bounds = {"chips_per_host_bounds": (1, 1, 1)} if alone else {}
-    # Nobody is to be asked who this machine is: it is no TPU.
+    # libtpu must not query the metadata server, because this machine is not a TPU host.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     try:
         with _quiet():
             found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **bounds)
-    except Exception as error:  # whatever the library raises, it is one line
+    except Exception as error:  # We report any error of the library in one line.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "libtpu" in reason or ("tpu" in reason.lower() and "backend" in reason.lower()):
             raise UserError("libtpu, the TPU's compiler, is missing: pip install libtpu") from error
@@ -118,14 +118,14 @@ def devices(topology: str) -> list[jax.Device]:
 
 
 def programs(config: ConfigDict, parallel: Parallel) -> Iterator[tuple[str, int, jax.stages.Lowered]]:
-    """Yields every program of a run as (what it is, its batch, the lowered program); nothing is computed.
+    """Yields every program of a run as (name, batch, lowered program), and computes nothing.
 
     Args:
       config: a recipe.
       parallel: the devices.
 
     Raises:
-      UserError: a batch does not divide among the devices, or a number is out of its range.
+      UserError: a batch does not divide evenly among the devices, or a number is out of its range.
     """
     setup.check(config, parallel)
     run = setup.build(config, parallel, data.blank(config.data))
@@ -146,18 +146,18 @@ def programs(config: ConfigDict, parallel: Parallel) -> Iterator[tuple[str, int,
 def report(
     topology: str, config: ConfigDict, say: Callable[[str], None] = lambda line: None
 ) -> Iterator[Report]:
-    """Compiles every program of a recipe for a topology, and yields what each needs.
+    """Compiles every program of a recipe for a topology, and yields a report of each.
 
     Args:
       topology: see `devices`.
       config: a recipe.
-      say: is told when the first program, and so all that was asked for, is sound.
+      say: receives a line when the first program is lowered, so that topology and recipe are valid.
 
     Raises:
       UserError: see `devices` and `programs`.
     """
     if config.parallel != "jit":
-        raise UserError("config.parallel=pmap needs the devices themselves: compile with parallel=jit")
+        raise UserError("config.parallel=pmap needs real devices: compile with config.parallel=jit")
     parallel = Parallel(config.parallel, devices(topology))
     for number, (name, batch, lowered) in enumerate(programs(config, parallel)):
         if not number:
@@ -180,7 +180,7 @@ def report(
             bytes=cost.get("bytes accessed"),
             memory=memory_need(compiled),
             memory_limit=limit if np.isfinite(limit) else None,
-            seconds=estimate if estimate > 0 else None,  # negative where a loop's length is not known to it
+            seconds=estimate if estimate > 0 else None,  # It is negative if XLA cannot tell a loop's length.
             collectives=collectives(compiled.as_text() or ""),
             compile_seconds=seconds,
         )

@@ -1,4 +1,4 @@
-"""The evaluation of a finished run, again."""
+"""Evaluates a finished run again."""
 
 import os
 from pathlib import Path
@@ -15,24 +15,24 @@ from hw.training.parallel import Parallel
 def evaluate(
     folder: Path, *, data_dir: str, batch_size: int, data_path: Path | None = None
 ) -> dict[str, Any]:
-    """Evaluates the weights in `folder` on the split that their run is judged by.
+    """Evaluates the weights in `folder` on the evaluation split of their run.
 
     Args:
       folder: a workdir or a release.
-      data_dir: where the prepared data lies; "" for the run's own and the usual places.
-      batch_size: examples at a time; 0 for the run's own.
-      data_path: the text, where the run was given a file of the user's own; None for where it was then.
+      data_dir: the folder of the prepared data; "" for the run's folder and the usual places.
+      batch_size: examples at a time; 0 for the run's number.
+      data_path: the text file, if the run was trained on a file of the user; None for its old path.
 
     Returns:
-      What evaluation.json holds, with the data that it was measured on and the precision, which is this
-      machine's own where the recipe says "auto".
+      The content of evaluation.json, with the origin of the data and the precision. If the recipe says
+      "auto", it is the precision of this machine.
 
     Raises:
-      UserError: there is nothing to evaluate, or not on the data it was trained on.
+      UserError: the folder holds no weights, or the data of the run is missing or different.
     """
     run = saved.load_run(folder, cli.say, needs=None)
     config, provenance = run.config, run.provenance
-    # Strictly the kind of data that it was trained on: a fallback data never judges the real thing.
+    # We take the same kind of data as in training, so that fallback data never evaluates a real model.
     if provenance["source"] in ("tfds", "embedded"):
         config.data.source = provenance["source"]
     if "dir" in config.data:
@@ -42,12 +42,12 @@ def evaluate(
         _find_text(config.data, data_path)
     dataset = data.load(config.data)
     if dataset.provenance["fingerprint"] != provenance.get("fingerprint"):
-        cli.say(f"note: trained on another copy of the data ({provenance.get('note', 'not described')})")
+        cli.say(f"note: the run was trained on other data ({provenance.get('note', 'not described')})")
     if tuple(dataset.classes) != run.symbols:
         what = "symbols" if config.task == "text" else "classes"
-        raise UserError(f"{dataset.provenance['name']} has other {what} than {folder} was trained on")
+        raise UserError(f"{dataset.provenance['name']} has other {what} than the training data of {folder}")
     parallel = Parallel(config.parallel)
-    parallel.check_batch(config.eval.batch_size, "the evaluation's batch size")
+    parallel.check_batch(config.eval.batch_size, "--batch-size")
     config = setup.with_fallback(config, provenance["source"])
     config.model.dtype = models.dtype_of(config.model.dtype, parallel.platform, hardware.processor())
     task = setup.build_task(config, parallel, dataset)
@@ -59,15 +59,15 @@ def evaluate(
 
 
 def _find_text(config: ConfigDict, named: Path | None) -> None:
-    """Sets `config.path` to the text named now, else leaves the one that the run was given.
+    """Sets `config.path` to `named`; with None, keeps the path of the run.
 
     Raises:
-      UserError: that one is not there, as where it was given relative to another folder.
+      UserError: there is no file at the run's path, for instance because it is relative to another folder.
     """
     if named is not None:
         config.path = str(named)
     elif not os.path.exists(os.path.expanduser(config.path)):
         raise UserError(
-            f"the run was trained on config.data.path={config.path}, which is not there: name the text with "
-            "--data-path=FILE"
+            f"the run was trained on config.data.path={config.path}, and this file is missing: pass the text "
+            "with --data-path=FILE"
         )

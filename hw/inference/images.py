@@ -1,4 +1,4 @@
-"""Anybody's images classified by a finished run."""
+"""Classifies any images with a finished run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +15,11 @@ from hw.training.tasks import images
 
 
 def predict(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
-    """Class and probability of each image, by the weights in `folder`.
+    """Returns the class and probability of each image, by the weights in `folder`.
 
     Returns:
-      For each file: `file`, `label`, `probability`, and `top5`, the five likeliest as (label,
-      probability). Probabilities are calibrated where the run's recipe has a temperature.
+      For each file: `file`, `label`, `probability`, and `top5`, the five likeliest classes as (label,
+      probability). Probabilities are calibrated if the run's recipe has a temperature.
 
     Raises:
       UserError: a file is not an image, or there are no weights.
@@ -32,7 +32,7 @@ def predict(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
     logits = logits_of(run.variables, {"image": pixels})["logits_tta"]
     probabilities = np.asarray(jax.nn.softmax(logits / (config.eval.temperature or 1.0)), float)
     if not np.isfinite(probabilities).all():
-        raise UserError(f"the model in {folder} answers with nan or inf: train it again")
+        raise UserError(f"the model in {folder} returns nan or inf: train it again")
     classes = run.symbols
     predictions = []
     for file, row in zip(files, probabilities, strict=True):

@@ -1,4 +1,4 @@
-"""A finished language model at work: texts continued, texts scored."""
+"""Continues and scores texts with a finished language model."""
 
 import math
 import unicodedata
@@ -13,9 +13,9 @@ from hw.cli import UserError
 from hw.data.text import beginning, decode, encode
 from hw.training import saved
 
-# Samples that are drawn side by side: their noise and carries must fit the memory, however many are wanted.
+# We draw this many samples in one batch, because their noise and carries must fit the memory.
 SAMPLES_AT_ONCE = 64
-# An error names so many unknown characters, and so many positions of each.
+# An error message lists at most this many unknown characters, and this many positions of each.
 _NAMED, _POSITIONS = 10, 5
 
 
@@ -37,14 +37,14 @@ def sample(
 
     Args:
       folder: a workdir or a release.
-      prompt: what the text goes on from; None for a newline. Where nothing is left of it, the text goes
-        on from a newline that is not shown, or from the vocabulary's first symbol if it has none.
-      length: characters after the prompt.
+      prompt: the text to continue; None for a newline. An empty prompt means a newline that is not shown, or
+        the vocabulary's first symbol if it has no newline.
+      length: the number of characters after the prompt.
       temperature, top_k, top_p, seed: see `generation.stream`.
-      num_samples: how many; a sample is the same whether or not others are drawn beside it.
-      stop: a sample ends before the first occurrence of this after the prompt; "" for none.
-      echo: whether the first piece is the prompt, as the model saw it.
-      skip_unknown: whether characters of the prompt that the model does not know are left out.
+      num_samples: the number of samples. A sample does not depend on the others.
+      stop: a sample ends before the first occurrence of this text after the prompt; "" for none.
+      echo: whether the first piece is the prompt that the model read.
+      skip_unknown: whether to omit characters of the prompt that the model does not know.
 
     Raises:
       UserError: there is no language model, or characters are unknown.
@@ -54,7 +54,7 @@ def sample(
     if prompt is None:
         prompt = "\n" if "\n" in classes else ""
     ids, _ = _known(prompt, classes, "the prompt", skip_unknown)
-    # Never skipped: without one of its characters it would be another text.
+    # We never skip characters of the stop text: without one of them it would be another text.
     stop_ids, _ = _known(stop, classes, "the stop text", False)
     shown = [decode(ids, classes)] if echo else []
     if not len(ids):
@@ -85,19 +85,19 @@ def sample(
 def score(
     text: str, folder: Path, *, protocol: str, skip_unknown: bool
 ) -> tuple[dict[str, Any], list[tuple[str, float | None]]]:
-    """How well the language model in `folder` predicts a text.
+    """Scores how well the language model in `folder` predicts a text.
 
     Args:
       text: at least two characters that the model knows.
       folder: a workdir or a release.
       protocol: see `generation.score`.
-      skip_unknown: whether characters that the model does not know are left out.
+      skip_unknown: whether to omit characters that the model does not know.
 
     Returns:
-      (`protocol`; `characters`, those that were predicted: all that the model knows but the first;
-      `nats_per_character`, `bits_per_character`, `perplexity`; `unknown`, what was left out, each
-      with its `count` and its `first_position` in the text), and the characters that the model saw, each
-      with its nats; None for the first.
+      (report, characters). The report has `protocol`; `characters`, the number of predicted characters;
+      `nats_per_character`, `bits_per_character`, `perplexity`; and `unknown`, the omitted characters, each
+      with its `count` and its `first_position` in the text. The second part lists the characters that the
+      model read, each with its nats; None for the first.
 
     Raises:
       UserError: there is no language model, characters are unknown, or too few are known.
@@ -114,7 +114,7 @@ def score(
         "characters": len(nats),
         "nats_per_character": mean,
         "bits_per_character": mean / math.log(2),
-        "perplexity": math.exp(mean) if mean < 700 else math.inf,  # where exp overflows
+        "perplexity": math.exp(mean) if mean < 700 else math.inf,  # exp overflows above about 709.
         "unknown": [
             {"character": symbol, "count": len(positions), "first_position": positions[0]}
             for symbol, positions in unknown.items()
@@ -126,10 +126,10 @@ def score(
 def _known(
     text: str, classes: Sequence[str], what: str, skip: bool
 ) -> tuple[np.ndarray, dict[str, list[int]]]:
-    """Ids of the characters that `classes` has, and the positions of each of the others.
+    """Returns the ids of the characters in `classes`, and the positions of each unknown character.
 
     Raises:
-      UserError: there are others, and they are not to be skipped.
+      UserError: there are unknown characters, and `skip` is False.
     """
     ids, found = encode(text, classes)
     unknown: dict[str, list[int]] = {}
@@ -145,14 +145,14 @@ def _known(
         raise UserError(
             f"{what} has characters that the model does not know: {'; '.join(parts)}"
             + (f"; and {others} other characters" if others > 0 else "")
-            + " (positions count from 0): leave them out"
+            + " (positions count from 0): omit them"
             + ("" if what == "the stop text" else ", or pass --unknown=skip")
         )
     return ids, unknown
 
 
 def _symbol_name(symbol: str) -> str:
-    """A character for a message; one that would not stand alone, or not be seen, by its code point."""
+    """Returns a character for a message; by its code point if it is invisible or a combining mark."""
     if symbol.isascii() or (symbol.isprintable() and not unicodedata.category(symbol).startswith("M")):
         return repr(symbol)
     return f"U+{ord(symbol):04X}"

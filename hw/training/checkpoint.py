@@ -1,9 +1,9 @@
-"""Saving and restoring, such that nothing saved is lost and nothing damaged is loaded.
+"""Saves and restores checkpoints. A crash never loses a saved checkpoint, and damage is never loaded.
 
 A checkpoint is a folder `checkpoints/STEP/` of three parts: `state/` (orbax), `progress.json`, and
-`manifest.json` with the SHA-256 of every other file. It is written under another name and renamed
-when it is whole and on the disk, so that a folder named by a step is a complete one, however the
-process ended; whatever has happened to it since then, the manifest tells.
+`manifest.json` with the SHA-256 of every other file. We write it under another name and rename it when it
+is complete and on the disk. So a folder named by a step is complete, even after a crash. The manifest
+detects later damage.
 """
 
 import contextlib
@@ -34,19 +34,19 @@ from hw.cli import UserError
 
 MANIFEST = "manifest.json"
 _PROGRESS = "progress.json"
-_MAX_JSON = 2**24  # bytes of a manifest or of what the loop saves beside the state
-_SPACE_BESIDE_ARRAYS = 2**20  # bytes for manifest, metadata and the entries of folders: ample
-_FILES = 64  # of a checkpoint, folders included: about 25 are usual
-# Folders with these prefixes are unfinished work of a process that ended; they may be removed.
+_MAX_JSON = 2**24  # bytes of manifest.json or progress.json
+_SPACE_BESIDE_ARRAYS = 2**20  # bytes for manifest, metadata and folder entries, with a margin
+_FILES = 64  # Files and folders of a checkpoint, with a margin: about 25 are usual.
+# Folders with these prefixes are unfinished work of a process that ended. We may remove them.
 _SAVING, _DELETING = ".saving-", ".deleting-"
 
 
-# Whether a save has failed in this process: threads of orbax may then wait for ever.
+# True after a save has failed in this process: threads of orbax may then wait for ever.
 failed = False
 
 
 class Damaged(Exception):
-    """A checkpoint is not what was saved; the message says where it differs."""
+    """An error for a checkpoint that differs from its saved content; the message says where."""
 
 
 def _sha256(path: Path) -> str:
@@ -55,7 +55,7 @@ def _sha256(path: Path) -> str:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below `folder` but its manifest, by relative name."""
+    """Returns the SHA-256 of every file below `folder` except its manifest, by relative name."""
     files = (p for p in sorted(folder.rglob("*")) if p.is_file())
     hashes = {p.relative_to(folder).as_posix(): _sha256(p) for p in files}
     hashes.pop(MANIFEST, None)
@@ -63,13 +63,13 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _manifest(step: int, hashes: dict[str, str]) -> str:
-    """The manifest's only valid text: canonical JSON that ends with its own hash."""
+    """Returns the only valid text of a manifest: canonical JSON, then the hash of this JSON."""
     body = cli.to_json({"step": step, "files": hashes})
     return f"{body}\n{cli.sha256(body)}\n"
 
 
 def _sync(*paths: Path) -> None:
-    """Waits until the content of files, and the entries of folders, are on the disk."""
+    """Waits until the contents of files and the entries of folders are on the disk."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -79,23 +79,23 @@ def _sync(*paths: Path) -> None:
 
 
 def steps(directory: Path) -> list[int]:
-    """The steps that have a checkpoint in `directory`, oldest first, sound or not."""
+    """Returns the steps that have a checkpoint in `directory`, sound or damaged, oldest first."""
     if not directory.is_dir():
         return []
-    # As `save` names them: without leading zeros, and digits of ASCII alone.
+    # `save` writes these names in ASCII digits without leading zeros.
     names = (p.name for p in directory.iterdir())
     return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]{0,17}", name))
 
 
 def remove(folder: Path) -> None:
-    """Deletes a folder in such a way that no half of it ever bears a checkpoint's name."""
+    """Renames and deletes a folder, so that a partly deleted one never has the name of a checkpoint."""
     doomed = folder.with_name(_DELETING + folder.name)
     folder.rename(doomed)
     shutil.rmtree(doomed)
 
 
 def clean(directory: Path) -> None:
-    """Removes what an earlier process had begun to write or to delete when it ended."""
+    """Removes folders that an earlier process left half written or half deleted."""
     for prefix in (_SAVING, _DELETING):
         for leftover in directory.glob(prefix + "*"):
             if leftover.is_dir() and not leftover.is_symlink():
@@ -106,10 +106,10 @@ def clean(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _alone() -> Generator[None]:
-    """Lets orbax believe that there is one process.
+    """Makes orbax believe that there is one process.
 
-    Of several the first alone saves and loads, arrays of its own. orbax has an option for that
-    (`active_processes`), but also with it (0.12) waits for all of them to compare the path.
+    Only the primary process saves and loads, and it has all arrays itself. orbax has an option for this
+    (`active_processes`), but with it orbax 0.12 still waits for all processes to compare the path.
     """
     count = jax.process_count
     jax.process_count = lambda *args: 1
@@ -121,9 +121,9 @@ def _alone() -> Generator[None]:
 
 @contextlib.contextmanager
 def reachable(path: Path) -> Generator[str]:
-    """The path in a form that orbax takes: absolute, and without bytes that are not UTF-8.
+    """Yields the path in a form that orbax accepts: absolute, and valid UTF-8.
 
-    Where the name of a workdir has such bytes, a link from a temporary folder leads there.
+    If the name of a workdir is not valid UTF-8, the path goes through a link in a temporary folder.
     """
     path = path.absolute()
     if cli.encodable(str(path)) == str(path):
@@ -138,13 +138,13 @@ def reachable(path: Path) -> Generator[str]:
 def _silence_orbax() -> None:
     """Keeps tracebacks of orbax and of its tasks from standard error.
 
-    It logs one when a save fails, which `save` says in one line. A save or a load that fails leaves tasks and
-    threads behind. Each would tell of its end with a traceback, while the error that counts is raised.
+    orbax logs a traceback when a save fails, and `save` reports the same failure in one line. A failed save
+    or load leaves tasks and threads, and each of them would print another traceback at its end.
     """
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
-    def tell(unraisable: "sys.UnraisableHookArgs") -> None:  # a name of the type checker alone
+    def tell(unraisable: "sys.UnraisableHookArgs") -> None:  # Only type checkers know this name.
         code = getattr(unraisable.object, "cr_code", None)
         if "Event loop is closed" not in str(unraisable.exc_value) and "orbax" not in str(code):
             sys.__unraisablehook__(unraisable)
@@ -158,19 +158,19 @@ def _silence_orbax() -> None:
 
 
 def save(directory: Path, state: Any, progress: dict[str, Any], keep: int) -> int:
-    """Saves `state` under its step, waits until it is on the disk, then drops all but `keep`.
+    """Saves `state` under its step, waits until it is on the disk, then removes all but `keep` checkpoints.
 
     Args:
       directory: `checkpoints/` of a workdir.
       state: a TrainState.
-      progress: what the loop wants to find again, such as seconds spent; strict JSON.
-      keep: how many of the newest checkpoints to keep, at least 1.
+      progress: values that a resumed loop needs, such as the seconds spent; strict JSON.
+      keep: the number of newest checkpoints to keep, at least 1.
 
     Returns:
       The step.
 
     Raises:
-      UserError: it could not be written, for instance on a full disk. Older ones are intact.
+      UserError: it could not be written, for instance on a full disk. Older checkpoints are intact.
     """
     global failed
     step = int(state.step)
@@ -179,10 +179,10 @@ def save(directory: Path, state: Any, progress: dict[str, Any], keep: int) -> in
     if not final.exists():
         try:
             partial.mkdir(parents=True)
-            # Asked first, for orbax's threads each print a traceback when they meet the disk's end.
+            # We check the space first, because each thread of orbax prints a traceback on a full disk.
             need = sum(x.nbytes for x in jax.tree.leaves(state)) + _SPACE_BESIDE_ARRAYS
             disk = os.statvfs(partial)
-            # A file system that does not count its files says that it has none.
+            # A file system that does not count its files reports 0 files.
             if disk.f_bavail * disk.f_frsize < need or (disk.f_files and disk.f_favail < _FILES):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with _alone(), reachable(partial / "state") as path:
@@ -192,7 +192,7 @@ def save(directory: Path, state: Any, progress: dict[str, Any], keep: int) -> in
             _sync(partial, *partial.rglob("*"))
             partial.rename(final)
             _sync(directory)
-        except Exception as error:  # orbax reports a full disk by several types
+        except Exception as error:  # orbax reports a full disk with several types of error.
             failed = True
             shutil.rmtree(partial, ignore_errors=True)
             full = os.strerror(errno.ENOSPC)
@@ -208,7 +208,7 @@ def save(directory: Path, state: Any, progress: dict[str, Any], keep: int) -> in
 
 
 def verify(folder: Path) -> None:
-    """Raises Damaged unless every file of a checkpoint, the manifest included, is as it was saved."""
+    """Raises Damaged unless every file of a checkpoint, also its manifest, has its saved content."""
     try:
         text = files.read_text(folder / MANIFEST, _MAX_JSON)
         recorded = files.parse_json(text.split("\n")[0])
@@ -234,20 +234,20 @@ def restore_newest(
     say: Callable[[str], None],
     check: Callable[[Any], None] = lambda progress: None,
 ) -> tuple[Any, dict[str, Any]] | None:
-    """Restores the newest sound checkpoint; damaged ones are set aside, aloud.
+    """Restores the newest sound checkpoint; renames damaged ones and warns the user.
 
     Args:
       directory: `checkpoints/` of a workdir.
       like: a tree of the state's shapes, dtypes and shardings.
       say: prints a line for the user.
-      check: is given what was saved beside the state, before the state is loaded. Raises Damaged if that
-        cannot be what was saved, UserError if it is of another run.
+      check: receives progress.json before the state is loaded. It raises Damaged if the content has a wrong
+        form, and UserError if it belongs to another run.
 
     Returns:
-      (state, progress), or None where nothing was ever saved.
+      (state, progress), or None if there is no checkpoint at all.
 
     Raises:
-      UserError: there are checkpoints and none is sound: never a silent restart from zero. Or a sound one
+      UserError: all checkpoints are damaged (a run never restarts from step 0 silently), or a sound one
         holds another state than `like`.
     """
     found = steps(directory)
@@ -263,22 +263,22 @@ def restore_newest(
             if aside.exists():
                 remove(aside)
             folder.rename(aside)
-            say(f"WARNING: CHECKPOINT {step} IS DAMAGED ({damage}); set aside as {aside}")
+            say(f"WARNING: CHECKPOINT {step} IS DAMAGED ({damage}); renamed to {aside}")
     damaged = sorted(p.name for p in directory.glob("damaged-*"))
     if damaged:
         raise UserError(
-            f"no checkpoint in {directory} is sound ({', '.join(damaged)}); to start again from step "
+            f"all checkpoints in {directory} are damaged ({', '.join(damaged)}); to start again from step "
             "0, remove the workdir or choose another with --workdir"
         )
     return None
 
 
 def newest_progress(directory: Path, check: Callable[[Any], None]) -> dict[str, Any] | None:
-    """What was saved beside the newest sound state; None where there is none. Nothing is set aside.
+    """Reads progress.json of the newest sound checkpoint; None if there is none. It renames nothing.
 
     Args:
       directory: `checkpoints/` of a workdir.
-      check: raises Damaged if what it is given cannot be what was saved.
+      check: raises Damaged if the content of progress.json has a wrong form.
     """
     for step in reversed(steps(directory)):
         with contextlib.suppress(Damaged):
@@ -290,13 +290,13 @@ def newest_progress(directory: Path, check: Callable[[Any], None]) -> dict[str, 
 
 
 def saved_shapes(path: Path) -> Any:
-    """The tree of a saved state as nested dicts, each array by the shape and type that it records itself."""
+    """Returns the tree of a saved state as nested dicts, with the recorded shape and dtype of each array."""
     with reachable(path) as named:
         return ocp.metadata(named).metadata
 
 
 def _read_progress(folder: Path) -> Any:
-    """What was saved beside the state of a checkpoint; raises Damaged where that is no JSON."""
+    """Reads progress.json of a checkpoint; raises Damaged if it is not JSON."""
     try:
         return files.read_json(folder / _PROGRESS, _MAX_JSON)
     except UserError as error:
@@ -307,8 +307,8 @@ def _load(path: Path, like: Any) -> Any:
     """Loads a saved state of known shapes.
 
     Raises:
-      Damaged: it cannot be loaded.
-      UserError: it has other arrays than `like`.
+      Damaged: the arrays cannot be read.
+      UserError: the state has other arrays than `like`.
     """
     _silence_orbax()
     try:
@@ -316,11 +316,11 @@ def _load(path: Path, like: Any) -> Any:
             found = _shapes(ocp.metadata(named).metadata)
             if found == _shapes(like):
                 return ocp.load(named, like)
-    except (jax.errors.JaxRuntimeError, PermissionError):  # the machine's fault, such as too little memory
+    except (jax.errors.JaxRuntimeError, PermissionError):  # Here the machine failed, not the checkpoint.
         raise
-    except Exception as error:  # orbax and tensorstore report damage by many types
+    except Exception as error:  # orbax and tensorstore report damage with many types of error.
         raise Damaged(f"its arrays cannot be read ({type(error).__name__})") from error
-    if not found:  # orbax says nothing of metadata that it cannot read
+    if not found:  # orbax is silent about metadata that it cannot read.
         raise Damaged("its arrays cannot be read")
     differing = sorted(found.items() ^ _shapes(like).items())
     raise UserError(
@@ -330,7 +330,7 @@ def _load(path: Path, like: Any) -> Any:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of each array of a state, by a name that is the same for dicts and for our classes."""
+    """Returns the shape and dtype of each array, by a name that is equal for dicts and for our classes."""
 
     def name(path: tuple[Any, ...]) -> str:
         keys = (getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))) for key in path)
@@ -341,7 +341,7 @@ def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def load_anything(path: Path) -> Any:
-    """Loads a saved tree as nested dicts, onto one device, by the shapes that it records itself."""
+    """Loads a saved tree as nested dicts onto one device; the tree records its own shapes."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved_shapes(path))
     with reachable(path) as named:
@@ -349,7 +349,7 @@ def load_anything(path: Path) -> Any:
 
 
 def fingerprint(tree: Any) -> str:
-    """SHA-256 over the bytes, shapes and dtypes of every array of a tree, in its own order."""
+    """Returns the SHA-256 over the bytes, shapes and dtypes of all arrays of a tree, in the tree's order."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.asarray(leaf)

@@ -1,4 +1,4 @@
-"""What a run leaves for people: lines on the terminal and in train.log, metrics.jsonl, events, figures."""
+"""Writes the log of a run: lines on the terminal and in train.log, metrics.jsonl, events and figures."""
 
 import contextlib
 import os
@@ -20,38 +20,38 @@ from tqdm import tqdm
 from hw import cli, files, plotting
 from hw.cli import UserError
 
-_MAX_METRICS = 2**28  # bytes: over a million lines
+_MAX_METRICS = 2**28  # bytes, enough for over a million lines
 _EVENTS = "events.out.tfevents."
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The objects of a metrics.jsonl; a last line that a crash cut short is left out.
+    """Reads the objects of a metrics.jsonl; skips a last line that a crash cut short.
 
     Raises:
-      UserError: it is no regular file, is too large, or a line is damaged.
+      UserError: it is not a regular file, is too large, or has a damaged line.
     """
     if not path.exists():
         return []
     lines = files.read_bytes(path, _MAX_METRICS).split(b"\n")
-    # Whole lines end in a newline.
+    # A complete line ends in a newline.
     return [_metrics_line(path, number, line) for number, line in enumerate(lines[:-1], 1)]
 
 
 def _metrics_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    """The object that a line of metrics.jsonl holds.
+    """Reads the object in a line of metrics.jsonl.
 
     Raises:
-      UserError: it is damaged; names the line, counted from 1.
+      UserError: the line is damaged; the message gives its number, counted from 1.
     """
     try:
         value = files.parse_json(line)
         if not isinstance(value, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
         if type(value.get("step")) is not int or value.get("split") not in ("train", "eval"):
             raise ValueError("it has no step or no split")
         numbers = (v for name, v in value.items() if name != "split")
         if "epoch" not in value or not all(v is None or type(v) in (int, float) for v in numbers):
-            raise ValueError("it has no epoch, or what is no number")
+            raise ValueError("it has no epoch, or a value that is not a number")
     except ValueError as error:
         raise UserError(
             f"line {number} of {path} is damaged ({error}): remove that line, or choose another --workdir"
@@ -60,7 +60,7 @@ def _metrics_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 class Silence:
-    """The log of a process that keeps none: the methods of `RunLog`, which do nothing."""
+    """A log for processes other than the primary one: it has the methods of `RunLog`, which do nothing."""
 
     def say(self, line: str) -> None:
         del line
@@ -86,16 +86,16 @@ class Silence:
 
 
 class RunLog:
-    """The log of one workdir. It appends, for a run may continue in another process."""
+    """A log that belongs to one workdir. It appends, because a run may continue in another process."""
 
     def __init__(self, workdir: Path, total_steps: int, every_seconds: float, unit: str) -> None:
         """Opens the log.
 
         Args:
-          workdir: where the files go.
-          total_steps: of the whole run, for the bar.
-          every_seconds: between two plain lines of progress.
-          unit: what the speed counts, such as "images".
+          workdir: the folder of the files.
+          total_steps: the steps of the whole run, for the progress bar.
+          every_seconds: the seconds between two plain lines of progress.
+          unit: the unit of the speed, such as "images".
         """
         self._metrics_path = workdir / "metrics.jsonl"
         self._workdir = workdir
@@ -105,7 +105,7 @@ class RunLog:
         self._text = open(  # noqa: SIM115 (closed by close)
             workdir / "train.log", "a", encoding="utf-8", errors="backslashreplace", opener=_without_waiting
         )
-        self._metrics: TextIO | None = None  # until `begin`, as the events
+        self._metrics: TextIO | None = None  # `begin` opens this file and the events.
         self._events: RecordWriter | None = None
         self._latest = 0.0  # wall time of the last event, seconds
         self._bar: tqdm[Any] | None = None
@@ -114,70 +114,70 @@ class RunLog:
         self._rate = 0.0
 
     def say(self, line: str) -> None:
-        """Prints a line on standard error, above the bar where there is one, and in train.log."""
+        """Prints a line on standard error, above the progress bar if there is one, and in train.log."""
         with _on_terminal():
             tqdm.write(cli.printable(line), file=sys.stderr)
         self.note(line)
 
     def note(self, line: str) -> None:
-        """Writes a line in train.log alone."""
+        """Writes a line in train.log only."""
         self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {cli.printable(line)}\n")
         self._text.flush()
 
     def begin(self, step: int) -> list[dict[str, Any]]:
-        """Starts or continues at `step`: drops metrics of later steps, which will come again.
+        """Starts or continues at `step`; drops the metrics of later steps, which the run will repeat.
 
         Returns:
-          The lines of metrics that stay.
+          The lines of metrics that remain.
         """
         path = self._metrics_path
         kept: list[dict[str, Any]] = []
         if step and not path.exists():
-            self.say(f"WARNING: {path} IS MISSING: the run goes on, without the metrics up to step {step}")
+            self.say(f"WARNING: {path} IS MISSING: the run continues without the metrics up to step {step}")
         lines = files.read_bytes(path, _MAX_METRICS).split(b"\n")[:-1] if path.exists() else []
         for number, text in enumerate(lines, 1):
             line = _metrics_line(path, number, text)
             if line["step"] > step:
                 break
-            # The last evaluation is not part of any checkpoint: it is repeated on every resumption.
+            # No checkpoint contains the last evaluation, so every resumed run repeats it.
             if not (line["split"] == "eval" and line["step"] == self._total):
                 kept.append(line)
         files.write_atomic(path, "".join(cli.to_json(line) + "\n" for line in kept))
         self._open_metrics()
         self._open_events()
-        # From here on TensorBoard forgets what an earlier process wrote of later steps.
+        # This event makes TensorBoard drop later steps that an earlier process wrote.
         self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
         with _on_terminal():
             if sys.stderr.isatty():
-                # Its watch over slow bars is a thread, which would die aloud when the terminal is gone.
+                # tqdm's monitor thread would print a traceback when the terminal is gone.
                 tqdm.monitor_interval = 0
                 self._bar = tqdm(total=self._total, initial=step, unit="step", dynamic_ncols=True)
         return kept
 
     def _open_metrics(self) -> None:
-        # To be read too: it is written anew from this descriptor where somebody removes it.
+        # We open it for reading too: if somebody removes it, `sync` restores it from this descriptor.
         self._metrics = self._metrics_path.open("a+", encoding="utf-8")
 
     def _open_events(self) -> None:
         """Opens a new file of TensorBoard events.
 
-        TensorBoard reads the files of a folder in the order of the seconds in their names. Where the clock
-        was set back, the new file's name must still come after all others.
+        TensorBoard reads the files of a folder in the order of the seconds in their names. The name of the
+        new file must come after all others even if the clock was set back.
         """
-        # Not SummaryWriter: its thread dies of a full disk, aloud, and its queue then blocks for ever.
-        # Not its EventsWriter either, which names the file by the clock alone.
+        # We do not use SummaryWriter: on a full disk its thread dies with a traceback, and its queue then
+        # blocks for ever. Its EventsWriter names the file by the clock alone.
         seconds = (p.name.removeprefix(_EVENTS)[:10] for p in self._workdir.glob(_EVENTS + "*"))
         newest = max((int(s) for s in seconds if s.isascii() and s.isdigit()), default=0)
         self._latest = float(max(int(time.time()), newest + 1))
         name = f"{_EVENTS}{int(self._latest):010d}.{socket.gethostname()}"
-        # Absolute: "s3:run" would be taken for a service.
+        # The path must be absolute: tensorboardX takes a relative "s3:run" for a service.
         self._events = RecordWriter(str((self._workdir / name).absolute()))
         first = Event(wall_time=self._latest, file_version="brain.Event:2")
         self._events.write(first.SerializeToString())
 
     def metrics(self, line: dict[str, Any]) -> None:
         """Appends one object to metrics.jsonl and its numbers to the TensorBoard events."""
-        assert self._metrics is not None  # a run begins before it has metrics
+        assert self._metrics is not None  # `begin` has opened it.
         self._metrics.write(cli.to_json(line) + "\n")
         self._metrics.flush()
         values = [
@@ -190,22 +190,22 @@ class RunLog:
     def _event(self, step: int, **content: Any) -> None:
         self._latest = max(self._latest, time.time())
         event = Event(wall_time=self._latest, step=step, **content)
-        assert self._events is not None  # `begin` opens them first
+        assert self._events is not None  # `begin` has opened it.
         self._events.write(event.SerializeToString())
 
     def progress(self, step: int, values: dict[str, float], count: int, per_step: int) -> None:
-        """Shows where the run is: moves the bar, and writes a plain line every so many seconds.
+        """Shows the progress: moves the bar, and writes a plain line every `every_seconds`.
 
         Args:
-          step: steps taken.
-          values: to show, by name.
-          count: examples done since the last call.
-          per_step: examples a step.
+          step: the steps taken.
+          values: the values to show, by name.
+          count: the units done since the last call.
+          per_step: the units of a step.
         """
         now = time.monotonic()
-        if self._last_call is not None:  # the first call would count the compilation
+        if self._last_call is not None:  # The time before the first call includes the compilation.
             rate = count / max(now - self._last_call, 1e-9)
-            # A running mean over about ten calls.
+            # This running mean spans about ten calls.
             self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate
         self._last_call = now
         if self._bar is not None:
@@ -227,7 +227,7 @@ class RunLog:
     def sync(self) -> None:
         """Waits until the metrics are on the disk: a checkpoint must not be newer than its metrics.
 
-        Where metrics.jsonl was removed or replaced, it is written anew.
+        If metrics.jsonl was removed or replaced, this method restores it.
         """
         if self._metrics is None or self._events is None:
             return
@@ -237,8 +237,8 @@ class RunLog:
         except FileNotFoundError:
             there = False
         if not there:
-            self.say(f"WARNING: {self._metrics_path} WAS REMOVED OR REPLACED: it is written anew")
-            # What was removed is kept by the system as long as it is open.
+            self.say(f"WARNING: {self._metrics_path} WAS REMOVED OR REPLACED: we write it again")
+            # The system keeps a removed file until the last descriptor is closed.
             files.write_atomic(self._metrics_path, os.pread(self._metrics.fileno(), mine.st_size, 0))
             self._metrics.close()
             self._open_metrics()
@@ -246,33 +246,33 @@ class RunLog:
         self._events.flush()
 
     def close(self) -> None:
-        """Closes what is open."""
+        """Closes the files and the progress bar."""
         if self._bar is not None:
             with _on_terminal():
                 self._bar.close()
         for file in (self._metrics, self._events, self._text):
             if file is not None:
-                with contextlib.suppress(OSError):  # a full disk has been told of by now
+                with contextlib.suppress(OSError):  # An earlier write has reported a full disk.
                     file.close()
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Opens a file to write; a pipe in its place is an error, and nobody waits for its reader."""
+    """Opens a file to write; a pipe in its place raises an error instead of waiting for a reader."""
     return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 def _on_terminal() -> contextlib.AbstractContextManager[None]:
-    """Ignores a standard error that is closed or full, or a terminal that is gone: train.log has it all."""
+    """Ignores errors of a closed or full standard error, or of a lost terminal: train.log has every line."""
     return contextlib.suppress(OSError, ValueError)
 
 
 def write_report(workdir: Path, report: dict[str, Any], say: Callable[[str], None] = cli.say) -> None:
-    """Writes an evaluation's report as evaluation.json, and draws what can be drawn of it.
+    """Writes the report of an evaluation as evaluation.json, and draws its confusion matrix if it has one.
 
     Args:
-      workdir: where the files go.
-      report: of a task's evaluation.
-      say: is told what could not be drawn.
+      workdir: the folder of the files.
+      report: the report of a task's evaluation.
+      say: receives a line if a drawing fails.
     """
     files.write_atomic(workdir / "evaluation.json", cli.to_json(report, indent=2) + "\n")
     if "confusion" in report:
@@ -283,12 +283,12 @@ def write_report(workdir: Path, report: dict[str, Any], say: Callable[[str], Non
 
 
 def draw_curves(workdir: Path, title: str, say: Callable[[str], None] = cli.say) -> None:
-    """Draws curves.svg from metrics.jsonl, with the drawn numbers beside it in curves.json.
+    """Draws curves.svg from metrics.jsonl, and writes the drawn numbers to curves.json.
 
     Args:
-      workdir: has metrics.jsonl.
-      title: of the drawing.
-      say: is told where it could not be drawn.
+      workdir: a folder with metrics.jsonl.
+      title: the title of the drawing.
+      say: receives a line if the drawing fails.
     """
     drawing = workdir / "curves.svg"
     with _only_shown(drawing, say):
@@ -300,9 +300,9 @@ def draw_curves(workdir: Path, title: str, say: Callable[[str], None] = cli.say)
 
 @contextlib.contextmanager
 def _only_shown(drawing: Path, say: Callable[[str], None]) -> Generator[None]:
-    """Says in one line that a drawing is left out, whatever stopped it: the run must finish all the same."""
+    """Tells the user in one line that a drawing failed, so that the run still finishes."""
     try:
         yield
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        say(f"note: {drawing.name} is left out ({type(error).__name__}: {reason})")
+        say(f"note: {drawing.name} could not be drawn ({type(error).__name__}: {reason})")

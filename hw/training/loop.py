@@ -1,4 +1,4 @@
-"""The only stateful room: fetch, dispatch, evaluate, log, save; stop when asked, and continue."""
+"""Runs the training loop: fetch, dispatch, evaluate, log, save, stop on a signal, and continue."""
 
 import bisect
 import signal
@@ -25,22 +25,22 @@ Array = jax.Array
 
 
 def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict[str, Any]:
-    """Trains, evaluates and leaves a workdir; continues a run that was begun there.
+    """Trains, evaluates and writes a workdir; continues the run that the workdir holds.
 
     Args:
       config: a recipe of `configs/`.
-      workdir: created if need be.
-      name, variant: which recipe it is, for the summary.
+      workdir: a folder, created if it is missing.
+      name, variant: the names of the recipe and of its variant, for the summary.
 
     Returns:
-      The summary, also in summary.json.
+      The summary, which summary.json holds too.
 
     Raises:
-      UserError: any mistake the user can mend, before work begins wherever it can be found then.
-      Stopped: SIGINT, SIGTERM or SIGHUP came; everything up to the last whole step is saved.
+      UserError: a mistake that the user can correct. It is raised before the work begins if possible.
+      Stopped: SIGINT, SIGTERM or SIGHUP came; every complete step is saved.
     """
     clock = Clock()
-    parallel = setup.devices(config)  # what is cheap to check comes first
+    parallel = setup.devices(config)  # The cheap checks come first.
     batch = setup.batch_field(config)
     folder = Workdir(workdir, config.to_dict())
     try:
@@ -51,7 +51,7 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
         keep_programs(cache_dir(cli.say))
         run = setup.prepare(config, parallel, folder.begun_in)
         batch = run.batch_field
-        # Only now, when the data and the model are there: a mistake in them leaves no trace of this recipe.
+        # We save the config only now. A mistake in the data or the model must not leave it in the folder.
         processes.on_primary(lambda: None if folder.has_checkpoints else folder.save_config())
         return _Loop(run, folder, clock).train(name, variant)
     except OutOfMemory:
@@ -63,24 +63,24 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         folder.forget_start()
-        raise UserError(f"out of memory at {batch}: choose a smaller one") from error
+        raise UserError(f"out of memory at {batch}: choose a smaller batch") from error
     except OSError as error:
         raise UserError(
-            f"{error.filename or workdir}: {error.strerror}; what was saved is intact: mend it, then "
-            "run the same command again"
+            f"{error.filename or workdir}: {error.strerror}; the checkpoints are intact: correct the cause, "
+            "then run the same command again"
         ) from error
     finally:
         folder.close()
 
 
 class _Loop:
-    """One run, from its first state to its summary, in the order in which the methods stand."""
+    """A loop that takes one run from its first state to its summary; the methods follow that order."""
 
     def __init__(self, run: setup.Run, folder: Workdir, clock: Clock) -> None:
         self.run, self.folder, self.clock = run, folder, clock
         self.task, self.parallel = run.task, run.parallel
         self.signals = Signals()
-        # Of several processes the first alone has a log, as it alone has a workdir.
+        # Only the primary process has a log, because only it writes the workdir.
         self.log: RunLog | Silence = Silence()
         if processes.is_primary():
             self.log = RunLog(folder.path, self.task.total_steps, run.log_seconds, self.task.unit)
@@ -88,7 +88,7 @@ class _Loop:
         self.last_save = 0.0
 
     def train(self, name: str, variant: str) -> dict[str, Any]:
-        """The whole run; returns its summary."""
+        """Trains to the end and returns the summary."""
         try:
             with self.signals:
                 first, *others = self.run.in_words()
@@ -103,7 +103,7 @@ class _Loop:
             self.log.close()
 
     def _start(self) -> TrainState:
-        """The newest sound checkpoint, or step 0, which is saved at once."""
+        """Restores the newest sound checkpoint, or creates step 0 and saves it at once."""
         rng = jax.random.fold_in(jax.random.key(self.run.seed), 0)
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.parallel.own),
@@ -127,7 +127,7 @@ class _Loop:
         return state
 
     def _restore(self, like: TrainState) -> tuple[dict[str, Any] | None, TrainState | None]:
-        """What was saved beside the newest sound state, and that state; (None, None) for a new run."""
+        """Returns the progress and the state of the newest sound checkpoint; (None, None) for a new run."""
         folder, run = self.folder, self.run
         checkpoint.clean(folder.checkpoints)
         restored = checkpoint.restore_newest(
@@ -146,7 +146,7 @@ class _Loop:
     def _save(self, state: TrainState) -> None:
         def save() -> int:
             self.folder.check_there()
-            self.log.sync()  # a checkpoint must not be newer than its metrics
+            self.log.sync()  # A checkpoint must not be newer than its metrics.
             progress = self.folder.progress(self.clock.now(), self.run.provenance, self.run.dtype)
             whole = self.parallel.local(state)
             return checkpoint.save(self.folder.checkpoints, whole, progress, self.run.keep)
@@ -157,13 +157,13 @@ class _Loop:
         self.log.note(f"saved step {step}")
 
     def _indices(self, step: int, count: int) -> dict[str, Array]:
-        """What the next `count` steps take: [count, batch]."""
+        """Returns the indices of the examples of the next `count` steps, [count, batch]."""
         size = self.run.batch_size
         flat = self.task.indices(step * size, count * size)
         return self.parallel.shard_indices({k: v.reshape(count, size) for k, v in flat.items()})
 
     def _steps(self, state: TrainState) -> TrainState:
-        """Takes all remaining steps. One dispatch is under way while the one before is logged."""
+        """Takes all remaining steps. The host logs one dispatch while the devices compute the next one."""
         run, total = self.run, self.task.total_steps
         step = int(state.step)
         resident = self.parallel.replicate(self.task.resident)
@@ -171,7 +171,7 @@ class _Loop:
         pending: deque[tuple[int, dict[str, Array]]] = deque()
         self.last_save = time.monotonic()
         while True:
-            # After the save, so that a signal need not wait for it: it is taken up on resumption.
+            # The evaluation comes after the save, so that a signal can stop it: a resumed run repeats it.
             if 0 < step < total and step % run.eval_steps == 0 and step not in self.evaluated:
                 self._evaluate(state, step)
             if step == total:
@@ -181,7 +181,7 @@ class _Loop:
             ahead = [*self.task.stages[stage + 1 :], boundary]
             count = min(run.steps_per_dispatch, ahead[0] - step, boundary - step)
             key = (count, stage)
-            # The first call compiles the small programs that shuffle.
+            # The first call also compiles the small programs that shuffle the data.
             with self.clock.part("train" if key in programs else "compile"):
                 indices = self._indices(step, count)
             if key not in programs:
@@ -195,7 +195,7 @@ class _Loop:
                 step += count
                 pending.append((step, metrics))
                 late = time.monotonic() - self.last_save >= run.save_seconds
-                # All processes at the same step; it is the first one's clock that counts.
+                # All processes must save at the same step, so the clock of the primary process decides.
                 due, signum = processes.all_reduce_max(late and processes.is_primary(), self.signals.received)
                 if step == boundary or due or signum:
                     while pending:
@@ -207,12 +207,12 @@ class _Loop:
                     self._log_steps(*pending.popleft())
 
     def _stop(self, signum: int) -> None:
-        """Ends the process for a signal; what there is has been saved."""
+        """Ends the process for a signal; the state is already saved."""
         self.log.say(f"stopped by {signal.Signals(signum).name}, saved")
         raise Stopped(signum)
 
     def _log_steps(self, last: int, metrics: dict[str, Array]) -> None:
-        """Logs one dispatch that ended with step `last`; refuses to go on from numbers gone bad."""
+        """Logs the dispatch that ended with step `last`; raises UserError if a step was not finite."""
         with self.clock.part("step"):
             host = jax.device_get(metrics)
         count = len(host["loss"])
@@ -233,13 +233,13 @@ class _Loop:
         self.log.progress(last, shown, count * self.run.per_step, self.run.per_step)
 
     def _log_line(self, split: str, step: int, values: dict[str, Any]) -> None:
-        """A line of metrics.jsonl."""
+        """Writes a line of metrics.jsonl."""
         epoch = step * self.run.batch_size / self.task.num_examples
         line = {"step": step, "epoch": epoch, "split": split, **values}
         self.log.metrics(line | {"seconds": self.clock.now()["total"]})
 
     def _evaluate(self, state: TrainState, step: int) -> Report:
-        """The task's report, its headline logged."""
+        """Evaluates, logs the headline values, and returns the task's report."""
         report: Report = {}
         with self.clock.part("eval"):
             for found in self.task.evaluate(state.result, self.parallel):
@@ -254,7 +254,7 @@ class _Loop:
         return report
 
     def _write(self, state: TrainState, report: Report, name: str, variant: str) -> dict[str, Any]:
-        """Writes what `report` and the last state leave, the summary last; returns it."""
+        """Writes the final files of the run, the summary last, and returns the summary."""
         run, path = self.run, self.folder.path
         checkpoint.save_params(path / "params.npz", state.result)
         with self.clock.part("eval"):

@@ -1,4 +1,4 @@
-"""Per-example losses, in nats. The mean over a batch is taken by the step, nowhere else."""
+"""Computes losses per example, in nats. Only the training step takes the mean over a batch."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,12 @@ Array = jax.Array
 
 
 def cross_entropy(logits: Array, labels: Array, *, smoothing: float = 0.0) -> Array:
-    """−Σ_k q_k log softmax(logits)_k with q = (1 − s)·onehot(label) + s / K.
+    """Computes −Σ_k q_k log softmax(logits)_k with q = (1 − s)·onehot(label) + s / K.
 
     Args:
       logits: [..., K].
       labels: integers in [0, K), [...].
-      smoothing: s in [0, 1), the share of probability spread evenly over all K classes.
+      smoothing: s in [0, 1), the probability that is spread evenly over all K classes.
 
     Returns:
       float32 [...], nats per example.

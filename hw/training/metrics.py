@@ -1,4 +1,4 @@
-"""What logits are worth: accuracy, likelihood, calibration. numpy, after the device has done its part."""
+"""Computes accuracy, likelihood and calibration of logits, in numpy on the host."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ ECE_BINS = 15  # Guo et al. 2017, table 1
 
 
 def nll(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean negative log-likelihood of `labels` [n] under softmax(`logits` [n, K]), nats."""
+    """Returns the mean negative log-likelihood of `labels` [n] under softmax(`logits` [n, K]), in nats."""
     logp = log_softmax(logits.astype(np.float64), axis=-1)
     return float(-np.mean(logp[np.arange(len(labels)), labels]))
 
 
 def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Σ_b (n_b / n) |accuracy_b − confidence_b| over 15 equal bins of confidence in (0, 1].
+    """Computes Σ_b (n_b / n) |accuracy_b − confidence_b| over 15 equal bins of confidence in (0, 1].
 
     Confidence is the largest probability of softmax(`logits` [n, K]). Source: Guo et al. 2017, "On
     Calibration of Modern Neural Networks", equation 3.
@@ -29,11 +29,11 @@ def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The T > 0 that minimises nll(logits / T) on held-out examples (Guo et al. 2017, section 4.2).
+    """Returns the T > 0 that minimises nll(logits / T) on held-out examples (Guo et al. 2017, section 4.2).
 
-    The loss is convex in 1 / T, so one bounded search over log T, to 1e-6, finds it.
+    The loss is convex in 1 / T, so one bounded search over log T finds it, to 1e-6.
     """
-    # Here and not above: its import takes a second, which every start of a run would pay.
+    # We import it here, because the import takes a second and not every start of a run needs it.
     from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(
@@ -46,7 +46,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts [true class, predicted class]."""
+    """Counts the examples by [true class, predicted class]."""
     flat = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return flat.reshape(num_classes, num_classes)
 
@@ -54,14 +54,14 @@ def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, num_classes: int
 def classification_report(
     logits: np.ndarray, logits_tta: np.ndarray, labels: np.ndarray, temperature: float
 ) -> dict[str, Any]:
-    """Everything `evaluation.json` says of a classifier.
+    """Returns the values of a classifier that `evaluation.json` holds.
 
     Args:
       logits: [n, K], one view of each image.
       logits_tta: [n, K], averaged over the views of test-time augmentation.
       labels: [n].
-      temperature: for the calibrated values, fitted elsewhere, never on these examples; 0 means
-        that none was fitted, and the calibrated values are None.
+      temperature: the temperature of the calibrated values. It must be fitted on other examples. With 0, the
+        calibrated values are None.
     """
     confusion = confusion_matrix(logits.argmax(-1), labels, logits.shape[-1])
     calibrated = logits / temperature if temperature else None

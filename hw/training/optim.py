@@ -1,4 +1,4 @@
-"""From a recipe to an optax transformation: SGD-Nesterov, AdamW, an orthogonalised update beside either."""
+"""Builds the optax transformation of a recipe: SGD with Nesterov momentum, AdamW, or Muon with either."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,16 +14,16 @@ from hw import fields
 
 Array = jax.Array
 
-# Quintic Newton–Schulz iteration p(s) = a s + b s³ + c s⁵ on singular values: its steep start at 0
-# brings all of them near 1 in a few steps. Source: Jordan et al. 2024, "Muon", section "Design".
+# The quintic Newton–Schulz iteration applies p(s) = a s + b s³ + c s⁵ to singular values. Its steep slope at
+# 0 brings all of them near 1 in a few steps. Source: Jordan et al. 2024, "Muon", section "Design".
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(matrix: Array, steps: int) -> Array:
     """Approximates U Vᵀ of `matrix` = U S Vᵀ: the nearest semi-orthogonal matrix.
 
-    X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X, from X = matrix / ‖matrix‖_F, `steps` times; singular values
-    end between about 0.7 and 1.2, which is as good for an update as exactly 1.
+    It iterates X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X from X = matrix / ‖matrix‖_F, `steps` times. The singular
+    values end between about 0.7 and 1.2, which is as good for an update as exactly 1.
 
     Args:
       matrix: [m, n].
@@ -41,7 +41,7 @@ def orthogonalize(matrix: Array, steps: int) -> Array:
 
 
 def scale_by_orthogonal_momentum(momentum: float, steps: int) -> optax.GradientTransformation:
-    """Nesterov momentum, then each filter bank [k, k, in, out] orthogonalised as [k·k·in, out]."""
+    """Applies Nesterov momentum, then orthogonalises each filter bank [k, k, in, out] as [k·k·in, out]."""
 
     def orthogonal(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
         del params
@@ -53,7 +53,7 @@ def scale_by_orthogonal_momentum(momentum: float, steps: int) -> optax.GradientT
 
 
 def scale_by_shape() -> optax.GradientTransformation:
-    """Multiplies an orthogonalised [in, out] by √max(1, out / in): outputs then move alike at any shape.
+    """Multiplies an orthogonalised [in, out] by √max(1, out / in), so that outputs move alike at any shape.
 
     Source: Jordan et al. 2024, "Muon", section "Empirical considerations" and the published code.
     """
@@ -66,10 +66,10 @@ def scale_by_shape() -> optax.GradientTransformation:
 
 
 def unit_filters() -> optax.GradientTransformation:
-    """Rescales a filter bank to Frobenius norm √out before each update: one unit a filter.
+    """Rescales a filter bank to Frobenius norm √out before each update: a mean squared norm of 1 per filter.
 
-    Normalisation follows every filter, so that its length means nothing to the output and only
-    divides its effective learning rate. To be placed last in a chain.
+    Normalisation follows every filter. So the length of a filter does not change the output, and only
+    divides its effective learning rate. This transformation must be the last of a chain.
     """
 
     def rescale(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
@@ -83,7 +83,7 @@ def unit_filters() -> optax.GradientTransformation:
 
 
 def of_standard_promotion(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same under any promotion: optax raises b1 and b2 to the power of an integer, the step."""
+    """Wraps `tx` to run under standard promotion: optax raises b1 and b2 to an integer power, the step."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         with jax.numpy_dtype_promotion("standard"):
@@ -93,12 +93,12 @@ def of_standard_promotion(tx: optax.GradientTransformation) -> optax.GradientTra
 
 
 def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
-    """The factor on every learning rate at a step: linear warm-up to 1, then decay to `final`.
+    """Returns the factor on every learning rate at a step: linear warm-up to 1, then decay to `final`.
 
     Args:
       config: `schedule` ("linear", "cosine" or "constant"), `warmup` (fraction of all steps) and
         `final` (the factor at the last step).
-      total_steps: of the whole run.
+      total_steps: the steps of the whole run.
     """
     warmup = round(config.warmup * total_steps)
     rest = max(1, total_steps - warmup)
@@ -109,7 +109,7 @@ def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
     }
     if not warmup:
         return decays[config.schedule]
-    # Step 0 already moves: (1 + step) / warmup.
+    # The factor is (1 + step) / warmup, so that step 0 moves the parameters too.
     rise = optax.linear_schedule(1.0 / warmup, 1.0, max(1, warmup - 1))
     return optax.join_schedules([rise, decays[config.schedule]], [warmup])
 
@@ -117,30 +117,31 @@ def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
 def build(config: ConfigDict, total_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Builds the optimiser that `config.optim` describes, and its learning rate as a function of step.
 
-    "sgd" and "adamw" treat all parameters alike. "muon" has three groups with a learning rate each: the
-    filter banks (4 axes), whose update it orthogonalises by the numbers of `config.optim.muon`, and, by SGD
-    with Nesterov momentum, the head with all other matrices, and the rest (biases and norms). "muon_adamw"
-    orthogonalises the update of the matrices in a model's blocks, by the same numbers, and moves embedding,
-    head and norms by AdamW.
+    "sgd" and "adamw" treat all parameters alike. "muon" has three groups, each with its learning rate. It
+    orthogonalises the update of the filter banks (4 axes), with the numbers of `config.optim.muon`. SGD with
+    Nesterov momentum moves the two other groups: the head with all other matrices, and biases and norms.
+    "muon_adamw" orthogonalises the update of the matrices in a model's blocks, with the same numbers. AdamW
+    moves embedding, head and norms.
 
     Args:
-      config: `config.optim`; which fields an optimiser reads, `hw.fields` says.
-      total_steps: of the whole run, for the schedule.
+      config: `config.optim`; `hw.fields` lists the fields that each optimiser reads.
+      total_steps: the steps of the whole run, for the schedule.
 
     Returns:
-      (tx, learning rate at a step: of the filters for "muon", else of everything).
+      (tx, the learning rate at a step). For "muon", this rate is that of the filters, and for "muon_adamw"
+      that of the matrices.
 
     Raises:
-      UserError: a field that is missing or out of its range.
+      UserError: a field is missing or out of its range.
     """
     fields.check_part("optim", config)
     factor = schedule(config, total_steps)
 
     def scaled(learning_rate: float) -> optax.Schedule:
-        # optax's cosine compares the step with a float, which strict promotion refuses of an integer.
+        # optax's cosine compares the step with a float, and strict promotion refuses that for an integer.
         return lambda step: learning_rate * factor(jnp.asarray(step, jnp.float32))
 
-    def decayed(params: Mapping[str, Any]) -> Mapping[str, Any]:  # biases and norms are left alone
+    def decayed(params: Mapping[str, Any]) -> Mapping[str, Any]:  # Biases and norms have no weight decay.
         return jax.tree.map(lambda p: p.ndim > 1, params)
 
     def sgd(learning_rate: float) -> optax.GradientTransformation:

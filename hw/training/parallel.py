@@ -1,4 +1,7 @@
-"""One step on all devices of all hosts: jit over a mesh, or pmap. Nothing else knows how many there are."""
+"""Runs a step on all devices of all hosts, by jit over a mesh or by pmap.
+
+No other module knows how many devices there are.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,19 +21,19 @@ from hw.training import processes
 State = TypeVar("State")
 
 AXIS = "batch"
-# Bytes of memory of each chip, for those that cannot be asked since they are not there.
+# The memory of each chip in bytes. We need it when we compile for a TPU that this machine does not have.
 # Source: Google Cloud's documentation of each TPU version.
 _MEMORY = {"TPU v4": 32 * 2**30, "TPU v5 lite": 16 * 2**30, "TPU v5": 95 * 2**30, "TPU v6 lite": 32 * 2**30}
 
 
 class OutOfMemory(UserError):
-    """A program needs more memory than a device has."""
+    """An error for a program that needs more memory than a device has."""
 
 
 def keep_programs(folder: Path | None) -> None:
-    """Keeps compiled programs in `folder`, so that a second start need not compile; None: nowhere.
+    """Keeps compiled programs in `folder`, so that a second start need not compile; None keeps nothing.
 
-    What lies there is executed: the folder must be the user's alone.
+    JAX executes the programs in that folder, so only the user may be able to write there.
     """
     if folder is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
@@ -38,23 +41,23 @@ def keep_programs(folder: Path | None) -> None:
 
 
 def memory_need(program: Compiled) -> int:
-    """Bytes that a compiled program needs on each device; 0 where the backend cannot tell."""
+    """Returns the bytes that a compiled program needs on each device; 0 if the backend cannot tell."""
     sizes = program.memory_analysis()
     if sizes is None:
         return 0
     need = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + sizes.output_size_in_bytes
-    return need - sizes.alias_size_in_bytes  # what is donated is not needed twice
+    return need - sizes.alias_size_in_bytes  # Donated arguments share their memory with the outputs.
 
 
 class Parallel:
-    """The devices of a run and the way a step is spread over them.
+    """An object that holds the devices of a run and spreads a step over them.
 
-    "jit" (default): the batch's indices are sharded over the mesh, data and state are replicated,
-    and XLA inserts the reductions, so that the program means what it means on one device.
+    "jit" (default): the indices of the batch are sharded over the mesh, data and state are replicated.
+    XLA inserts the all-reduces, so the program computes the same as on one device.
     "pmap": each device runs the step on its share and averages over `axis_name`; one process only.
 
-    Where the run has several processes (`hw.training.processes`) each of them calls the same methods in the
-    same order, with the same values: the global batch and its order do not depend on who holds which share.
+    All processes of a run (`hw.training.processes`) call the same methods in the same order with the same
+    values. The global batch and its order do not depend on the sharding.
 
     Attributes:
       mode: "jit" or "pmap".
@@ -64,7 +67,7 @@ class Parallel:
 
     def __init__(self, mode: str = "jit", devices: Sequence[jax.Device] | None = None) -> None:
         if mode == "pmap" and processes.several():
-            raise UserError("config.parallel=pmap is for one process: use jit with several")
+            raise UserError("config.parallel=pmap works with one process only: use config.parallel=jit")
         devices = jax.devices() if devices is None else devices
         self.mode = mode
         self.mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
@@ -74,11 +77,11 @@ class Parallel:
 
     @property
     def own(self) -> Sharding:
-        """Of arrays that this process has by itself: `replicated`, where there is no other."""
+        """Returns the sharding of arrays that this process alone holds; `replicated` for a single process."""
         return SingleDeviceSharding(jax.local_devices()[0]) if self._several else self.replicated
 
     def local(self, tree: Any) -> Any:
-        """This process's copy of replicated arrays, for what it computes by itself."""
+        """Returns this process's copy of replicated arrays, so that it can compute alone."""
         return jax.tree.map(lambda x: x.addressable_data(0), tree) if self._several else tree
 
     @property
@@ -87,7 +90,7 @@ class Parallel:
 
     @property
     def platform(self) -> str:
-        """ "cpu", "gpu" or "tpu"."""
+        """Returns "cpu", "gpu" or "tpu"."""
         return self.mesh.devices.flat[0].platform
 
     @property
@@ -95,7 +98,7 @@ class Parallel:
         return self.mesh.devices.flat[0].device_kind
 
     def as_dict(self) -> dict[str, Any]:
-        """What a summary says of the hardware. The processor is that of this process's machine."""
+        """Returns the hardware for the summary, with the processor of this process's machine."""
         processor = hardware.processor()
         found = {
             "platform": self.platform,
@@ -105,7 +108,7 @@ class Parallel:
             "processor": processor.as_dict(),
         }
         if self.platform != "cpu" and math.isfinite(limit := self.memory_limit):
-            found["memory_limit_bytes"] = int(limit)  # of each card, what JAX may use of it
+            found["memory_limit_bytes"] = int(limit)  # the part of each card's memory that JAX may use
         return found
 
     def check_batch(self, size: int, field: str) -> None:
@@ -115,16 +118,16 @@ class Parallel:
 
     @property
     def memory_limit(self) -> float:
-        """Bytes of memory that each device has; inf where nobody knows."""
+        """Returns the bytes of memory of each device; inf if they are unknown."""
         devices = self.mesh.devices.flat
-        # Another host's cannot be asked.
+        # Only a device of this host can report its memory.
         device = next((d for d in devices if d.process_index == jax.process_index()), devices[0])
         if device.platform == "cpu":
             return float(hardware.processor().memory_bytes) or math.inf
         try:
             return float((device.memory_stats() or {})["bytes_limit"])
         except (KeyError, RuntimeError):
-            return _MEMORY.get(device.device_kind, math.inf)  # a device that is not there
+            return _MEMORY.get(device.device_kind, math.inf)  # This machine does not have the device.
 
     def check_memory(self, program: Compiled, batch: str) -> None:
         """Raises OutOfMemory if a compiled program needs more memory than a device has."""
@@ -132,11 +135,11 @@ class Parallel:
         if need > limit:
             raise OutOfMemory(
                 f"{batch} needs {need / 2**30:.1f} GiB on each device, "
-                f"which has {limit / 2**30:.1f}: choose a smaller one"
+                f"which has {limit / 2**30:.1f}: choose a smaller batch"
             )
 
     def _put(self, tree: Any, sharding: NamedSharding) -> Any:
-        """Puts arrays that every process has whole on the devices; each process serves its own."""
+        """Puts host arrays, complete in every process, on the devices; each process fills its own devices."""
         if not self._several:
             return jax.device_put(tree, sharding)
 
@@ -151,39 +154,39 @@ class Parallel:
         return self._put(tree, self.replicated)
 
     def shard(self, tree: Any) -> Any:
-        """Puts host arrays [batch, …] on the devices, each its share."""
+        """Shards host arrays [batch, …] over the devices."""
         return self._put(tree, NamedSharding(self.mesh, P(AXIS)))
 
     def shard_indices(self, tree: Any) -> Any:
-        """Puts host arrays [steps, batch] on the devices, each its share of every step."""
-        if self.mode == "pmap":  # which takes, and removes, an axis of exactly the devices
+        """Shards host arrays [steps, batch] over the devices; each device gets its share of every step."""
+        if self.mode == "pmap":  # pmap needs an axis as long as the number of devices, and removes it.
             tree = jax.tree.map(lambda x: x.reshape(len(x), self.num_devices, -1), tree)
         return self._put(tree, NamedSharding(self.mesh, P(None, AXIS)))
 
     def shape_indices(self, tree: Any) -> Any:
-        """What `shard_indices` makes of arrays [steps, batch], for shapes alone; under jit."""
+        """Returns shapes [steps, batch] with the shardings of `shard_indices` under jit."""
         sharding = NamedSharding(self.mesh, P(None, AXIS))
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
     def shape(self, tree: Any) -> Any:
-        """What `replicate` makes of arrays, for shapes alone."""
+        """Returns the shapes of arrays with the shardings of `replicate`."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), tree)
 
     def train(self, step_fn: Callable[[State, Any, Any], tuple[State, Any]]) -> Wrapped:
-        """Several steps as one dispatch.
+        """Compiles several steps into one dispatch.
 
         Args:
-          step_fn: `(state, resident, indices) -> (state, metrics)`, one step; `indices` has the batch as
-            first axis and says which of the `resident` data to take.
+          step_fn: `(state, resident, indices) -> (state, metrics)`, one step. `indices` has the batch as
+            first axis and selects examples of the `resident` data.
 
         Returns:
-          A jitted `(state, resident, indices) -> (state, metrics)` whose indices (by `shard_indices`) and
-          metrics have one more leading axis, the steps. It consumes (donates) the state it is given.
+          A jitted `(state, resident, indices) -> (state, metrics)`. Its indices (of `shard_indices`) and
+          metrics have one more leading axis, the steps. It consumes (donates) its state argument.
         """
 
         def dispatch(state: State, resident: Any, indices: Any) -> tuple[State, Any]:
             if jax.tree.leaves(indices)[0].shape[0] == 1:
-                # Not through scan: a convolution in a loop is very slow on XLA:CPU.
+                # We avoid scan here, because a convolution in a loop is very slow on XLA:CPU.
                 state, metrics = step_fn(state, resident, jax.tree.map(lambda x: x[0], indices))
                 return state, jax.tree.map(lambda x: x[None], metrics)
             return jax.lax.scan(lambda s, p: step_fn(s, resident, p), state, indices)
@@ -209,7 +212,7 @@ class Parallel:
         )
 
     def map(self, fn: Callable[[Any, Any], Any]) -> Wrapped:
-        """jit of `fn(variables, batch)` with the batch sharded; the result is whole on every device."""
+        """Returns jit of `fn(variables, batch)` with a sharded batch; every device gets the whole result."""
         return jax.jit(
             fn,
             in_shardings=(self.replicated, NamedSharding(self.mesh, P(AXIS))),
@@ -219,13 +222,13 @@ class Parallel:
     def map_all(
         self, fn: Wrapped, variables: Any, batch: Mapping[str, np.ndarray], size: int
     ) -> Iterator[Any]:
-        """Yields `fn(variables, slice)` over slices of `size` examples; the last is padded, then cut.
+        """Yields `fn(variables, slice)` for slices of `size` examples; it pads the last and cuts its result.
 
         Args:
-          fn: made by `map`.
+          fn: a result of `map`.
           variables: replicated.
           batch: host arrays with one first axis.
-          size: examples a slice, a multiple of the number of devices.
+          size: the examples of a slice, a multiple of the number of devices.
         """
         total = len(next(iter(batch.values())))
         for start in range(0, total, size):

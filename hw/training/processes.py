@@ -1,11 +1,10 @@
-"""Several processes, on one host or many, as one run: they find each other, and what fails there is one line.
+"""Connects several processes, on one host or many, into one run, and reports each failure in one line.
 
-JAX's runtime ends a process from within, by an abort and a page of C++, when another one does not answer or
-has died. So the process that was started does not work itself: it forks one that does, waits for it, and
-says what its end means.
+If another process dies or does not answer, JAX's runtime aborts this process with a page of C++ output. So
+the process that the user starts does not train: it forks a worker, waits for it, and explains its end.
 
-The second half of this module is what they agree by. Each of them calls the same functions in the same order.
-JAX is imported there and not at the top, since `join` forks before.
+The second half of this module lets the processes agree. Each process calls the same functions in the same
+order. The functions import JAX themselves, because `join` must fork before JAX is imported.
 """
 
 import contextlib
@@ -27,25 +26,26 @@ from hw.cli import UserError
 T = TypeVar("T")
 Kept = TypeVar("Kept")
 
-# What JAX's runtime writes before it aborts a process for another one's silence or death.
+# JAX's runtime writes this before it aborts a process because another one is silent or dead.
 _LOST = re.compile(rb"JAX distributed service detected fatal errors.*", re.DOTALL)
 _REASON = re.compile(rb"[A-Z_]+: ([^\n]*)")
-# Windows, which only lacks training, has no SIGHUP.
+# Windows has no SIGHUP. Training does not run there, but this module must import.
 _FORWARDED = tuple(getattr(signal, s) for s in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, s))
-# The exit code of a worker that has met another one's death itself.
+# The exit code of a worker that exits because another process has died.
 _LEFT_ALONE = 3
-# What errors of an exchange between processes name: CPUs' and GPUs' libraries, and the service of JAX.
+# An error of an exchange names the library for CPUs or GPUs, or JAX's service.
 _EXCHANGE = ("Gloo", "NCCL", "coordination service")
 
 
 class Hosts(NamedTuple):
-    """How the processes of a run find each other.
+    """A description of how the processes of a run find each other.
 
     Attributes:
-      coordinator: HOST:PORT on which process 0 listens; "auto" where JAX finds out itself.
-      num_processes, process_id: how many there are, and which this one is, from 0; -1 for "auto".
-      connect_timeout: seconds to wait for all of them at the start.
-      heartbeat_timeout: seconds of silence after which one is taken for dead.
+      coordinator: HOST:PORT on which process 0 listens; "auto" if JAX shall find it.
+      num_processes: the number of processes; -1 for "auto".
+      process_id: the number of this process, from 0; -1 for "auto".
+      connect_timeout: seconds to wait for all processes at the start.
+      heartbeat_timeout: seconds of silence after which a process counts as dead.
     """
 
     coordinator: str
@@ -56,7 +56,7 @@ class Hosts(NamedTuple):
 
 
 def find(hosts: Hosts) -> Hosts | None:
-    """What was asked for, or what SLURM or a TPU pod says of itself; None for a run of one process.
+    """Returns the hosts that the options, SLURM or a TPU pod describe; None for a run of one process.
 
     Raises:
       UserError: the options contradict each other.
@@ -73,9 +73,7 @@ def find(hosts: Hosts) -> Hosts | None:
         return hosts._replace(coordinator="auto") if several else None
     if hosts.coordinator == "auto":
         if any(given):
-            raise UserError(
-                "--coordinator=auto finds --num_processes and --process_id itself: leave them out"
-            )
+            raise UserError("--coordinator=auto finds --num_processes and --process_id itself: omit them")
         return hosts
     host, _, port = hosts.coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
@@ -93,18 +91,18 @@ def find(hosts: Hosts) -> Hosts | None:
 
 
 def join(hosts: Hosts) -> int | None:
-    """Forks; makes the new process part of the run, and waits for it in the old one.
+    """Forks a worker that joins the run; the old process waits for it.
 
-    To be called before JAX is imported. Both processes return from it.
+    Call it before JAX is imported. Both processes return from it.
 
     Args:
-      hosts: of `find`.
+      hosts: the result of `find`.
 
     Returns:
-      None in the new process, which is to do the work; in the old one the exit code, when that has ended.
+      None in the worker, which then trains; the exit code of the worker in the old process.
 
     Raises:
-      UserError: in the old one, the others did not answer, or one of them died; in the new one, JAX found no
+      UserError: in the old process, another process died or did not answer; in the worker, JAX found no
         cluster.
     """
     noise, name = tempfile.mkstemp()
@@ -117,7 +115,7 @@ def join(hosts: Hosts) -> int | None:
         _connect(hosts, noise)
         return None
     os.close(alive)
-    # Under nohup a closed terminal stops neither of the two.
+    # Under nohup, a closed terminal must stop neither process.
     forwarded = [s for s in _FORWARDED if s.name != "SIGHUP" or signal.getsignal(s) is not signal.SIG_IGN]
     before = {s: signal.signal(s, lambda signum, _: os.kill(child, signum)) for s in forwarded}
     try:
@@ -135,40 +133,40 @@ def join(hosts: Hosts) -> int | None:
         raise UserError(
             "a process of this run did not answer or has died"
             + (f" ({reason[1].decode(errors='replace').strip()[:200]})" if reason else "")
-            + "; what was saved is intact: start all of them again"
+            + "; the checkpoints are intact: start all processes again"
         )
     if code < 0:
-        with contextlib.suppress(OSError):  # standard error may be closed or full
+        with contextlib.suppress(OSError):  # Standard error may be closed or full.
             os.write(2, said)
-        cli.say(f"ended by {signal.Signals(-code).name}; what was saved is intact")
+        cli.say(f"ended by {signal.Signals(-code).name}; the checkpoints are intact")
         return 128 - code
     return code
 
 
 def leave() -> None:
-    """Ends a worker that has met another's death: at once, for JAX's own leave-taking waits for all."""
+    """Exits this worker at once after another process has died: JAX's own shutdown would wait for all."""
     os._exit(_LEFT_ALONE)
 
 
 def _end_with_the_other(alive: int) -> None:
-    """Puts this process in a group of its own, and kills it when the one that waits for it is gone.
+    """Puts this worker in a new process group, and kills it when the process that waits for it is gone.
 
-    So that an interrupt from the terminal comes once, handed on, and no worker is left behind.
+    So the worker gets an interrupt from the terminal once, forwarded, and never outlives its parent.
     """
     os.setpgid(0, 0)
 
     def watch() -> None:
-        os.read(alive, 1)  # returns at the end of the pipe, which the other process holds
+        os.read(alive, 1)  # It returns when the parent, which holds the other end of the pipe, has ended.
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def _connect(hosts: Hosts, noise: int) -> None:
-    """Finds the other processes by JAX; what C++ writes from now on goes to `noise`, not what Python does."""
+    """Connects to the other processes by JAX; the output of C++, but not of Python, now goes to `noise`."""
     for stream in (1, 2):
         name = "stdout" if stream == 1 else "stderr"
-        # It stays open to the end, and Python would warn of a stream that owns its file.
+        # The stream stays open to the end. Python would warn if the stream owned its file.
         kept = os.fdopen(os.dup(stream), "w", 1, "utf-8", "backslashreplace", closefd=False)
         setattr(sys, name, kept)
         os.dup2(noise, stream)
@@ -192,7 +190,7 @@ def _connect(hosts: Hosts, noise: int) -> None:
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"the processes of the run cannot find each other ({reason}): give --coordinator"
+            f"the processes of the run cannot find each other ({reason}): pass --coordinator"
         ) from error
 
 
@@ -200,35 +198,35 @@ def _connect(hosts: Hosts, noise: int) -> None:
 
 
 def several() -> bool:
-    """Whether the run has several processes."""
+    """Returns whether the run has several processes."""
     import jax
 
     return jax.process_count() > 1
 
 
 def is_primary() -> bool:
-    """Whether this process is the one that reads and writes the workdir."""
+    """Returns whether this is the primary process, which reads and writes the workdir."""
     import jax
 
     return jax.process_index() == 0
 
 
 def lost(error: Exception) -> bool:
-    """Whether what failed was an exchange with another process, which has then died."""
+    """Returns whether `error` comes from an exchange with another process, which has then died."""
     return several() and any(word in str(error) for word in _EXCHANGE)
 
 
 def on_primary(fn: Callable[[], T]) -> T:
-    """What `fn` returns in the first process, which alone calls it: strict JSON.
+    """Calls `fn` in the primary process only and returns its result, strict JSON, in every process.
 
     Raises:
-      UserError: in every process, what stopped `fn` in the first.
+      UserError: `fn` failed in the primary process; every process raises it.
     """
     return on_primary_keeping(lambda: (fn(), None))[0]
 
 
 def on_primary_keeping(fn: Callable[[], tuple[T, Kept]]) -> tuple[T, Kept | None]:
-    """The same for a pair, of which the first process keeps the second part; it is None elsewhere.
+    """Does the same for a pair whose second part stays in the primary process; it is None elsewhere.
 
     Raises:
       UserError: see `on_primary`.
@@ -256,29 +254,29 @@ def on_primary_keeping(fn: Callable[[], tuple[T, Kept]]) -> tuple[T, Kept | None
 
 
 def on_all(fn: Callable[[], T]) -> T:
-    """What `fn` returns in each process; where it fails in one, none goes on.
+    """Calls `fn` in each process and returns its result; if one process fails, all of them stop.
 
     Raises:
-      UserError: what stopped `fn` here, or that something did elsewhere.
+      UserError: `fn` failed in this process or in another one.
     """
     try:
         value = fn()
     except UserError:
-        all_reduce_max(True)  # the others wait to hear of it
+        all_reduce_max(True)  # The other processes wait for this all-reduce.
         raise
     if all_reduce_max(False)[0]:
-        raise UserError("another process of this run could not begin: it says why")
+        raise UserError("another process of this run could not begin: see its message")
     return value
 
 
 def check_same(value: str, what: str) -> None:
     """Raises UserError in every process unless all of them have the same `value`."""
     if all_reduce_max(on_primary(lambda: value) != value)[0]:
-        raise UserError(f"the processes of this run have different {what}: give all of them the same")
+        raise UserError(f"the processes of this run have different {what}: they must be equal")
 
 
 def all_reduce_max(*values: int) -> tuple[int, ...]:
-    """Of each value the largest that any process has: so they come to the same decision."""
+    """Returns the maximum of each value over all processes, so that they decide alike."""
     if not several():
         return values
     from jax.experimental import multihost_utils
@@ -287,11 +285,11 @@ def all_reduce_max(*values: int) -> tuple[int, ...]:
 
 
 def broadcast(tree: Any, like: Any) -> Any:
-    """The first process's arrays in all of them, bit for bit; where there is no other, `tree` itself.
+    """Returns the primary process's arrays in every process, bit for bit; a single process gets `tree`.
 
     Args:
-      tree: arrays; in other processes whatever they have.
-      like: their shapes and types.
+      tree: arrays; only the primary process's count.
+      like: their shapes and dtypes.
     """
     import jax
 
@@ -301,14 +299,14 @@ def broadcast(tree: Any, like: Any) -> Any:
     leaves = jax.tree.leaves(tree) if is_primary() else [np.zeros(x.shape, x.dtype) for x in shapes]
     received = []
     for shape, leaf in zip(shapes, leaves, strict=True):
-        # As bytes: what is broadcast is added to zeros, and a float's -0 would not survive it.
+        # We send bytes: the broadcast adds the arrays to zeros, and a float's -0 would become 0.
         raw = _broadcast(np.ravel(np.asarray(leaf)).view(np.uint8))
         received.append(np.asarray(raw).view(shape.dtype).reshape(shape.shape))
     return jax.tree.unflatten(structure, received)
 
 
 def _broadcast(value: Any) -> Any:
-    """The first process's array, in all of them."""
+    """Returns the array of the primary process in every process."""
     from jax.experimental import multihost_utils
 
     return multihost_utils.broadcast_one_to_all(value)

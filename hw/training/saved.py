@@ -1,8 +1,8 @@
-"""A run read from outside: a workdir or a release that somebody else may have made, nothing of it trusted.
+"""Reads a workdir or a release that somebody else may have made, and trusts nothing in it.
 
-Every file is a regular one of a bounded size. JSON follows tables: a config those of `hw.fields`. The model
-is bounded before it is built, and `hw.training.weights` checks its arrays. A file that breaks a rule ends in
-one line that names the field or the array.
+Every file must be a regular file of a bounded size. JSON must follow tables: a config those of `hw.fields`.
+The size of the model is bounded before it is built, and `hw.training.weights` checks its arrays. A file that
+breaks a rule raises a UserError of one line, which names the field or the array.
 """
 
 import contextlib
@@ -21,15 +21,16 @@ from hw.cli import UserError
 from hw.schema import distinct, each, one_of, text
 from hw.training import checkpoint, weights
 
-# Bytes. A released config.json has 2 kB; the summary of a text with 50,000 symbols has 200 kB.
+# The largest JSON file in bytes. A released config.json has 2 kB. The summary of a text with 50,000 symbols
+# has 200 kB.
 MAX_JSON = 10**6
 
-# Of a whole model. ResNet-18, the largest of ours, has 11 million.
+# The largest number of parameters. ResNet-18, our largest model, has 11 million.
 MAX_PARAMETERS = 10**9
-# Numbers that a language model carries along a text; the released attention model carries 685,000.
+# The largest number of values in a language model's carry. The released attention model has 685,000.
 MAX_CARRY = 2**25
 
-# --- What summary.json, and progress.json of a checkpoint, say of the data ---
+# --- The description of the data in summary.json and in progress.json of a checkpoint ---
 
 SOURCES = ("tfds", "embedded", "file", "drawn")
 DATASET: schema.Table = {
@@ -43,15 +44,15 @@ DATASET: schema.Table = {
 
 
 class SavedRun(NamedTuple):
-    """A run that was read.
+    """A run that was read from its folder.
 
     Attributes:
-      config: the fields of config.json that a finished run needs; sections that it lacks are empty.
-      recipe: config.json as it is.
-      provenance: of the data that it was trained on.
-      symbols: what its head has an output for: classes of images, characters of a vocabulary.
-      module: its model, for the first device.
-      variables: of the module, float32.
+      config: the fields of config.json that a finished run needs; missing sections are empty.
+      recipe: the unchanged content of config.json.
+      provenance: the origin of the training data.
+      symbols: the classes of the images or the characters of the vocabulary, one for each output.
+      module: the model, for the first device.
+      variables: the variables of the module, float32.
     """
 
     config: ConfigDict
@@ -63,10 +64,10 @@ class SavedRun(NamedTuple):
 
 
 def read_object(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Reads the object in a JSON file.
 
     Raises:
-      UserError: it cannot be read, is larger than `limit` bytes, or holds something else.
+      UserError: the file cannot be read, is larger than `limit` bytes, or holds no object.
     """
     value = files.read_json(path, limit)
     if not isinstance(value, dict):
@@ -75,21 +76,21 @@ def read_object(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
 
 
 def check_config(recipe: dict[str, Any], where: str) -> dict[str, Any]:
-    """The fields of a saved config that are used when its run is read; sections that it lacks are empty.
+    """Checks a saved config and returns the fields that a finished run needs; missing sections are empty.
 
     Args:
-      recipe: what config.json holds.
-      where: its path, for messages.
+      recipe: the content of config.json.
+      where: the path of config.json, for messages.
 
     Raises:
-      UserError: names the field that is wrong, or the task, the model or its type, if that is missing.
+      UserError: a field is wrong, or the task, the model or its dtype is missing; the message names it.
     """
     schema.require(schema.check(recipe, {"task": fields.TASK}, where=where), "task", where=where)
     recipe = fields.under_new_names(recipe)
     table = fields.of_finished(recipe["task"])
     config: dict[str, Any] = {key: {} for key, rule in table.items() if not isinstance(rule, schema.Rule)}
     config |= schema.check(recipe, table, where=where)
-    # Nothing is left out here: a field that this program does not know would mean another model.
+    # The model section is closed: a field that this program does not know would mean another model.
     rules = {name: {**rules, **fields.RETIRED.get(name, {})} for name, rules in fields.MODELS.items()}
     known = {**fields.MODEL, **rules, "name": schema.one_of(*fields.MODELS_OF[recipe["task"]])}
     model = schema.check(recipe.get("model", {}), known, where=where, closed=True, name="model")
@@ -98,7 +99,7 @@ def check_config(recipe: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def model_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The model section of a checked config as `models.build` takes it, every argument named.
+    """Returns the model section of a checked config for `models.build`, with every argument.
 
     Raises:
       UserError: an argument is missing, or asks for a model that this program no longer has.
@@ -108,7 +109,7 @@ def model_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     arguments = dict(model.get(name, {}))
     for key in fields.RETIRED.get(name, {}):
         if key == "gate" and arguments.get(key, "none") != "none":
-            raise UserError(f"{where}: model.{name}.gate={arguments[key]}: there is no such model any longer")
+            raise UserError(f"{where}: model.{name}.gate={arguments[key]}: this version has no such model")
         arguments.pop(key, None)
     for key, field in models.arguments(name).items():
         if field.default is not field.empty:
@@ -118,15 +119,15 @@ def model_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def check_dataset(value: Any, where: str, task: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What a run says of its data, and the symbols that its model has an output for.
+    """Checks the description of a run's data, and returns it with the symbols, one for each output.
 
     Raises:
-      UserError: names the field that is missing or wrong.
+      UserError: a field is missing or wrong; the message names it.
     """
     found = schema.check(value, DATASET, where=where, name="dataset")
     names = "vocabulary" if task == "text" else "classes"
     if names == "vocabulary" and not found.get(names):
-        raise UserError(f"{where} names no vocabulary")
+        raise UserError(f"{where} has no dataset.vocabulary")
     schema.require({"dataset": found}, "dataset.source", f"dataset.{names}", where=where)
     if len(found[names]) < 2:
         raise UserError(f"{where}: dataset.{names} must have at least two symbols")
@@ -141,11 +142,11 @@ def load_run(
     Args:
       folder: a workdir, or a folder with `params.npz`, `config.json` and `summary.json`.
       say: prints a line for the user.
-      task: which the run must be of; "" for any.
-      needs: fields of the config that must be there, such as "eval.tta"; None for all of its task.
+      task: the task that the run must have; "" for any.
+      needs: required fields of the config, such as "eval.tta"; None for all fields of its task.
 
     Raises:
-      UserError: there is no run, it is of another task, or a part of it is missing or damaged.
+      UserError: there is no run, it has another task, or a part of it is missing or damaged.
     """
     if not files.is_there(folder / "config.json"):
         hint = "it is a file" if os.path.isfile(folder) else "train one, or name another --workdir"
@@ -153,9 +154,9 @@ def load_run(
     with _mend():
         recipe = read_object(folder / "config.json")
     where = str(folder / "config.json")
-    # Before the rest: a run of another task is sound, and only the wrong one.
+    # We check the task first: a run of another task may be sound, so its message asks for no repair.
     if task and isinstance(other := recipe.get("task"), str) and other in fields.TASKS and other != task:
-        raise UserError(f"{folder} holds a model of {other}, not of {task}")
+        raise UserError(f"{folder} holds a model of task {other}, not of task {task}")
     with _mend():
         checked = check_config(recipe, where)
         if needs is None:
@@ -183,30 +184,30 @@ def load_run(
             reason = str(damage)
             say(f"WARNING: CHECKPOINT {step} IS DAMAGED ({reason}); trying an older one")
             continue
-        say(f"the run in {folder} is not finished: these are the weights of step {step}")
+        say(f"the run in {folder} is not finished: we use the weights of step {step}")
         return SavedRun(config, recipe, provenance, symbols, module, variables)
     raise UserError(f"no sound weights in {folder}: run its training command again ({reason})")
 
 
 @contextlib.contextmanager
 def _mend() -> Generator[None]:
-    """Adds to a mistake what the user can do about it."""
+    """Adds advice for the user to the message of a UserError."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{error}; copy the run anew, or train it again") from error
+        raise UserError(f"{error}; copy the run again, or train it again") from error
 
 
 def _described(
     holder: dict[str, Any], path: Path, config: ConfigDict, where: str
 ) -> tuple[dict[str, Any], tuple[str, ...], nn.Module]:
-    """What a summary or a checkpoint says of the data, its symbols, and the model that fits both."""
+    """Returns the description of the data in a summary or a checkpoint, the symbols, and the model."""
     provenance, symbols = check_dataset(holder.get("dataset"), str(path), config.task)
     return provenance, symbols, build(config.model, len(symbols), where)
 
 
 def released(name: str) -> Path:
-    """The folder of the released model `name`, in the clone that this package was installed from."""
+    """Returns the folder of the released model `name`, in the clone that this package was installed from."""
     folder = Path(__file__).parents[2] / "experiments" / "pretrained" / name
     if not folder.is_dir():
         mend = "train one, and name its --workdir"
@@ -217,7 +218,7 @@ def released(name: str) -> Path:
 
 
 def build(model: ConfigDict, num_outputs: int, where: str) -> nn.Module:
-    """The model of `model_config`, of a bounded size.
+    """Builds the model of `model_config`, if its size is bounded.
 
     Raises:
       UserError: no model can have these values, or it would be too large.
@@ -233,5 +234,5 @@ def build(model: ConfigDict, num_outputs: int, where: str) -> nn.Module:
         carry = jax.eval_shape(lambda: module.initial_carry(1))
         count = sum(x.size for x in jax.tree.leaves(carry))
         if count > MAX_CARRY:
-            raise UserError(f"{where}: the model carries {count:,} numbers along a text, over {MAX_CARRY:,}")
+            raise UserError(f"{where}: the model's carry has {count:,} numbers, more than {MAX_CARRY:,}")
     return module

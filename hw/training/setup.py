@@ -1,4 +1,4 @@
-"""From a config to a run: everything is decided here, once. After it nobody reads the config."""
+"""Turns a config into a run. Everything is decided here, once: no later code reads the config."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,29 +20,31 @@ from hw.training.tasks.task import Task, run_rng
 
 Array = jax.Array
 
-_STEPS_PER_DISPATCH = 50  # on GPU and TPU: a step takes milliseconds there, a dispatch stays short
+_STEPS_PER_DISPATCH = 50  # On GPU and TPU a step takes milliseconds, so a dispatch stays short.
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a config means on some data and some devices.
+    """A run holds the meaning of a config on one dataset and a set of devices.
 
     Attributes:
       task: the data, the model and the loss.
       parallel: the devices.
       tx: the optimiser.
       rates: the learning rate of each step.
-      seed: of the run.
-      epochs: that the run takes.
-      batch_size: examples of a step.
-      batch_field: the field that sets it and its value, for messages.
-      average_decay: of the running average of the weights; 0 for none.
-      steps_per_dispatch: how many steps are one call of the devices.
-      eval_steps: steps between two evaluations.
-      dtype: "float32" or "bfloat16", what the model computes in.
-      provenance: of the dataset.
-      save_seconds, keep: between two checkpoints, and how many of them are kept.
-      log_steps, log_seconds: between two lines of metrics, and of progress.
+      seed: the seed of the run.
+      epochs: the number of epochs.
+      batch_size: the examples of a step.
+      batch_field: the field that sets the batch size, and its value, for messages.
+      average_decay: the decay of the running average of the weights; 0 for no average.
+      steps_per_dispatch: the number of steps in one call of the devices.
+      eval_steps: the steps between two evaluations.
+      dtype: "float32" or "bfloat16", the precision that the model computes in.
+      provenance: the origin of the dataset.
+      save_seconds: the seconds between two checkpoints.
+      keep: the number of checkpoints to keep.
+      log_steps: the steps between two lines of metrics.
+      log_seconds: the seconds between two lines of progress.
       note: a line for the user about the precision; "" for none.
     """
 
@@ -67,11 +69,11 @@ class Run:
 
     @property
     def per_step(self) -> int:
-        """How many of the task's unit are in a step."""
+        """Returns the units of one step, such as images or characters."""
         return self.batch_size * self.task.per_example
 
     def in_words(self) -> list[str]:
-        """Lines for the log: what the run does, on which hardware and on which data."""
+        """Returns lines for the log: the steps, the hardware and the data of the run."""
         devices, data = self.parallel, self.provenance
         lines = [
             f"{self.task.total_steps} steps of {self.per_step} {self.task.unit} on {devices.num_devices} × "
@@ -84,14 +86,14 @@ class Run:
         return [line for line in lines if line]
 
     def first_state(self, rng: Array, start: Array) -> TrainState:
-        """Step 0 of the run, from the task's data for a data-dependent start."""
+        """Returns the state at step 0; a data-dependent initialisation reads `start`."""
         variables = self.task.init(rng, start)
         return TrainState.create(variables, self.tx, self.task.carry, averaged=self.average_decay > 0)
 
     def step(
         self, stage: int = 0
     ) -> Callable[[TrainState, Batch, Batch], tuple[TrainState, dict[str, Array]]]:
-        """`(state, resident, indices) -> (state, metrics)`: the batch of `stage`, then the pure step."""
+        """Returns `(state, resident, indices) -> (state, metrics)`, which takes a step in `stage`."""
 
         def step(state: TrainState, resident: Batch, indices: Batch) -> tuple[TrainState, dict[str, Array]]:
             return train_step(
@@ -109,20 +111,20 @@ class Run:
 
 
 def check(config: ConfigDict, parallel: Parallel) -> None:
-    """Refuses, before any data is read, fields that do not fit each other or the devices.
+    """Checks that the fields fit each other and the devices, before any data is read.
 
     Raises:
-      UserError: names the field.
+      UserError: a field does not fit; the message names it.
     """
     parallel.check_batch(config.train.batch_size, "config.train.batch_size")
     parallel.check_batch(config.eval.batch_size, "config.eval.batch_size")
     if config.model.get("batch_norm") == "per-device" and parallel.mode != "pmap":
-        raise UserError("config.model.batch_norm=per-device needs config.parallel=pmap: jit's batch is one")
+        raise UserError("config.model.batch_norm=per-device needs config.parallel=pmap: jit has one batch")
     models.build(config.model, num_outputs=2, platform=parallel.platform)
 
 
 def devices(config: ConfigDict) -> Parallel:
-    """The devices that a config asks for, once the config is checked.
+    """Checks a config and returns the devices that it asks for.
 
     Raises:
       UserError: see `fields.check` and `check`.
@@ -134,28 +136,28 @@ def devices(config: ConfigDict) -> Parallel:
 
 
 def batch_field(config: ConfigDict, source: str = "") -> str:
-    """The field that sets the batch size, and its value, on data of `source`."""
+    """Returns the field that sets the batch size, and its value, on data of `source`."""
     field = "embedded" if source == "embedded" else "train"
     return f"config.{field}.batch_size={config[field].batch_size}"
 
 
 def with_fallback(config: ConfigDict, source: str) -> ConfigDict:
-    """The recipe as it is run on data of `source`: the fallback data gets the short schedule of its own."""
+    """Returns the recipe for data of `source`: the fallback data has a short schedule (`config.embedded`)."""
     config = ConfigDict(config.to_dict())
     if source == "embedded":
         config.train.update(config.embedded)
         if "temperature" in config.eval:
-            config.eval.temperature = 0.0  # it was fitted on the real data
+            config.eval.temperature = 0.0  # The recipe's temperature was fitted on the real data.
     return config
 
 
 def steps_per_dispatch(config: ConfigDict, platform: str) -> int:
-    """How many steps are one call of the devices."""
+    """Returns the number of steps in one call of the devices."""
     return config.train.steps_per_dispatch or (1 if platform == "cpu" else _STEPS_PER_DISPATCH)
 
 
 def build_task(config: ConfigDict, parallel: Parallel, dataset: data.Dataset) -> Task:
-    """The task of `config` on `dataset`, its model built for the devices of `parallel`."""
+    """Builds the task of `config` on `dataset`, and its model for the devices of `parallel`."""
     module = models.build(
         config.model,
         num_outputs=len(dataset.classes),
@@ -167,7 +169,7 @@ def build_task(config: ConfigDict, parallel: Parallel, dataset: data.Dataset) ->
 
 
 def build(config: ConfigDict, parallel: Parallel, dataset: data.Dataset) -> Run:
-    """The run of a checked `config` on `dataset` and the devices of `parallel`.
+    """Builds the run of a checked `config` on `dataset` and the devices of `parallel`.
 
     Raises:
       UserError: the dataset does not fit the config.
@@ -183,7 +185,7 @@ def build(config: ConfigDict, parallel: Parallel, dataset: data.Dataset) -> Run:
         task=task,
         parallel=parallel,
         tx=tx,
-        # All of them at once: a schedule is a chain of small programs, too slow to ask each step.
+        # We compute all rates at once: a schedule is a chain of small programs, too slow for each step.
         rates=np.asarray(jax.vmap(rate)(np.arange(max(1, task.total_steps))), np.float64),
         seed=config.seed,
         epochs=config.train.epochs,
@@ -202,13 +204,13 @@ def build(config: ConfigDict, parallel: Parallel, dataset: data.Dataset) -> Run:
 
 
 def prepare(config: ConfigDict, parallel: Parallel, begun_in: Callable[[str], str | None]) -> Run:
-    """Loads the data of a checked config and builds the run, the same in all its processes.
+    """Loads the data of a checked config and builds the run, which is equal in all its processes.
 
     Args:
       config: see `devices`.
-      parallel: of `devices`.
-      begun_in: `platform -> dtype`: the precision in which the run was begun, None for a new one. The first
-        process alone is asked.
+      parallel: the result of `devices`.
+      begun_in: `platform -> dtype`, the precision in which the run began; None for a new run. Only the
+        primary process calls it.
 
     Raises:
       UserError: the data is missing or damaged, the processes have different data, or see `build`.
@@ -216,7 +218,7 @@ def prepare(config: ConfigDict, parallel: Parallel, begun_in: Callable[[str], st
     dataset = processes.on_all(lambda: data.load(config.data))
     processes.check_same(dataset.provenance["fingerprint"], "data")
     config = ConfigDict(config.to_dict())
-    # The first process decides, since hosts may have different processors.
+    # The primary process decides, because hosts may have different processors.
     config.model.dtype, note = processes.on_primary(
         lambda: list(precision(config.model.dtype, parallel.platform, begun_in))
     )
@@ -224,22 +226,22 @@ def prepare(config: ConfigDict, parallel: Parallel, begun_in: Callable[[str], st
 
 
 def precision(asked: str, platform: str, begun_in: Callable[[str], str | None]) -> tuple[str, str]:
-    """The precision that a run computes in.
+    """Returns the precision that a run computes in.
 
-    Where "auto" is asked for, a run that was begun keeps its own precision: in another one its numbers would
-    be those of another run.
+    With "auto", a resumed run keeps the precision in which it began: another precision would change its
+    numbers.
 
     Args:
       asked: `config.model.dtype`.
-      platform: of the devices.
+      platform: the platform of the devices.
       begun_in: see `prepare`.
 
     Returns:
-      ("float32" or "bfloat16", a line for the user where that is not what "auto" means here).
+      ("float32" or "bfloat16", a line for the user if "auto" means another precision here, else "").
     """
     here = models.dtype_of(asked, platform, hardware.processor())
     begun = begun_in(platform) if asked == "auto" else None
     if begun is None or begun == here:
         return here, ""
     auto = f"config.model.dtype=auto is {here} here"
-    return begun, f"note: the run was begun in {begun} and continues in it; {auto}"
+    return begun, f"note: the run began in {begun} and continues in it; {auto}"

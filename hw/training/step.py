@@ -1,4 +1,4 @@
-"""The pure heart of training: a state, one step, one evaluation. No device, file or config is known here."""
+"""Defines the training state and one pure training step. This module knows no device, file or config."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -18,15 +18,15 @@ LossFn = Callable[[Array, Batch], dict[str, Array]]
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything a run needs to continue bit for bit, together with its config (which has the seed).
+    """A state that, together with the config and its seed, lets a run continue bit for bit.
 
     Attributes:
-      step: int32 [], steps taken.
-      params: what the gradient moves.
+      step: int32 [], the steps taken.
+      params: the parameters, which the gradient moves.
       model_state: the model's other collections, such as `batch_stats`.
-      opt_state: the optimiser's.
-      carry: what passes from one batch to the next (a recurrent hidden state); () for images.
-      average: a running average of `variables`, () where the recipe has none.
+      opt_state: the state of the optimiser.
+      carry: the state that one batch hands to the next (a recurrent hidden state); () for images.
+      average: a running average of `variables`; () if the recipe has none.
     """
 
     step: Array
@@ -45,7 +45,7 @@ class TrainState(struct.PyTreeNode):
         *,
         averaged: bool = False,
     ) -> Self:
-        """Step 0 of the model with `variables` ("params" and other collections) under `tx`."""
+        """Returns step 0 of the model with `variables` ("params" and other collections) under `tx`."""
         model_state = {k: v for k, v in variables.items() if k != "params"}
         params = variables["params"]
         average = jax.tree.map(jnp.copy, dict(variables)) if averaged else ()
@@ -53,12 +53,12 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `apply_fn` takes."""
+        """Returns the variables as `apply_fn` takes them."""
         return {"params": self.params, **self.model_state}
 
     @property
     def result(self) -> VariableDict:
-        """The variables to evaluate and to release: the average where there is one."""
+        """Returns the variables to evaluate and to release: the average if the recipe has one."""
         return self.average or self.variables
 
 
@@ -73,27 +73,27 @@ def train_step(
     average_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One step of minimising the batch's mean loss.
+    """Takes one step that minimises the mean loss of the batch.
 
         g = ∇_params mean_i loss_i,    params ← params + tx(g)
         average ← d · average + (1 − d) · variables,    d = min(average_decay, (1 + t) / (10 + t))
 
-    after step t = 1, 2, …; the decay rises, so that the random start is soon forgotten.
+    after step t = 1, 2, …. The decay rises, so that the random start soon loses its weight.
 
     Args:
-      state: the state before.
+      state: the state before the step.
       batch: arrays with the batch as their first axis.
-      rng: for dropout and the like; augmentation has been done.
+      rng: a key for random layers such as dropout; the batch is already augmented.
       apply_fn: the model in training mode, see `ApplyFn`.
-      loss_fn: losses per example, see `LossFn`; the mean of "loss" is minimised, the means of the others are
-        reported.
+      loss_fn: losses per example, see `LossFn`. The step minimises the mean of "loss" and reports the means
+        of the others.
       tx: the optimiser.
-      average_decay: of the state's average, if it has one.
+      average_decay: the decay of the running average, if the state has one.
       axis_name: a mapped axis over which gradients, statistics and metrics are averaged (pmap).
 
     Returns:
-      The state after, and float32 scalars: loss_fn's means, `grad_norm`, and `finite`: 1 while loss,
-      gradient and the state after are finite. A step that is not finite must not be saved.
+      The state after the step, and float32 scalars: the means of loss_fn, `grad_norm`, and `finite`, which
+      is 1 while loss, gradient and new state are finite. A state that is not finite must not be saved.
     """
 
     def objective(params: Any) -> tuple[Array, tuple[dict[str, Array], VariableDict, Any]]:
@@ -119,11 +119,11 @@ def train_step(
         taken = state.step.astype(jnp.float32)
         decay = jnp.minimum(average_decay, (taken + 1.0) / (taken + 10.0))
 
-        def follow(old: Array, new: Array) -> Array:  # counters are not averaged
+        def follow(old: Array, new: Array) -> Array:  # Integer counters are not averaged.
             return old + (1.0 - decay) * (new - old) if jnp.issubdtype(new.dtype, jnp.inexact) else new
 
         state = state.replace(average=jax.tree.map(follow, state.average, state.variables))
-    # A finite gradient can still overflow what it is added to, or a statistic that the loss does not show.
+    # A finite gradient can still overflow a parameter, or a statistic that the loss does not show.
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
     for leaf in jax.tree.leaves(state):
         if jnp.issubdtype(leaf.dtype, jnp.inexact):

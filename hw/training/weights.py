@@ -1,7 +1,7 @@
-"""Weights that somebody else may have saved: as plain arrays, or in a checkpoint; nothing of them trusted.
+"""Reads weights that somebody else may have saved, in params.npz or in a checkpoint, and trusts nothing.
 
-Every array must have the name, the shape and the type that the model needs before its data is read, and no
-more is read than the model needs. Nothing is unpickled.
+Every array must have the name, the shape and the type that the model needs. We check this before we read its
+data, and read no more bytes than the model needs. We unpickle nothing.
 """
 
 import functools
@@ -22,26 +22,26 @@ from hw import cli, files
 from hw.cli import UserError
 from hw.training import checkpoint
 
-# A trained weight is far below this; beyond it products overflow, and an answer is nan.
+# A trained weight is far below this. Products of larger weights overflow, and the output is nan.
 MAX_WEIGHT = 1e9
-# Bytes of a file, of which no more is read than the model needs.
+# The largest file in bytes. We read only as many bytes as the model needs.
 _MAX_FILE = 2**34
-# Weights hardly compress. A file that unfolds to so many bytes, and so many times its own size, is no model.
+# Weights hardly compress. A file that expands to more bytes than both limits allow is not a model.
 _UNFOLDED, _MOST_RATIO = 2**28, 10
-_MAX_HEADER = 2**16 + 10  # of an npy file of version 1.0
-# From this size on an archive has a longer form of its list of members.
+_MAX_HEADER = 2**16 + 10  # bytes of the header of an npy file of version 1.0
+# From this size in bytes on, an archive has a longer form of its list of members.
 _ZIP64 = 2**31
 
 
 def load_params(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Reads what `checkpoint.save_params` wrote; half and double precision come as single.
+    """Reads a file of `checkpoint.save_params`; converts float16 and float64 to float32.
 
     Args:
       path: a params.npz.
-      shapes: every array that there must be, by its flat name such as `params/head/kernel`.
+      shapes: the shape of every required array, by its flat name such as `params/head/kernel`.
 
     Raises:
-      UserError: it cannot be read, or an array is missing, unknown, of another shape or type, or holds
+      UserError: the file cannot be read; or an array is missing, unknown, of another shape or type, or holds
         numbers that no trained model has.
     """
     with files.open_regular(path, _MAX_FILE) as file:
@@ -49,13 +49,13 @@ def load_params(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, An
             flat = _read_archive(file, path, shapes)
         except UserError:
             raise
-        except Exception as error:  # a damaged archive fails in as many ways as zip and npy have parts
-            raise UserError(f"{path} is damaged, it is no file of arrays ({type(error).__name__})") from error
+        except Exception as error:  # zip and npy report damage with many types of error.
+            raise UserError(f"{path} is damaged: it is no file of arrays ({type(error).__name__})") from error
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _read_archive(file: BinaryIO, path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-    """The arrays of an open params.npz; of each member no more is read than the model needs."""
+    """Reads the arrays of an open params.npz, and no more bytes of each member than the model needs."""
     count = _declared_members(file)
     if count > 2 * len(shapes) + 100:
         raise UserError(f"{path} has {count:,} arrays, and the model in config.json has {len(shapes):,}")
@@ -64,7 +64,7 @@ def _read_archive(file: BinaryIO, path: Path, shapes: Mapping[str, Sequence[int]
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
             if name in members:
-                raise UserError(f"{path}: {_named(name)} is there twice")
+                raise UserError(f"{path}: {_named(name)} occurs twice")
             if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise UserError(f"{path}: {_named(name)} is encrypted or compressed in an unknown way")
             members[name] = member
@@ -72,12 +72,12 @@ def _read_archive(file: BinaryIO, path: Path, shapes: Mapping[str, Sequence[int]
         unfolded = sum(member.file_size for member in members.values())
         if unfolded > max(_UNFOLDED, _MOST_RATIO * os.fstat(file.fileno()).st_size):
             raise UserError(
-                f"{path} declares {unfolded:,} bytes, far more than it has: no trained model does"
+                f"{path} declares {unfolded:,} bytes, far more than it has: it is not a trained model"
             )
         flat = {}
         for name, member in members.items():
-            # No more than double precision needs, whatever the archive declares. One byte beyond its end,
-            # since zipfile compares a member's checksum only there.
+            # We read at most the bytes of a float64 array, whatever the archive declares. We ask for one
+            # byte beyond the end, because zipfile compares a member's checksum only there.
             most = _MAX_HEADER + 8 * math.prod(shapes[name])
             with archive.open(member) as data:
                 content = data.read(min(member.file_size + 1, most))
@@ -92,33 +92,33 @@ def _read_archive(file: BinaryIO, path: Path, shapes: Mapping[str, Sequence[int]
 
 
 def _npy_header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """Shape, order and type that an npy file declares, and where its data begins."""
-    # Later versions may have gigabytes of header, and no array of ours needs one.
+    """Returns the shape, order and type that an npy file declares, and the offset of its data."""
+    # Later versions allow a header of gigabytes, which our arrays never need.
     if content[:8] != b"\x93NUMPY\1\0":
-        raise ValueError("no npy file of version 1.0")
+        raise ValueError("it is not an npy file of version 1.0")
     start = 10 + int.from_bytes(content[8:10], "little")
     shape, columns_first, dtype = npy.read_array_header_1_0(io.BytesIO(content[8:start]))
     return shape, columns_first, dtype, start
 
 
 def _declared_members(file: BinaryIO) -> int:
-    """How many members an archive declares; `zipfile` reads the entries of all before anything else."""
+    """Returns the number of members that an archive declares, before `zipfile` reads all their entries."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 22 - 2**16))
     tail = file.read()
     file.seek(0)
-    # As zipfile looks for it: at the very end, else before a comment.
+    # zipfile looks for this record in the same places: at the very end, else before a comment.
     at = len(tail) - 22 if tail[-22:-18] == b"PK\5\6" and tail[-2:] == b"\0\0" else tail.rfind(b"PK\5\6")
     if at < 0 or (size < _ZIP64 and tail[max(0, at - 20) : at].startswith(b"PK\6\7")):
-        raise ValueError("no archive of this size that we write")
+        raise ValueError("it is not an archive that we write")
     return int.from_bytes(tail[at + 10 : at + 12], "little")
 
 
 def load_checkpoint(state: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """The variables to evaluate of a saved state, whose arrays are compared before they are loaded.
+    """Loads the variables to evaluate from a saved state; compares names and shapes before it loads them.
 
     Args:
-      state: a checkpoint's folder of arrays.
+      state: the folder of arrays in a checkpoint.
       shapes: see `load_params`.
 
     Raises:
@@ -134,16 +134,16 @@ def load_checkpoint(state: Path, shapes: Mapping[str, Sequence[int]]) -> dict[st
         found = result(saved)
         size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(saved))
         on_disk = sum(p.stat().st_size for p in state.rglob("*") if p.is_file())
-        # A state at its start is mostly zeros, which orbax compresses.
+        # The optimiser state of step 0 is mostly zeros, which orbax compresses.
         if size > max(_UNFOLDED, _MOST_RATIO**2 * on_disk):
-            raise UserError(f"{state} would unfold to {size:,} bytes, far more than it has")
+            raise UserError(f"{state} would expand to {size:,} bytes, far more than it has")
         _same_names(found.keys(), shapes, state)
         for name, array in found.items():
             _same_array(name, tuple(array.shape), np.dtype(array.dtype), shapes[name], state)
         flat = {name: np.asarray(array) for name, array in result(checkpoint.load_anything(state)).items()}
     except UserError:
         raise
-    except Exception as error:  # orbax and tensorstore have many errors of their own
+    except Exception as error:  # orbax and tensorstore report damage with many types of error.
         raise UserError(f"{state} cannot be read ({type(error).__name__})") from error
     return traverse_util.unflatten_dict({k: _sound(k, v, state) for k, v in flat.items()}, sep="/")
 
@@ -153,7 +153,7 @@ def _named(name: str) -> str:
 
 
 def _same_names(found: Set[str], wanted: Mapping[str, Any], path: Path) -> None:
-    """Refuses arrays that the model does not have, and too few."""
+    """Raises UserError if an array is unknown to the model, or if one is missing."""
     for unknown in sorted(found - wanted.keys())[:1]:
         raise UserError(f"{path}: the array {_named(unknown)} is not part of the model in config.json")
     for missing in sorted(wanted.keys() - found)[:1]:
@@ -163,15 +163,15 @@ def _same_names(found: Set[str], wanted: Mapping[str, Any], path: Path) -> None:
 def _same_array(
     name: str, shape: tuple[int, ...], dtype: np.dtype, wanted: Sequence[int], path: Path
 ) -> None:
-    """Refuses an array of another shape than the model's, or not of floating point."""
+    """Raises UserError if an array has another shape than the model's, or no floating-point type."""
     if tuple(shape) != tuple(wanted):
         raise UserError(
-            f"{path}: {name} has the shape {_shape(shape)}, and the model in config.json needs "
+            f"{path}: {name} has the shape {_shape(shape)}, but the model in config.json needs "
             f"{_shape(wanted)}"
         )
     if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
         kind = cli.shorten(str(dtype), 40)
-        raise UserError(f"{path}: {name} holds {kind}, and the model needs float32 (or float16, float64)")
+        raise UserError(f"{path}: {name} holds {kind}, but the model needs float32 (or float16, float64)")
 
 
 def _shape(shape: Sequence[int]) -> str:
@@ -179,22 +179,22 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _sound(name: str, array: np.ndarray, path: Path) -> np.ndarray:
-    """The array as float32, if a trained model can have its numbers."""
+    """Returns the array as float32; raises UserError if no trained model can have its numbers."""
     if array.dtype.itemsize == 2:
         array = _singles()[array.astype("=f2", copy=False).view(np.uint16)]
-    with np.errstate(over="ignore"):  # a number that is too large becomes inf, and is refused
+    with np.errstate(over="ignore"):  # A number that is too large becomes inf, and is refused below.
         array = array.astype(np.float32, copy=False)
-    low, high = float(array.min()), float(array.max())  # nan if any number is
+    low, high = float(array.min()), float(array.max())  # Both are nan if any number is nan.
     least = 0.0 if name.startswith("batch_stats/") and name.endswith("/var") else -MAX_WEIGHT
     if not (least <= low and high <= MAX_WEIGHT):
         raise UserError(
-            f"{path}: {name} holds numbers from {low:g} to {high:g}, and only {least:g} to {MAX_WEIGHT:g} "
-            "can be used"
+            f"{path}: {name} holds numbers from {low:g} to {high:g}, but only {least:g} to {MAX_WEIGHT:g} "
+            "are allowed"
         )
     return array
 
 
 @functools.cache
 def _singles() -> np.ndarray:
-    """Every float16 as float32, by its bits: to look them up is five times as fast as numpy's conversion."""
+    """Returns every float16 as float32, by its bits: a look-up is 5 times as fast as numpy's conversion."""
     return np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)

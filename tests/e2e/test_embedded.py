@@ -1,4 +1,4 @@
-"""One tiny run from the command to the hand-in: every file of the workdir, and what is done with it."""
+"""Tests one tiny run from the command to the hand-in: every file of the workdir, and its later uses."""
 
 import hashlib
 import json
@@ -19,8 +19,8 @@ from hw.training import checkpoint
 from tests import processes
 
 STAND_IN = "EMBEDDED FALLBACK DATA, NOT CIFAR-10"
-# Learning rates at which so small a net learns, and a batch size (of real data, so of no effect here)
-# that eight devices accept.
+# The learning rates are large enough for this small net. Eight devices must accept the batch size of real
+# data too, although this run does not use it.
 CHANGES = {
     "optim.learning_rate": 0.1,
     "optim.head_learning_rate": 1.0,
@@ -30,7 +30,7 @@ CHANGES = {
 
 
 def _strict(text: str):
-    """Parses strict JSON: NaN and Infinity are refused."""
+    """Parses strict JSON; refuses NaN and Infinity."""
 
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
@@ -51,7 +51,7 @@ def arguments(tiny_arguments) -> list[str]:
 
 @pytest.fixture(scope="session")
 def finished(hw, arguments, tmp_path_factory):
-    """The run: (the process, its workdir)."""
+    """Runs the recipe: returns (the process, its workdir)."""
     workdir = tmp_path_factory.mktemp("embedded") / "run"
     process = hw("train", *arguments, f"--workdir={workdir}")
     assert process.returncode == 0, process.stderr
@@ -73,7 +73,7 @@ def test_files_of_the_workdir(finished):
     assert (workdir / events).stat().st_size > 1000
     written = (workdir / "summary.json").stat().st_mtime_ns
     late = {p.name for p in workdir.iterdir() if p.stat().st_mtime_ns > written}
-    assert late <= {"train.log", events}, "the summary is written last"
+    assert late <= {"train.log", events}, "the summary must be written last"
     for step in checkpoint.steps(workdir / "checkpoints"):
         checkpoint.verify(workdir / "checkpoints" / str(step))
     assert checkpoint.steps(workdir / "checkpoints")[-1] == 20
@@ -107,7 +107,7 @@ def test_metrics(finished):
     assert (last["step"], last["epoch"]) == (20, 2.0)
     seconds = [v["seconds"] for v in lines]
     assert seconds == sorted(seconds)
-    # It has learned something: with ten classes a net that has not is at log 10 nats or above.
+    # The net has learned something: with ten classes, an untrained net has log 10 nats or more.
     assert np.mean([v["loss"] for v in train[-5:]]) < np.mean([v["loss"] for v in train[:5]])
     assert train[0]["learning_rate"] == pytest.approx(0.05) and train[-1]["learning_rate"] < 0.005
 
@@ -202,7 +202,7 @@ def test_evaluate_again(hw, finished, tmp_path):
     assert STAND_IN in report["dataset"]["note"] and STAND_IN in process.stderr
     assert _strict((workdir / "evaluation.json").read_text()) == report
 
-    # In other batches, for reading, from a workdir that has nothing but what a release has.
+    # This is another batch size, text output, and a workdir with only the files of a release.
     for name in ("params.npz", "config.json", "summary.json"):
         (tmp_path / name).write_bytes((workdir / name).read_bytes())
     process = hw("evaluate", f"--workdir={tmp_path}", "--batch-size=80")
@@ -218,7 +218,7 @@ def test_evaluate_again(hw, finished, tmp_path):
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory) -> list[Path]:
-    """Images of many modes and sizes."""
+    """Makes images of many modes and sizes."""
     folder = tmp_path_factory.mktemp("images")
     r = np.random.default_rng(0)
     noise = Image.fromarray(r.integers(0, 256, (40, 60, 3), np.uint8))
@@ -264,7 +264,7 @@ def test_predict(hw, finished, images):
         assert shares[-1] > 0 and sum(shares) <= 1 + 1e-6
         assert {label for label, _ in p["top5"]} <= set(classes)
     of_file = {Path(p["file"]).name: p["top5"] for p in predictions}
-    # The same pixels in another container are the same image; a turned one is not.
+    # The same pixels in another file format are the same image. A turned image is another one.
     assert of_file["rgb.png"] == of_file["text.png.bmp"] == of_file["ein Bild mit ü & <b>.png"]
     assert of_file["turned.jpg"] != of_file["rgb.png"]
 
@@ -299,7 +299,7 @@ def _losses(workdir: Path) -> list[float]:
 def test_eight_devices_agree_with_one(hw, arguments, finished, tmp_path, mode, begun):
     _, alone = finished
     workdir = tmp_path / "run"
-    if begun:  # on one device, which is continued on eight: only step 0 is left
+    if begun:  # We continue a run of one device on eight, from step 0.
         shutil.copytree(alone / "checkpoints" / "0", workdir / "checkpoints" / "0")
         for name in ("config.json", "metrics.jsonl"):
             shutil.copy(alone / name, workdir)
@@ -309,9 +309,9 @@ def test_eight_devices_agree_with_one(hw, arguments, finished, tmp_path, mode, b
     assert ("continuing at step 0" in process.stderr) == begun
     one, eight = _losses(alone), _losses(workdir)
     assert len(one) == len(eight) == 20
-    # The order of the additions differs, and from step to step its effect grows.
+    # The order of the additions differs, and its effect grows with the steps.
     np.testing.assert_allclose(eight[:5], one[:5], rtol=1e-4)
-    assert eight != one, "not a bit differs: were there eight?"
+    assert eight != one, "all bits are equal: were there eight devices?"
     assert _strict((workdir / "summary.json").read_text())["device"]["count"] == 8
 
 
@@ -321,7 +321,7 @@ def test_eight_devices_agree_with_one(hw, arguments, finished, tmp_path, mode, b
 @pytest.mark.slow
 def test_the_default_run_on_the_fallback(hw, launch, tmp_path):
     if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("the times are promised for two cores")
+        pytest.skip("the promised times need two cores")
     default = ["--config=configs/resnet.py", "--config.data.source=embedded"]
     workdir = tmp_path / "first"
     began = time.monotonic()
@@ -332,14 +332,14 @@ def test_the_default_run_on_the_fallback(hw, launch, tmp_path):
     spent = summary["seconds"]
     print(f"\n{summary['test_accuracy']:.1%} in {seconds:.0f} s: {spent}")
     assert summary["test_accuracy"] > 0.9
-    assert seconds < 150  # two minutes, and a quarter more for a slow hour
+    assert seconds < 150  # We promise two minutes, and allow a quarter more for a slow machine.
 
-    # Of the training loop with its saves and logs, without compilation and evaluation.
+    # This is the share of saves and logs in the training loop, without compilation and evaluation.
     outside = 1 - spent["step"] / spent["train"]
     print(f"outside the compiled step: {outside:.2%}")
     assert outside < 0.03
 
-    # A second start, the caches being warm: from the command to the first step.
+    # We measure a second start with warm caches, from the command to the first step.
     workdir = tmp_path / "second"
     process = launch(processes.command("train", *default, f"--workdir={workdir}"), workdir)
     metrics = workdir / "metrics.jsonl"

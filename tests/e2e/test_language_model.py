@@ -1,4 +1,4 @@
-"""A language model from the command to the hand-in: trained, killed, evaluated, sampled, scored."""
+"""Trains, kills, evaluates, samples and scores a language model, from the command to the hand-in."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ MODELS = {
         "model.attention_lm.width": 16,
         "model.attention_lm.depth": 1,
         "model.attention_lm.context": 24,
-        "train.order": "streams",  # keys and values are carried, saved and restored
+        "train.order": "streams",  # The run carries, saves and restores keys and values.
     },
 }
 TINY = {
@@ -41,7 +41,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
-    """A text of 12,000 characters with a byte order mark, an umlaut and markup in it."""
+    """Writes a text of 12,000 characters with a byte order mark, an umlaut and markup."""
     path = tmp_path_factory.mktemp("text") / "mine.txt"
     text = "".join(pydoc_data.topics.topics[k] for k in sorted(pydoc_data.topics.topics))[:11_981]
     path.write_bytes(b"\xef\xbb\xbf" + f"<script>ü</script>\n{text}".encode())
@@ -62,7 +62,7 @@ def command(written):
 
 @pytest.fixture(scope="module", params=sorted(MODELS))
 def finished(request, command, tmp_path_factory):
-    """(the model's name, its process, its workdir)."""
+    """Trains a model: returns (its name, its process, its workdir)."""
     workdir = tmp_path_factory.mktemp(request.param) / "run"
     process = processes.run(command(request.param, workdir))
     assert process.returncode == 0, process.stderr
@@ -80,7 +80,7 @@ def test_the_workdir(finished):
         "curves.svg", "curves.json", "evaluation.json", "samples.txt",
     }  # fmt: skip
     summary, report = _json(workdir / "summary.json"), _json(workdir / "evaluation.json")
-    # 12,000 characters, the mark not being one: 10,800 to train, 675 windows of 16, 8 a step, 0.3 epochs.
+    # The 12,000 characters, without the mark, give 10,800 to train: 675 windows of 16, 8 a step, 0.3 epochs.
     assert summary["dataset"]["num_train"] == 10_800 and summary["dataset"]["num_eval"] == 1200
     assert summary["steps"] in (25, 26) and summary["task"] == "text"
     assert summary["dataset"]["source"] == "file" and summary["dataset"]["name"] == "mine.txt"
@@ -147,7 +147,7 @@ def test_question_five_is_answered_from_its_logs(finished):
     samples = (workdir / "samples.txt").read_text()
     run = Run(summary, evaluation, config, lines, samples, {"summary.json": "0123abcd"})
     verdicts = [check(claim) for claim in language_model.claims([run])]
-    assert len(verdicts) == (2 if name == "gru" else 1)  # the formula for the parameters is the GRU's
+    assert len(verdicts) == (2 if name == "gru" else 1)  # The formula for the parameters holds for the GRU.
     assert all(verdict.holds for verdict in verdicts)
     forged = dataclasses.replace(
         run, summary=summary | {"params": 1}, evaluation=evaluation | {"bits_cold256": 1}

@@ -1,4 +1,4 @@
-"""The real program as a process on a tiny recipe, and what it means that two runs are equal."""
+"""Starts the real program as a process on a tiny recipe, and compares two runs bit for bit."""
 
 import fcntl
 import json
@@ -19,9 +19,9 @@ from tests.processes import Process
 
 STEPS = 40
 EVAL_STEPS = 5
-# Beyond the tiny recipe: 40 steps, each saved, an evaluation after every fifth, and learning rates at
-# which so small a net learns, so that its losses differ from step to step. The program changes half-way,
-# and the weights are averaged: both must survive whatever comes.
+# The tiny recipe with 40 steps, a save after each and an evaluation after every fifth. The learning rates are
+# large enough for this small net to learn, so that its losses differ from step to step. The program changes
+# half-way and the weights are averaged, because faults must not disturb either.
 RECIPE = {
     "embedded.batch_size": 16,
     "embedded.epochs": 2.0,
@@ -37,7 +37,7 @@ RECIPE = {
 
 @pytest.fixture(scope="session")
 def arguments(tiny_arguments) -> list[str]:
-    """The recipe of all runs here, as arguments of hw.train."""
+    """Returns the recipe of all runs here, as arguments of hw.train."""
     return [*tiny_arguments, *(f"--config.{k}={v}" for k, v in RECIPE.items())]
 
 
@@ -54,14 +54,14 @@ def start(launch, arguments) -> Callable[..., Process]:
 
 @dataclass(frozen=True)
 class Reference:
-    """The uninterrupted run: its workdir, and the seconds it took for a step and a save."""
+    """A record of the uninterrupted run: its workdir, and the seconds of a step with its save."""
 
     workdir: Path
     pace: float
 
 
 def _make_reference(start, workdir: Path) -> float:
-    """Runs the recipe to its end; returns the seconds it took for a step and a save."""
+    """Runs the recipe to its end; returns the seconds of a step with its save."""
     process = start(workdir)
     process.wait_until(lambda: (workdir / "checkpoints" / "1").exists())
     first = time.monotonic()
@@ -74,14 +74,14 @@ def _make_reference(start, workdir: Path) -> float:
     assert [v["step"] for v in lines if v["split"] == "eval"] == list(
         range(EVAL_STEPS, STEPS + 1, EVAL_STEPS)
     )
-    # It learns: equality of runs in which nothing moves would prove nothing.
+    # The run must learn: if nothing moved, equal runs would prove nothing.
     assert len({v["loss"] for v in train}) == STEPS and all(v["grad_norm"] > 0 for v in train)
     return pace
 
 
 @pytest.fixture(scope="session")
 def uninterrupted(start, tmp_path_factory) -> Reference:
-    """The run that interrupted ones must equal: made once, and a copy for each worker of pytest-xdist."""
+    """Makes the run that interrupted runs must equal, once, and copies it for each worker of pytest-xdist."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -96,7 +96,7 @@ def uninterrupted(start, tmp_path_factory) -> Reference:
 
 
 def _exact(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl with every bit of every number, without the times."""
+    """Returns the lines of metrics.jsonl with every bit of every number, without the times."""
     return [
         {k: v.hex() if isinstance(v, float) else v for k, v in line.items() if k != "seconds"}
         for line in log.read_metrics(workdir / "metrics.jsonl")
@@ -104,7 +104,7 @@ def _exact(workdir: Path) -> list[dict[str, Any]]:
 
 
 def differences(left: Path, right: Path) -> list[str]:
-    """In what two finished runs differ, times aside; [] if they are the same bit for bit."""
+    """Lists the differences of two finished runs, except times; [] if they are equal bit for bit."""
     found = []
     a, b = _exact(left), _exact(right)
     if len(a) != len(b):

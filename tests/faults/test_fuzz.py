@@ -1,8 +1,8 @@
-"""Mutated hand-ins, forms, specs and images: one line or a right answer, whatever comes.
+"""Tests that mutated hand-ins, forms, specs and images give a right answer or one line of error.
 
-Each example runs a command in this process, as `python -m hw.COMMAND` would, and holds it to the same rules:
-it ends with 0, 1 or 2; with 2 it says one line; it takes less than 10 s and 1.5 GB; it sends no control
-character to the terminal; it changes no file; and what it accepts is the model that was released.
+Each example runs a command in this process, as `python -m hw.COMMAND` would, and checks the same rules.
+The command exits with 0, 1 or 2. With 2 it prints one line. It takes less than 10 s and 1.5 GB. It sends no
+control character to the terminal, and changes no file. If it accepts a model, it is the released one.
 The examples are drawn from a fixed seed. `-m slow` draws many more.
 """
 
@@ -39,7 +39,7 @@ MANY = pytest.param(1000, id="many", marks=pytest.mark.slow)
 
 
 def examples(count: int):
-    """How a test draws: always the same examples, with a time limit of our own."""
+    """Returns hypothesis settings that always draw the same examples; our own limit replaces its deadline."""
     return settings(
         max_examples=count,
         derandomize=True,
@@ -51,7 +51,7 @@ def examples(count: int):
 
 @contextmanager
 def _bounded():
-    """At most BYTES more of address space than now: an allocation beyond it fails, as on a full machine."""
+    """Limits the address space to BYTES more than now: larger allocations fail, as on a full machine."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + int(BYTES), hard))
@@ -70,7 +70,7 @@ def outcome(capsys, main, folder: Path, *argv) -> int:
     before, began = _hashes(folder), time.monotonic()
     capsys.readouterr()
     with _bounded(), warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
-        warnings.simplefilter("error")  # a warning would be lines of source on the terminal
+        warnings.simplefilter("error")  # A warning would print source lines on the terminal.
         cli.run(main, [str(a) for a in argv])
     out, err = capsys.readouterr()
     code = ended.value.code
@@ -102,7 +102,7 @@ ODD = st.one_of(
 
 
 def places(value, at=()):
-    """Every place in a JSON value, as paths of keys and positions."""
+    """Yields every place in a JSON value, as a path of keys and positions."""
     yield at
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, part in inner:
@@ -111,7 +111,7 @@ def places(value, at=()):
 
 @st.composite
 def mutated(draw, value):
-    """The value with one or two of its places replaced, removed, doubled or renamed."""
+    """Draws the value with one or two of its places replaced, removed, doubled or renamed."""
     value = json.loads(json.dumps(value))
     for _ in range(draw(st.integers(1, 2))):
         *way, last = draw(st.sampled_from([p for p in places(value) if p] or [("task",)]))
@@ -156,7 +156,7 @@ JSON_TEXTS = st.one_of(
 
 @pytest.fixture(scope="module")
 def released():
-    """What each released model's folder holds, read once."""
+    """Reads the folder of each released model once."""
     found = {}
     for name in ("gru", "resnet"):
         folder = RELEASED / name
@@ -167,7 +167,7 @@ def released():
 
 @pytest.fixture
 def hand_in(tmp_path, monkeypatch, capsys, released):
-    """Opens a hand-in by hw.sample or hw.predict; whatever is accepted must be the released model."""
+    """Opens a hand-in by hw.sample or hw.predict; a model that they accept must be the released one."""
     image = tmp_path / "image.png"
     Image.new("RGB", (32, 32), "red").save(image)
     read, load = [], saved.load_run
@@ -179,7 +179,7 @@ def hand_in(tmp_path, monkeypatch, capsys, released):
     def answers(module, data, views):
         return lambda variables, batch: {"logits_tta": np.zeros((len(batch["image"]), module.num_classes))}
 
-    # What was read is what counts. What the model makes of it takes time and is tested elsewhere.
+    # This test checks only the reading. Running the model takes time, and other tests do it.
     monkeypatch.setattr(saved, "load_run", recorded)
     monkeypatch.setattr(generation, "stream", lambda *args, **kwargs: iter(()))
     monkeypatch.setattr(images, "classify", answers)
@@ -196,7 +196,7 @@ def hand_in(tmp_path, monkeypatch, capsys, released):
             assert jax.tree.map(np.shape, run.variables) == jax.tree.map(np.shape, true.variables)
             assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.variables))
             assert len(run.symbols) == len(true.symbols)
-            if not weights:  # the weights were left as they are
+            if not weights:  # These hand-ins have unchanged weights.
                 assert jax.tree.all(jax.tree.map(np.array_equal, run.variables, true.variables))
         return code
 
@@ -212,7 +212,7 @@ def _copy(name: str, folder: Path) -> Path:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    path.unlink()  # a link to the released file, which must stay
+    path.unlink()  # It is a link to the released file, which must not change.
     path.write_bytes(content)
 
 
@@ -234,11 +234,11 @@ def test_mutated_json_of_a_run(hand_in, released, tmp_path, file, count):
         codes.append(hand_in(name, folder, weights=False))
 
     run()
-    assert 0 in codes and codes.count(2) >= count / 10  # the mutations do reach what is read
+    assert 0 in codes and codes.count(2) >= count / 10  # Mutations must reach fields that it reads.
 
 
 def _archive(arrays, damage: random.Random) -> bytes:
-    """The arrays as an npz file in which something is not as it was."""
+    """Returns the arrays as an npz file with one kind of damage."""
     kind = damage.choice(
         ["shape", "type", "value", "name", "missing", "extra", "bytes", "cut", "twice", "header"]
     )
@@ -261,7 +261,7 @@ def _archive(arrays, damage: random.Random) -> bytes:
         arrays[name] = array.astype(damage.choice(kinds))
     elif kind == "value":
         arrays[name] = array.copy()
-        with np.errstate(over="ignore"):  # 1e38 is infinite in half precision
+        with np.errstate(over="ignore"):  # 1e38 is inf in float16.
             arrays[name].flat[0] = damage.choice([np.nan, np.inf, -np.inf, 1e38])
     elif kind == "name":
         arrays[damage.choice(["", "../x", name + "/y", "\x1b[31m", "é", name.upper()])] = arrays.pop(name)

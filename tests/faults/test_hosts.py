@@ -1,4 +1,4 @@
-"""One run of two processes on loopback: stopped, bereaved, continued on one device; and what never begins."""
+"""Tests a run of two processes on one host: a stop, a death, a continuation, and starts that must fail."""
 
 import json
 import os
@@ -16,13 +16,13 @@ from hw.training.processes import Hosts
 from tests.faults.conftest import STEPS
 from tests.processes import free_address
 
-# Of the real data, which are not used here; but eight devices refuse what does not divide.
+# These runs use fallback data, but eight devices also refuse a batch size of real data that does not divide.
 DIVIDES = "--config.train.batch_size=64"
 
 
 @pytest.fixture
 def pair(start):
-    """Starts both processes of a run, with options of each one's own."""
+    """Starts both processes of a run; `second` holds options for the second one only."""
 
     def pair(workdir, *extra, second=()):
         given = [
@@ -33,7 +33,7 @@ def pair(start):
             *extra,
         ]
         one = start(workdir, *given, "--process_id=0", devices=4)
-        # Another workdir, which nobody is to make: process 0 alone writes.
+        # Nobody may create this second workdir, because only process 0 writes.
         elsewhere = workdir.parent / "elsewhere"
         return one, start(elsewhere, *given, *second, "--process_id=1", devices=4)
 
@@ -47,7 +47,7 @@ def _trained(workdir) -> list[dict]:
 def test_a_run_of_two_processes_that_one_finishes(pair, start, uninterrupted, sound, tmp_path):
     workdir = tmp_path / "run"
 
-    # A signal to the second alone: both stop at the same step, which is saved.
+    # Only the second process gets a signal. Both stop at the same step, which is saved.
     one, two = pair(workdir)
     one.wait_until(lambda: len(_trained(workdir)) >= 5)
     two.send(signal.SIGTERM)
@@ -57,13 +57,13 @@ def test_a_run_of_two_processes_that_one_finishes(pair, start, uninterrupted, so
     first = sound(workdir)[-1]
     assert len(_trained(workdir)) == first
     assert not (tmp_path / "elsewhere").exists(), "the second process wrote"
-    # It is the run that one device would have made: the same images in the same order.
+    # One device computes the same run: the same images in the same order.
     alone = _trained(uninterrupted.workdir)
     for mine, theirs in zip(_trained(workdir)[:4], alone, strict=False):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
         assert mine["learning_rate"] == theirs["learning_rate"]
 
-    # One process of one device goes on to the end.
+    # One process with one device continues to the end.
     process = start(workdir, DIVIDES)
     assert process.end() == 0, process.stderr
     assert f"continuing at step {first}\n" in process.stderr
@@ -72,7 +72,7 @@ def test_a_run_of_two_processes_that_one_finishes(pair, start, uninterrupted, so
     assert rates == [v["learning_rate"] for v in alone]
     assert json.loads((workdir / "summary.json").read_text())["device"]["count"] == 1
 
-    # And what is finished is finished for all.
+    # A finished run is finished for all processes.
     one, two = pair(workdir)
     assert (one.end(), two.end()) == (0, 0), one.stderr + two.stderr
     assert "is finished" in one.stderr and two.stderr == ""
@@ -82,7 +82,7 @@ def test_a_run_of_two_processes_that_one_finishes(pair, start, uninterrupted, so
 def test_a_process_that_dies_and_processes_that_slurm_names(pair, start, sound, tmp_path):
     workdir = tmp_path / "run"
 
-    # The second dies at once: the first ends with one line, and what was saved is there.
+    # The second process dies. The first ends with one line, and the checkpoints are intact.
     one, two = pair(workdir)
     one.wait_until(lambda: len(_trained(workdir)) >= 5)
     two.send(signal.SIGKILL)
@@ -96,7 +96,7 @@ def test_a_process_that_dies_and_processes_that_slurm_names(pair, start, sound, 
     second = sound(workdir)[-1]
     assert second >= 4
 
-    # SLURM says who is who.
+    # Here SLURM's variables describe the processes.
     step = {"SLURM_JOB_ID": str(random.randrange(4096)), "SLURM_STEP_NODELIST": "127.0.0.1"}
     step |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
     one, two = (
@@ -172,7 +172,7 @@ def test_the_worker_dies_with_the_one_that_waits_for_it(start, tmp_path):
     process.end()
     deadline = time.monotonic() + 10
     while os.path.exists(f"/proc/{worker}"):
-        assert time.monotonic() < deadline, "the worker lives on"
+        assert time.monotonic() < deadline, "the worker is still alive"
         time.sleep(0.05)
 
 
@@ -186,7 +186,7 @@ GOOD = Hosts("node:1234", 2, 1, 300, 100)
         ({"coordinator": "node"}, "--coordinator=node: give HOST:PORT"),
         ({"coordinator": ":80"}, "give HOST:PORT"),
         ({"coordinator": "node:99999"}, "give HOST:PORT"),
-        ({"coordinator": "auto"}, "leave them out"),
+        ({"coordinator": "auto"}, "omit them"),
         ({"process_id": -1}, "needs --num_processes and --process_id"),
         ({"num_processes": 0}, "--num_processes=0 must be at least 1"),
         ({"process_id": 2}, "--process_id=2 must lie in 0 … 1"),
@@ -204,7 +204,7 @@ def test_mistakes_cost_one_line(changes, expected):
     [
         ({}, None),
         ({"SLURM_STEP_NUM_TASKS": "1"}, None),
-        ({"SLURM_NTASKS": "8"}, None),  # of an allocation in which srun has not started us
+        ({"SLURM_NTASKS": "8"}, None),  # An allocation alone does not count: srun has not started us.
         ({"SLURM_STEP_NUM_TASKS": "2"}, "auto"),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
         ({"TPU_WORKER_HOSTNAMES": "t0,t1"}, "auto"),

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment, also while a checkpoint is written: the same command continues bit for bit."""
+"""Tests that a run continues bit for bit after SIGKILL at any moment, also while it writes a checkpoint."""
 
 import contextlib
 import itertools
@@ -11,33 +11,33 @@ from hw.training import checkpoint
 from tests.faults.conftest import EVAL_STEPS, STEPS
 from tests.recipes import many
 
-# More of them say more.
+# HW_KILLS sets a larger number for a stronger test.
 KILLS = int(os.environ.get("HW_KILLS", many(4, 8)))
 CYCLE = ("evaluation", "moment", "saving", "step")
 
 
 def _newest(workdir) -> int:
-    """The newest checkpoint's step; -1 where there is none."""
+    """Returns the step of the newest checkpoint; -1 if there is none."""
     return max(checkpoint.steps(workdir / "checkpoints"), default=-1)
 
 
 def _writing(workdir) -> dict[tuple, int]:
-    """The unfinished folders in checkpoints/, and the steps that they are of."""
+    """Returns the unfinished folders in checkpoints/ and their steps."""
     found = {}
     for folder in (workdir / "checkpoints").glob(".saving-*"):
-        with contextlib.suppress(FileNotFoundError):  # finished just now
+        with contextlib.suppress(FileNotFoundError):  # The folder was finished just now.
             status = folder.stat()
             found[folder.name, status.st_ino, status.st_mtime_ns] = int(folder.name.removeprefix(".saving-"))
     return found
 
 
 def _kill(process, workdir, mode: str, rng: random.Random, startup: float, pace: float) -> float:
-    """Kills a process by SIGKILL; returns its own seconds to its first save, or `startup`.
+    """Kills a process by SIGKILL; returns its measured seconds to the first save, else `startup`.
 
     Args:
-      mode: "saving", while a checkpoint is being written; "step", at any moment after a save;
-        "evaluation", after the save that comes before one; "moment", at any moment at all.
-      rng: chooses the moment.
+      mode: "saving", while the process writes a checkpoint; "step", at any moment after a save;
+        "evaluation", after the save that precedes an evaluation; "moment", at any moment.
+      rng: the generator that chooses the moment.
       startup: seconds from the start of a process to its first save.
       pace: seconds of a step and its save.
     """
@@ -51,7 +51,7 @@ def _kill(process, workdir, mode: str, rng: random.Random, startup: float, pace:
 
     if mode == "moment":
         moment = time.monotonic() + rng.uniform(0, startup + 4 * pace)
-        # Where the machine has become faster than the pace says, not after ever more steps.
+        # The limit of four checkpoints helps if the machine has become faster than `pace`.
         process.wait_until(lambda: time.monotonic() >= moment or _newest(workdir) >= newest + 4)
     else:
         process.wait_until(lambda: _newest(workdir) > newest or saving())
@@ -73,7 +73,7 @@ def test_a_killed_run_continues_bit_for_bit(start, uninterrupted, differences, s
     print(f"\n{KILLS} kills from HW_KILL_SEED={seed}; a step and its save take {pace * 1000:.0f} ms")
     rng = random.Random(seed)
     workdir = tmp_path / "run"
-    # From the second kill on there is a checkpoint beyond step 0.
+    # From the second kill on, there is a checkpoint after step 0.
     modes = ["saving", "step", *itertools.islice(itertools.cycle(CYCLE), max(KILLS - 2, 0))][:KILLS]
     startup, saving, beyond_start = 0.0, 0, 0
     for number, mode in enumerate(modes, 1):
@@ -96,7 +96,7 @@ def test_a_killed_run_continues_bit_for_bit(start, uninterrupted, differences, s
     assert "continuing at step" in process.stderr
     assert beyond_start >= KILLS // 2 and saving >= KILLS // 4
     assert differences(workdir, uninterrupted.workdir) == []
-    assert not list((workdir / "checkpoints").glob(".*")), "unfinished work was left behind"
+    assert not list((workdir / "checkpoints").glob(".*")), "unfinished folders remain"
 
 
 def test_the_comparison_can_fail(start, uninterrupted, differences, tmp_path):

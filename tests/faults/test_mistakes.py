@@ -1,4 +1,4 @@
-"""A user's mistakes: exit code 2 and one line that names the culprit, never a traceback."""
+"""Tests that a user's mistake gives exit code 2 and one line that names it, never a traceback."""
 
 import os
 import sys
@@ -21,12 +21,12 @@ COMMANDS = sorted(
 
 @pytest.fixture
 def mistake(capsys, monkeypatch):
-    """Runs a command's main in this process; returns the one line that it must leave on standard error."""
+    """Runs a command's main in this process; returns the one line that it must write on standard error."""
     devices = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *args: devices)
 
     def mistake(module, *arguments: str, late: bool = False) -> str:
-        # ml_collections loads a config into the module of the one before; processes have none.
+        # ml_collections loads a config into the module of the previous one. A new process has no such module.
         monkeypatch.delitem(sys.modules, "config_config", raising=False)
         began = time.monotonic()
         with pytest.raises(SystemExit) as stopped:
@@ -38,18 +38,18 @@ def mistake(capsys, monkeypatch):
         *before, line = err.splitlines()
         assert line.startswith("error: ") and len(line) > 15
         assert "Traceback" not in err
-        # What can be known only with the data at hand may come after what is said of the data.
+        # An error that depends on the data may follow lines about the data.
         assert not before or late, err
         return line
 
     return mistake
 
 
-# --- hw.train: what can be known before any work ---
+# --- hw.train: mistakes that it finds before any work ---
 
 SMALL = ["--config=configs/resnet.py", "--config.data.source=embedded", "--config.data.embedded_train=320"]
 
-# What is added to a sound command, and what the line must name.
+# Each row adds flags to a sound command and lists the words that the line must name.
 FLAGS = [
     (["--config.optim.learning_rat=1"], ["learning_rat"]),
     (["--config.nothing.there=1"], ["nothing"]),
@@ -65,7 +65,7 @@ FLAGS = [
     (["--config.data.source=tfds", "--config.data.dir=/nowhere"], ["/nowhere", "hw.prepare cifar10"]),
     (["--config.data.mean=(1,2,1e999)"], ["data.mean", "three numbers"]),
 ]
-# And what refused.py has, of the values that a flag can hold.
+# These rows come from refused.py: the values that a flag can hold.
 OF_RECIPES = [
     (recipe, *row)
     for recipe, rows in {
@@ -80,7 +80,7 @@ OF_RECIPES = [
 
 @pytest.mark.parametrize(("extra", "named"), FLAGS, ids=[" ".join(e) for e, _ in FLAGS])
 def test_a_wrong_flag_or_value(mistake, tmp_path, extra, named):
-    # The real recipe: its numbers are whole, so that only the one change is wrong.
+    # We take the real recipe, so that only the one change is wrong.
     small = [
         "--config.data.source=embedded",
         "--config.data.embedded_train=320",
@@ -137,7 +137,7 @@ def test_a_config_that_is_missing_or_of_an_unknown_variant(mistake):
 
 
 def test_a_batch_that_does_not_divide_among_the_devices(mistake, monkeypatch, tmp_path):
-    # jax.devices is bound to one device by `mistake`; here all eight are wanted.
+    # `mistake` limits jax.devices to one device. This test needs all eight.
     monkeypatch.setattr(jax, "devices", lambda *args: jax.local_devices())
     sound = {"train.batch_size": 64, "eval.batch_size": 64, "embedded.batch_size": 64}
     for field in sound:
@@ -162,16 +162,16 @@ def test_eight_devices_and_a_batch_of_60_as_a_process(start, tmp_path):
 
 def test_a_batch_that_no_memory_holds(start, tmp_path):
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    size = memory // 2**17  # an image as float32, and eight activations like it, are 2^17 bytes
+    size = memory // 2**17  # An image in float32 and eight activations of its size have 2^17 bytes.
     process = start(tmp_path / "run", f"--config.embedded.batch_size={size}")
     assert process.end() == 2, process.stderr
     assert len(process.errors) == 1 and process.stderr.splitlines()[-1] == process.errors[0]
-    # Named is the field that has the number, not the one for another dataset.
+    # The line names the field that has the number, not the field for another dataset.
     assert f"config.embedded.batch_size={size}" in process.errors[0], process.errors
     assert "smaller" in process.errors[0]
 
 
-# The rate says how long the state stays finite.
+# The learning rate determines how long the state stays finite.
 @pytest.mark.parametrize("rate", ["3e38", pytest.param("3e37", marks=pytest.mark.slow)])
 def test_a_run_that_overflows(start, sound, tmp_path, rate):
     workdir = tmp_path / "run"
@@ -227,7 +227,7 @@ def test_an_unknown_option_as_a_process(hw, command):
 def test_evaluate(mistake, tmp_path):
     assert "--workdir" in mistake(evaluate)
     assert "--nonsense" in mistake(evaluate, "--model=resnet", "--nonsense")
-    assert "--work" in mistake(evaluate, f"--work={tmp_path}")  # no abbreviations
+    assert "--work" in mistake(evaluate, f"--work={tmp_path}")  # Abbreviations are refused.
     assert "--model" in mistake(evaluate, "--model=gpt")
     assert "not allowed with" in mistake(evaluate, "--model=resnet", f"--workdir={tmp_path}")
     assert "many" in mistake(evaluate, f"--workdir={tmp_path}", "--batch-size=many")

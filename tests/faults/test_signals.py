@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: finish the step, save, exit 143 or 130; the same command continues."""
+"""Tests that SIGTERM and SIGINT finish the step, save and exit with 143 or 130, and that a run continues."""
 
 import hashlib
 import json
@@ -18,11 +18,11 @@ from tests.processes import REPOSITORY
 
 
 def _rests_at(workdir, sound) -> int:
-    """The step at which a stopped run rests: its newest checkpoint, up to which it has all metrics."""
+    """Returns the step of a stopped run: its newest checkpoint, up to which it must have all metrics."""
     step = sound(workdir)[-1]
     lines = [v for v in log.read_metrics(workdir / "metrics.jsonl") if v["split"] == "train"]
     assert [v["step"] for v in lines] == list(range(1, step + 1))
-    # No second of this process is lost: a part is not greater than the whole.
+    # The seconds must be consistent: a part is not greater than the whole.
     progress = json.loads((workdir / "checkpoints" / str(step) / "progress.json").read_text())
     spent = progress["seconds"]
     assert 0 < spent["step"] < spent["train"] + 0.01
@@ -32,9 +32,9 @@ def _rests_at(workdir, sound) -> int:
 def test_stopped_runs_continue_bit_for_bit(start, uninterrupted, differences, sound, tmp_path):
     workdir = tmp_path / "run"
     metrics = workdir / "metrics.jsonl"
-    rare = "--config.checkpoint.every_seconds=1000"  # so that only evaluations and signals save
+    rare = "--config.checkpoint.every_seconds=1000"  # With this option only evaluations and signals save.
 
-    # Before the first step, while it is being compiled: that step is taken and saved.
+    # The signal comes during the compilation of the first step: the run takes this step and saves.
     process = start(workdir, rare)
     process.wait_until(lambda: "data: " in process.stderr)
     process.send(signal.SIGTERM)
@@ -42,7 +42,7 @@ def test_stopped_runs_continue_bit_for_bit(start, uninterrupted, differences, so
     assert process.stderr.splitlines()[-1] == "stopped by SIGTERM, saved"
     assert _rests_at(workdir, sound) == 1
 
-    # In the midst of the steps, by control-C; how often is logged may have changed.
+    # A control-C comes between steps. The interval of log lines may differ from the first start.
     process = start(workdir, rare, "--config.log.every_seconds=0.1")
     process.wait_until(lambda: len(log.read_metrics(metrics)) >= 10)
     process.send(signal.SIGINT)
@@ -53,7 +53,7 @@ def test_stopped_runs_continue_bit_for_bit(start, uninterrupted, differences, so
     assert 8 <= _rests_at(workdir, sound) < 40
     assert "continuing at step 1\n" in process.stderr
 
-    # After the last step, in the final evaluation: nothing of it is kept, it will be done again.
+    # The signal comes in the final evaluation: the run drops its results and repeats it later.
     process = start(workdir, rare)
     process.wait_until(lambda: (workdir / "checkpoints" / f"{STEPS}").exists())
     process.send(signal.SIGTERM)
@@ -75,7 +75,7 @@ def test_a_second_signal_ends_it_at_once(start, tmp_path):
     process = start(tmp_path / "run")
     process.wait_until(lambda: "data: " in process.stderr)
     process.send(signal.SIGINT)
-    time.sleep(0.05)  # two that come together are one
+    time.sleep(0.05)  # The kernel merges two signals that come together.
     process.send(signal.SIGINT)
     began = time.monotonic()
     assert process.end() == -signal.SIGINT
@@ -106,10 +106,10 @@ def test_a_closed_terminal_saves(launch, arguments, sound, tmp_path):
     workdir = tmp_path / "run"
     rare = "--config.checkpoint.every_seconds=1000"
 
-    # Standard error is a terminal; when it closes the kernel sends SIGHUP, and the shell sends another.
+    # Standard error is a terminal. When it closes, the kernel sends SIGHUP, and the shell sends another.
     ours, theirs = pty.openpty()
     words = processes.command("train", *arguments, f"--workdir={workdir}", rare)
-    # Whoever starts the tests by nohup ignores SIGHUP, and children inherit that.
+    # If nohup started the tests, SIGHUP is ignored, and children inherit that.
     words = ["env", "--default-signal=HUP", *words]
     process = launch(words, tmp_path / "terminal", stderr=theirs)
     os.close(theirs)
@@ -131,8 +131,8 @@ def test_closed_streams_and_a_strange_environment_change_nothing(
     arguments, uninterrupted, differences, tmp_path
 ):
     workdir = tmp_path / "run"
-    # Both streams closed, in an environment that would change the numbers, without assertions and docstrings,
-    # with plots in LaTeX, a backend that does not exist, and a locale of ASCII.
+    # Both streams are closed. The environment has an ASCII locale. It would change the numbers, drop
+    # assertions and docstrings, and draw with LaTeX and a missing backend.
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.family: Nothing\nno.such.key: 1\n")
     env = {
         "JAX_ENABLE_X64": "1",
@@ -148,7 +148,7 @@ def test_closed_streams_and_a_strange_environment_change_nothing(
     ended = processes.run(line, cwd=tmp_path, env=env)
     assert ended.returncode == 0
     assert differences(workdir, uninterrupted.workdir) == []
-    assert "left out" not in (workdir / "train.log").read_text(encoding="utf-8")
-    # Full, at the end of a finished run.
+    assert "could not be drawn" not in (workdir / "train.log").read_text(encoding="utf-8")
+    # Here both streams are full, and the run is finished.
     line[2] = 'exec "$@" >/dev/full 2>/dev/full'
     assert processes.run(line, cwd=tmp_path, env=env, timeout=60).returncode == 0

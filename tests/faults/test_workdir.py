@@ -1,4 +1,4 @@
-"""The workdir: locked, read-only, full, changed, damaged. What was saved stays, and is never mistaken."""
+"""Tests workdirs that are locked, read-only, full, changed or damaged: checkpoints stay, and stay sound."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from tests.faults.conftest import STEPS
 
 @pytest.fixture
 def mount(launch, tmp_path):
-    """Mounts a tmpfs with given options where only our own processes see it; returns its folder."""
+    """Mounts a tmpfs with given options, visible to our processes only; returns its folder."""
     holders = []
 
     def mount(options: str) -> Path:
@@ -34,7 +34,7 @@ def mount(launch, tmp_path):
         holders.append(holder)
         while holder.stdout != "mounted\n":
             if holder.popen.poll() is not None:
-                pytest.skip(f"this kernel lets nobody mount a small disk: {holder.stderr.strip()}")
+                pytest.skip(f"this kernel does not let users mount a small disk: {holder.stderr.strip()}")
             time.sleep(0.01)
         return Path(f"/proc/{holder.popen.pid}/root{point}")
 
@@ -45,7 +45,7 @@ def mount(launch, tmp_path):
 
 @pytest.fixture
 def begun(uninterrupted, tmp_path) -> Path:
-    """A copy of the run as a kill would have left it after its last save: the last two steps are there."""
+    """Returns a copy of the run as a kill after its last save leaves it, with two checkpoints."""
     workdir = tmp_path / "begun"
     shutil.copytree(uninterrupted.workdir, workdir)
     for file in workdir.iterdir():
@@ -57,7 +57,7 @@ def begun(uninterrupted, tmp_path) -> Path:
 
 @pytest.fixture
 def refused(arguments, capsys):
-    """Runs hw.train in this process: it must exit with 2; returns the error line and what went before."""
+    """Runs hw.train in this process, which must exit with 2; returns the error line and the lines before."""
 
     def refused(workdir: Path, *extra: str) -> tuple[str, list[str]]:
         with pytest.raises(SystemExit) as stopped:
@@ -74,7 +74,7 @@ def refused(arguments, capsys):
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    """hw.train in this process sees one device, as the processes do."""
+    """Lets hw.train in this process see one device, as in the other processes."""
     devices = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *args: devices)
 
@@ -88,7 +88,7 @@ def _damage(workdir: Path, step: int) -> None:
     largest.write_bytes(content)
 
 
-# --- whose workdir it is ---
+# --- the owner of a workdir ---
 
 
 def test_the_second_of_two_processes_leaves(start, sound, tmp_path):
@@ -99,7 +99,8 @@ def test_the_second_of_two_processes_leaves(start, sound, tmp_path):
     kept = sorted((p, p.stat().st_mtime_ns) for p in workdir.rglob("*"))
     second = start(workdir)
     assert second.end() == 2
-    assert time.monotonic() - second.began < 15  # 5 s after its check, and a start of Python and JAX
+    # The limit allows 5 s after the check, and the start of Python and JAX.
+    assert time.monotonic() - second.began < 15
     (line,) = second.stderr.splitlines()
     assert line.startswith("error: another process is training in ") and str(workdir) in line
     assert sorted((p, p.stat().st_mtime_ns) for p in workdir.rglob("*")) == kept
@@ -141,7 +142,7 @@ def _stop_between_saves(process, workdir: Path) -> None:
 
 
 def _keep_full(disk: Path, leave: int, process) -> int:
-    """Lets no more than `leave` bytes be free on a disk until the process ends; returns its exit code."""
+    """Keeps at most `leave` bytes free on a disk until the process ends; returns its exit code."""
     with (disk / "ballast").open("ab", buffering=0) as ballast:
         status = os.statvfs(disk)
         ballast.write(bytes(max(0, status.f_bavail * status.f_frsize - leave)))
@@ -150,7 +151,7 @@ def _keep_full(disk: Path, leave: int, process) -> int:
             status = os.statvfs(disk)
             free = status.f_bavail * status.f_frsize
             if free > leave:
-                with contextlib.suppress(OSError):  # the process was faster
+                with contextlib.suppress(OSError):  # The process was faster.
                     ballast.write(bytes(free - leave))
             time.sleep(0.001)
     return process.end()
@@ -160,7 +161,7 @@ def _keep_full(disk: Path, leave: int, process) -> int:
 def test_a_full_disk_costs_nothing_that_was_saved(start, uninterrupted, differences, sound, mount, tmp_path):
     disk = mount("size=24m")
     workdir = disk / "run"
-    # First no byte is left; at the next start enough for lines of metrics and too little for a checkpoint.
+    # In the first start no byte is free. In the second, there is room for metrics but not for a checkpoint.
     for leave in (0, 64 * 1024):
         before = checkpoint.steps(workdir / "checkpoints")[-1:] or [0]
         process = start(tmp_path / "output", f"--workdir={workdir}")
@@ -173,7 +174,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(start, uninterrupted, differen
         steps = sound(workdir)
         assert before[0] + 3 <= steps[-1] < STEPS
         said = [v for v in (workdir / "train.log").read_text().splitlines() if " saved step " in v]
-        assert int(said[-1].split()[-1]) in steps, "said to be saved and is not"
+        assert int(said[-1].split()[-1]) in steps, "the log names a checkpoint that does not exist"
         (disk / "ballast").unlink()
     process = start(tmp_path / "output", f"--workdir={workdir}")
     assert process.end() == 0, process.stderr
@@ -182,8 +183,8 @@ def test_a_full_disk_costs_nothing_that_was_saved(start, uninterrupted, differen
 
 
 def test_a_disk_without_room_for_files_ends_the_run(arguments, mount):
-    # Of 8 entries orbax lacks the last one, and its threads would wait for it for ever. (Asked beforehand, as
-    # a user's run does, it would not begin to save.)
+    # With 8 entries orbax lacks one, and its threads would wait for ever. (The first command skips our check
+    # of the free entries, so orbax begins to save. The second is the command of a user.)
     workdir = mount("nr_inodes=8") / "run"
     program = (
         "import runpy; from hw.training import checkpoint; checkpoint._FILES = 0; "
@@ -212,7 +213,7 @@ def test_a_changed_config_is_refused_field_by_field(refused, begun):
     assert line.count(" there, ") == len(changes)
     line, _ = refused(workdir, "--config.train.label_smoothing=0.1")
     assert line.count(" there, ") == 1 and "train.label_smoothing" in line
-    # Of two formats of one thing: a config.json that is none.
+    # A config.json that is not JSON is named too.
     (workdir / "config.json").write_text("{")
     line, _ = refused(workdir)
     assert "config.json" in line
@@ -240,7 +241,7 @@ def test_what_does_not_touch_the_numbers_may_change(start, begun, uninterrupted,
 def test_a_damaged_newest_checkpoint_is_replaced_by_an_older_one(start, begun, uninterrupted, differences):
     _damage(begun, STEPS)
     with (begun / "metrics.jsonl").open("a") as file:
-        file.write('{"accuracy": 0.1')  # a line cut short by the same crash
+        file.write('{"accuracy": 0.1')  # The same crash has cut this line short.
     process = start(begun)
     assert process.end() == 0, process.stderr
     lines = process.stderr.splitlines()
@@ -256,7 +257,7 @@ def test_without_a_sound_checkpoint_it_never_starts_again(refused, begun):
     metrics = (begun / "metrics.jsonl").read_bytes()
     for _ in range(2):
         line, _ = refused(begun)
-        assert "no checkpoint" in line and f"damaged-{STEPS - 1}" in line and "--workdir" in line
+        assert "are damaged" in line and f"damaged-{STEPS - 1}" in line and "--workdir" in line
         assert (begun / "metrics.jsonl").read_bytes() == metrics
 
 
@@ -282,7 +283,7 @@ def test_other_data_than_before_is_refused(refused, begun, arguments, monkeypatc
 
 
 def test_a_damaged_cache_stops_nobody(start, uninterrupted, begun, differences, tmp_path):
-    # A kill or a full disk can cut an entry of JAX's own cache short, for JAX writes it in place.
+    # A kill or a full disk can cut an entry of JAX's cache short, because JAX writes it in place.
     cache = tmp_path / "cache"
     shutil.copytree(os.environ["XDG_CACHE_HOME"], cache)
     entries = [p for p in cache.rglob("*-cache") if p.is_file()]
@@ -290,7 +291,7 @@ def test_a_damaged_cache_stops_nobody(start, uninterrupted, begun, differences, 
     for entry in entries:
         entry.write_bytes(entry.read_bytes()[: entry.stat().st_size // 2])
     shutil.rmtree(begun / "checkpoints" / f"{STEPS}")
-    # JAX warns of each, and goes on.
+    # JAX warns about each damaged entry and compiles again.
     process = start(begun, env={"XDG_CACHE_HOME": str(cache), "PYTHONWARNINGS": "default"})
     assert process.end() == 0, process.stderr
     assert differences(begun, uninterrupted.workdir) == []

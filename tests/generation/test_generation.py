@@ -1,4 +1,4 @@
-"""Filters against enumeration, sampling against the model's own probabilities, scores against naive loops."""
+"""Compares filters with enumeration, samples with the model's probabilities, scores with naive loops."""
 
 import time
 from functools import partial
@@ -23,8 +23,8 @@ from hw.training.parallel import Parallel
 V = 7
 
 
-class StandIn(nn.Module):
-    """The least language model: embedding, flax's GRU, head."""
+class Minimal(nn.Module):
+    """A minimal language model that has an embedding, flax's GRU and a head."""
 
     @nn.compact
     def __call__(self, inputs, carry, *, train):
@@ -38,7 +38,7 @@ class StandIn(nn.Module):
 
 
 class Bigram(nn.Module):
-    """Knows only the last symbol: its scores can be read off a table."""
+    """A language model that knows only the last symbol, so that a table gives its scores."""
 
     @nn.compact
     def __call__(self, inputs, carry, *, train):
@@ -49,14 +49,14 @@ class Bigram(nn.Module):
 
 
 MODULES = {
-    "fallback data": StandIn(),
+    "minimal": Minimal(),
     "gru": GRULM(vocab_size=V, embedding=8, width=8, depth=2),
     "attention": AttentionLM(vocab_size=V, width=8, depth=2, heads=2, context=6),
 }
 
 
 def build(module):
-    """Variables with weights large enough that the distributions are far from uniform."""
+    """Returns the module and variables whose weights make the distributions far from uniform."""
     shapes = jax.eval_shape(
         lambda: module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32), None, train=False)
     )
@@ -70,8 +70,8 @@ def model(request):
 
 
 @pytest.fixture(scope="module")
-def fallback():
-    return build(MODULES["fallback data"])
+def minimal():
+    return build(MODULES["minimal"])
 
 
 PROMPT = np.array([3, 1, 4, 1, 5, 2, 6], np.int32)
@@ -83,7 +83,7 @@ def one_pass(module, variables, ids, carry=None):
 
 
 def logits_of(model, ids):
-    """Logits after each symbol of each text, [texts, characters, V]."""
+    """Returns the logits after each symbol of each text, [texts, characters, V]."""
     return np.asarray(one_pass(*model, np.asarray(ids))[0], np.float64)
 
 
@@ -91,7 +91,7 @@ def logits_of(model, ids):
 
 
 def slow_filter(logits, temperature, top_k, top_p):
-    """The set kept and its probabilities, one symbol at a time in float64."""
+    """Computes the kept symbols and their probabilities, one symbol at a time in float64."""
     order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
     if temperature == 0:
         order, scaled = order[:1], {order[0]: 0.0}
@@ -124,15 +124,15 @@ def check_filter(logits, temperature, top_k, top_p):
 @pytest.mark.parametrize("top_k", [0, 1, 3, 6, 7, 50])
 @pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.7, 0.95, 1])
 def test_filter_equals_enumeration(temperature, top_k, top_p):
-    # No sum of probabilities here comes within rounding of a top_p.
+    # No sum of these probabilities is within rounding of a top_p.
     check_filter([0.31, -1.7, 2.23, 0.9, -0.4, 1.15, -3.0], temperature, top_k, top_p)
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 2, 3, 4, 5])
-# Among four equals each has exactly a quarter: the border itself is met.
+# Each of four equal symbols has exactly a quarter, so these values test the border itself.
 @pytest.mark.parametrize("top_p", [0.2, 0.25, 0.26, 0.5, 0.75, 0.76, 1])
 def test_ties_go_to_the_smaller_id(top_k, top_p):
-    if top_k != 3 or top_p == 1:  # thirds have no exact sum
+    if top_k != 3 or top_p == 1:  # Thirds have no exact sum.
         check_filter([-np.inf, 0, 0, -np.inf, 0, 0], 1, top_k, top_p)
     out = filter_logits(jnp.zeros(5), Draw(top_k=2))
     assert np.isfinite(out).tolist() == [True, True, False, False, False]
@@ -171,7 +171,7 @@ def test_frequencies_are_the_models_probabilities(model, options):
     second = np.array([slow_filter(row, **settings) for row in logits[:, -1]])
     joint = first[:, None] * second
     assert not pairs[joint == 0].any()
-    # Cells of fewer than five expected are one cell, as the test of chi-square asks.
+    # We join cells with fewer than five expected draws, because the chi-square test needs at least five.
     large = count * joint >= 5
     observed = np.append(pairs[large], count - pairs[large].sum())
     expected = np.append(count * joint[large], count * joint[~large].sum())
@@ -188,11 +188,11 @@ def test_greedy_takes_the_likeliest(model):
     np.testing.assert_array_equal(drawn, generation.sample(*model, PROMPT, length=CHUNK + 6, top_k=1)[0])
 
 
-def test_a_symbol_is_a_function_of_seed_stream_and_position(fallback):
-    """One character at a time, without chunk, batch or scan."""
-    module, variables = fallback
+def test_a_symbol_is_a_function_of_seed_stream_and_position(minimal):
+    """Compares with a loop over single characters, without chunk, batch or scan."""
+    module, variables = minimal
     streams, length = [0, 3], CHUNK + 3
-    drawn = generation.sample(*fallback, PROMPT, length=length, streams=streams, seed=5, top_k=6)
+    drawn = generation.sample(*minimal, PROMPT, length=length, streams=streams, seed=5, top_k=6)
     for stream, new in zip(streams, drawn, strict=True):
         rng = jax.random.fold_in(jax.random.key(5), stream)
         logits, carry = one_pass(module, variables, PROMPT[None], module.initial_carry(1))
@@ -213,9 +213,9 @@ def test_a_stream_is_the_same_alone_and_among_others(model):
 
 
 @pytest.mark.parametrize("length", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK])
-def test_length_and_beginnings(fallback, length):
-    (long,) = generation.sample(*fallback, PROMPT, length=3 * CHUNK)
-    (text,) = generation.sample(*fallback, PROMPT, length=length)
+def test_length_and_beginnings(minimal, length):
+    (long,) = generation.sample(*minimal, PROMPT, length=3 * CHUNK)
+    (text,) = generation.sample(*minimal, PROMPT, length=length)
     assert text.dtype == np.int32 and len(text) == length
     np.testing.assert_array_equal(text, long[:length])
 
@@ -232,7 +232,7 @@ def test_a_prompt_read_in_windows_is_a_prompt_read_at_once(model, monkeypatch):
 
 @pytest.mark.parametrize("name", ["gru", "attention"])
 def test_of_a_long_prompt_the_end_is_enough(monkeypatch, name):
-    """A text that the model has forgotten is not read, and the samples are those of the whole prompt."""
+    """The model need not read the text that it has forgotten, and the samples stay equal."""
     module, variables = build(MODULES[name])
     prompt = np.random.default_rng(1).integers(0, V, 3000)
     whole = generation.sample(module, variables, prompt, length=80, streams=range(2))
@@ -261,7 +261,7 @@ def test_attention_sees_no_further_back_than_its_reach():
 
 
 def test_a_state_that_does_not_fade_is_read_from_the_beginning(monkeypatch, capsys):
-    """Update gates of nearly 1 keep what was read first: the whole prompt counts, and a line says so."""
+    """Update gates near 1 keep the first symbols: the model reads the whole prompt, and a line says so."""
     module, variables = build(MODULES["gru"])
     for layer in ("gru_0", "gru_1"):
         cell = variables["params"][layer]
@@ -274,19 +274,19 @@ def test_a_state_that_does_not_fade_is_read_from_the_beginning(monkeypatch, caps
     assert "reading a prompt of 1,500 characters" in capsys.readouterr().err
 
 
-def test_prompts_of_one_symbol_and_of_none(fallback):
-    assert len(generation.sample(*fallback, PROMPT[:1], length=5)[0]) == 5
+def test_prompts_of_one_symbol_and_of_none(minimal):
+    assert len(generation.sample(*minimal, PROMPT[:1], length=5)[0]) == 5
     with pytest.raises(ValueError, match="at least one"):
-        generation.sample(*fallback, PROMPT[:0], length=5)
+        generation.sample(*minimal, PROMPT[:0], length=5)
 
 
 @pytest.mark.parametrize("replicated", [False, True], ids=["host", "mesh"])
-def test_one_program_for_all_chunks_and_slices(fallback, replicated):
-    module, variables = fallback
+def test_one_program_for_all_chunks_and_slices(minimal, replicated):
+    module, variables = minimal
     if replicated:
         variables = Parallel().replicate(variables)
     before = sampling._write._cache_size(), scoring._nats._cache_size()
-    # A batch and a window of its own, so that no other test has compiled it.
+    # No other test uses this batch and this window, so nothing is compiled yet.
     generation.sample(
         module, variables, PROMPT, length=4 * CHUNK, streams=range(13 + replicated), temperature=1.5
     )
@@ -301,7 +301,7 @@ def test_one_program_for_all_chunks_and_slices(fallback, replicated):
 
 
 def find(text, wanted):
-    """Where `wanted` first occurs in a list; its length if nowhere."""
+    """Returns the first position of `wanted` in a list; the list's length if there is none."""
     hits = (i for i in range(len(text) - len(wanted) + 1) if text[i : i + len(wanted)] == wanted)
     return next(hits, len(text))
 
@@ -321,42 +321,42 @@ def test_stop_equals_a_search(text, wanted, block):
         cut = find(seen, wanted)
         assert stop.found == (cut < len(seen))
         if not stop.found:
-            # It holds back the longest end that may yet become an occurrence, and nothing more.
+            # It holds back only the longest end that may still become an occurrence.
             held = max(m for m in range(len(wanted)) if m == 0 or seen[-m:] == wanted[:m])
             assert shown == seen[: len(seen) - held]
     assert shown + stop.end() == text[: find(text, wanted)]
 
 
-def test_stop_texts_of_every_place_and_size(fallback):
+def test_stop_texts_of_every_place_and_size(minimal):
     length = 2 * CHUNK + 20
-    reference = generation.sample(*fallback, PROMPT, length=length)[0].tolist()
+    reference = generation.sample(*minimal, PROMPT, length=length)[0].tolist()
     starts = (0, 5, CHUNK - 3, CHUNK - 1, CHUNK, 2 * CHUNK - 2, length - 4)
     wanted = [reference[start : start + size] for start in starts for size in (1, 2, 4, 9)]
-    # What would be an occurrence only with what comes after the end, and what comes nowhere.
+    # The first stop text would need symbols after the end, and the second occurs nowhere.
     wanted += [[*reference[-3:], 0, 0, 0, 0, 0, 0], [0, 6] * 40]
     borders = 0
     for stop in wanted:
-        blocks = list(generation.stream(*fallback, PROMPT, length=length, stop=stop))
+        blocks = list(generation.stream(*minimal, PROMPT, length=length, stop=stop))
         cut = find(reference, stop)
         shown = [symbol for (block,) in blocks for symbol in block.tolist()]
         assert shown == reference[:cut]
-        assert shown == generation.sample(*fallback, PROMPT, length=length, stop=stop)[0].tolist()
-        assert len(blocks) == -(-min(cut + len(stop), length) // CHUNK)  # ends early
+        assert shown == generation.sample(*minimal, PROMPT, length=length, stop=stop)[0].tolist()
+        assert len(blocks) == -(-min(cut + len(stop), length) // CHUNK)  # The stream ends early.
         borders += cut // CHUNK != (cut + len(stop) - 1) // CHUNK
-    assert borders >= 5  # occurrences across the border of two chunks
+    assert borders >= 5  # These occurrences cross the border of two chunks.
 
 
-def test_each_stream_stops_by_itself_and_the_prompt_is_not_searched(fallback):
+def test_each_stream_stops_by_itself_and_the_prompt_is_not_searched(minimal):
     streams, length = range(6), 3 * CHUNK
-    reference = generation.sample(*fallback, PROMPT, length=length, streams=streams)
+    reference = generation.sample(*minimal, PROMPT, length=length, streams=streams)
     stop = reference[2][10:13].tolist()
-    stopped = generation.sample(*fallback, PROMPT, length=length, streams=streams, stop=stop)
+    stopped = generation.sample(*minimal, PROMPT, length=length, streams=streams, stop=stop)
     for text, whole in zip(stopped, reference, strict=True):
         np.testing.assert_array_equal(text, whole[: find(whole.tolist(), stop)])
-    # The stop text ends the prompt, and begins in it: neither counts.
-    (first,) = generation.sample(*fallback, PROMPT, length=length)
+    # The stop text begins in the prompt: this occurrence does not count.
+    (first,) = generation.sample(*minimal, PROMPT, length=length)
     stop = [int(PROMPT[-1]), int(first[0])]
-    (text,) = generation.sample(*fallback, PROMPT, length=length, stop=stop)
+    (text,) = generation.sample(*minimal, PROMPT, length=length, stop=stop)
     np.testing.assert_array_equal(text, first[: find(first.tolist(), stop)])
 
 
@@ -381,7 +381,7 @@ def test_every_character_but_the_first_is_a_target_once(length, protocol):
 
 
 def naive(model, windows):
-    """−log p of all but the first of each window, every window alone and by its own length."""
+    """Computes −log p of each symbol after the first, window by window, without padding."""
     module, variables = model
     out = []
     for window in windows:
@@ -406,17 +406,17 @@ def test_stateful_equals_one_long_pass(model, length):
 
 
 @pytest.mark.parametrize("protocol", generation.PROTOCOLS)
-def test_scoring_yields_between_slices(fallback, protocol):
-    slices = list(generation.score(*fallback, np.zeros(101, int), protocol, window=10, batch_size=4))
+def test_scoring_yields_between_slices(minimal, protocol):
+    slices = list(generation.score(*minimal, np.zeros(101, int), protocol, window=10, batch_size=4))
     assert len(slices) - 1 == {"cold256": 3, "stateful": 10}[protocol]
 
 
-def test_what_cannot_be_scored(fallback):
+def test_what_cannot_be_scored(minimal):
     for ids in ([], [1]):
         with pytest.raises(UserError, match="at least two"):
-            next(generation.score(*fallback, np.array(ids), "cold256"))
+            next(generation.score(*minimal, np.array(ids), "cold256"))
     with pytest.raises(ValueError, match="warm"):
-        next(generation.score(*fallback, PROMPT, "warm"))
+        next(generation.score(*minimal, PROMPT, "warm"))
 
 
 # --- Copies ---
@@ -443,5 +443,5 @@ def test_copies_in_a_million_characters():
     assert time.process_time() - began < 3
     assert found["longest"] == 150 and found["copy"] == source[500_000:500_150]
     assert found["share"] == (131 + 11) / (len(text) - 19)
-    # The whole source is one copy, however often it repeats itself.
+    # The whole text is one copy, although the source repeats it many times.
     assert copied("ab" * 500, "ab" * 100_000) == {"longest": 1000, "copy": "ab" * 500, "share": 1.0}

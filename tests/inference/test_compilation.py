@@ -1,4 +1,4 @@
-"""Programs compiled ahead of time: the real ones, for devices that are there and for a TPU that is not."""
+"""Compiles the real programs ahead of time, for the devices here and for a TPU elsewhere."""
 
 import importlib
 import json
@@ -38,7 +38,7 @@ def test_eight_devices_share_the_work_and_exchange_gradients():
     train = found["train"]
     assert train.devices == len(jax.devices()) == 8 and train.batch == 64 and train.steps == 1
     assert train.collectives.get("all-reduce", 0) >= 1, "no gradient is exchanged"
-    # The carry is whole on every device between steps; nothing else is to be gathered.
+    # Every device holds the whole carry between steps, so one all-gather is allowed.
     assert train.collectives.get("all-gather", 0) <= 1, "the recurrence is computed whole on every device"
     (lowered,) = (
         lowered
@@ -53,7 +53,7 @@ def test_eight_devices_share_the_work_and_exchange_gradients():
 
 @pytest.mark.parametrize("name", ["gru", "recall", "resnet"])
 def test_every_seed_has_the_same_programs(name):
-    """A seed that stood in a program as a constant would have each seed of a study compile its own."""
+    """If the seed were a constant of the program, each seed of a study would compile again."""
     change = {"resnet": {"model.hwnet.widths": (8, 8, 8)}, "gru": {"model.gru_lm.width": 8}}.get(name, {})
     first, second = (
         {
@@ -84,7 +84,7 @@ def test_images_have_a_program_for_every_stage_and_one_to_evaluate():
         "resnet", **{"model.hwnet.widths": (8, 8, 8), "train.batch_size": 40, "eval.batch_size": 40}
     )
     found = [name for name, _, _ in compilation.programs(config, Parallel(devices=jax.devices()[:1]))]
-    # By hand: 5 · 50,000 / 40 = 6,250 steps, the first 40 % of them with small images.
+    # By hand: there are 5 · 50,000 / 40 = 6,250 steps, and the first 40 % have small images.
     assert found == ["train from step 0", "train from step 2500", "evaluate"]
 
 
@@ -133,12 +133,12 @@ def test_what_does_not_fit_is_said(capsys, monkeypatch):
             ["--config=configs/gru.py:quick", "--config.train.batch_size=63"],
             "positive multiple of the 8 devices",
         ),
-        (["--config=configs/gru.py:quick", "--topology=v5e"], "as in v5e:1x1"),
+        (["--config=configs/gru.py:quick", "--topology=v5e"], "such as v5e:1x1"),
         (
             ["--config=configs/gru.py:quick", "--topology=v5e:2x2", "--config.parallel=pmap"],
-            "needs the devices",
+            "needs real devices",
         ),
-        (["--config=configs/gru.py:quick", "--config.parallel=pmap"], "needs the devices"),
+        (["--config=configs/gru.py:quick", "--config.parallel=pmap"], "needs real devices"),
         (["--config=configs/gru.py:nope"], "unknown variant"),
         (["--config=configs/gru.py", "--config.nope=1"], "no such field"),
         (["--config=configs/gru.py", "--nope"], "stray argument '--nope'"),
@@ -152,7 +152,7 @@ def test_mistakes_cost_one_line(arguments, expected, capsys):
 
 
 def test_commands_are_quiet_where_libtpu_finds_no_tpu():
-    # First of its kind: libtpu is silent while another process, such as this one, has it loaded.
+    # This test must come first: libtpu is silent while another process, such as this one, has it loaded.
     pytest.importorskip("libtpu", reason="libtpu is missing: pip install libtpu")
     if cli._may_have_tpu():
         pytest.skip("this machine may have a TPU")

@@ -1,4 +1,4 @@
-"""hw.evaluate where something around it is not as it should be; what it measures, tests/e2e sees."""
+"""Tests hw.evaluate under unusual conditions; tests/e2e checks its numbers."""
 
 import pwd
 
@@ -20,7 +20,7 @@ REPORT = {
 
 @pytest.fixture
 def measured(monkeypatch):
-    """An evaluation that takes no time."""
+    """Replaces the evaluation by one that takes no time."""
     monkeypatch.setattr(evaluation, "evaluate", lambda *args, **kwargs: dict(REPORT))
 
 
@@ -32,7 +32,7 @@ def test_a_run_of_recall_is_printed(measured, tmp_path, capsys):
 
 
 def test_a_workdir_that_cannot_be_written_is_evaluated_all_the_same(measured, tmp_path, capsys):
-    (tmp_path / "evaluation.json").mkdir()  # root may write wherever permissions forbid it
+    (tmp_path / "evaluation.json").mkdir()  # A folder stops root too, unlike missing permissions.
     assert evaluate.main([f"--workdir={tmp_path}"]) == 0
     out, err = capsys.readouterr()
     assert "75.00%" in out

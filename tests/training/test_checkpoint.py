@@ -1,4 +1,4 @@
-"""Nothing saved is lost, nothing damaged is loaded: every file, every kind of damage."""
+"""Tests that no checkpoint is lost and no damage is loaded, for every file and every kind of damage."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def _like(parallel=None):
 
 @pytest.fixture
 def saved(tmp_path):
-    """Checkpoints of steps 3 and 5."""
+    """Saves checkpoints of steps 3 and 5."""
     directory = tmp_path / "checkpoints"
     for step in (3, 5):
         checkpoint.save(directory, _state(step), {"seconds": {"total": 1.5}}, keep=2)
@@ -83,7 +83,7 @@ def test_damage_to_any_file_falls_back_aloud(saved, tmp_path, damage):
         elif damage == "grow":
             file.write_bytes(content + b"\0")
         elif not content:
-            continue  # an empty file has no bit to flip and nothing to cut
+            continue  # An empty file has no bit to flip and no byte to cut.
         elif damage == "flip":
             at = (number * 7919) % len(content)
             file.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
@@ -123,7 +123,7 @@ def test_a_checkpoint_under_another_step_is_damaged(saved):
 def test_none_sound_is_never_a_silent_restart(saved):
     for step in ("3", "5"):
         (saved / step / "manifest.json").unlink()
-    for _ in range(2):  # also the second time, when both have been set aside
+    for _ in range(2):  # The second time, both checkpoints have been renamed already.
         with pytest.raises(UserError, match="damaged-3"):
             _restore(saved)
 
@@ -149,7 +149,7 @@ def test_a_failed_save_leaves_the_older_ones(saved, monkeypatch):
 
 
 def test_restores_on_another_number_of_devices(tmp_path):
-    # 1 -> 8 -> 4 -> 1: the same arrays, on the devices that were asked for.
+    # From 1 device to 8, 4 and 1: the arrays stay equal, on the requested devices.
     expected, state = _state(2), _state(2)
     for number, count in enumerate((8, 4, 1)):
         directory = tmp_path / str(number)

@@ -1,4 +1,4 @@
-"""What the loop is told of images: views, evaluation, and that nothing is fitted on the test set."""
+"""Tests the image task: its views, its evaluation, and that it fits nothing on the test set."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from hw.training.tasks.task import total_steps
 def _dataset(eval_name):
     r = np.random.default_rng(0)
     label = r.integers(0, 3, 300).astype(np.int32)
-    # The first pixel's red tells the class, seven times in ten.
+    # In 7 of 10 images, the red value of the first pixel gives the class.
     shown = np.where(r.random(300) < 0.7, label, r.integers(0, 3, 300))
     image = np.zeros((300, 4, 4, 3), np.uint8)
     image[:, 0, 0, 0] = shown
@@ -31,7 +31,7 @@ def _overconfident(variables, batch):
 
 @pytest.fixture
 def evaluate(tiny_config):
-    """Evaluates the overconfident model on a dataset; returns all that is yielded."""
+    """Evaluates the overconfident model on a dataset; returns all that it yields."""
 
     def evaluate(dataset, temperature=2.0):
         tiny_config.eval.update({"batch_size": 64, "temperature": temperature})
@@ -90,7 +90,7 @@ def test_weights_of_views_sum_to_one_and_the_first_is_the_image(name):
 
 
 def test_total_steps_and_the_fallbacks_schedule(tiny_config):
-    # 320 images, batch 32, 2 epochs: 20 steps; 1.05 epochs are 10.5, so 11.
+    # 2 epochs of 320 images in batches of 32 are 20 steps. 1.05 epochs are 10.5 steps, so 11.
     short = with_fallback(tiny_config, "embedded")
     assert total_steps(short, 320) == 20
     short.train.epochs = 1.05
@@ -100,7 +100,7 @@ def test_total_steps_and_the_fallbacks_schedule(tiny_config):
 
 @pytest.mark.parametrize(
     ("size", "until", "stages"),
-    # 2 epochs of 300 images in batches of 32 are 19 steps; a half of them, 9.5, rounds to the even 10.
+    # 2 epochs of 300 images in batches of 32 are 19 steps. Half of them, 9.5, rounds to the even 10.
     [(16, 0.5, {0: 16, 10: 4}), (16, 0.0, {0: 4}), (0, 0.5, {0: 4}), (16, 1.0, {0: 16, 19: 4})],
 )
 def test_small_images_come_first(tiny_config, size, until, stages):

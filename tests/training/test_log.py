@@ -1,4 +1,4 @@
-"""Metrics survive a crash whole, are trimmed to the restored step, and are drawn the same each time."""
+"""Tests that metrics survive a crash, that a resumed run trims them, and that drawings are deterministic."""
 
 import json
 
@@ -29,7 +29,7 @@ def workdir(tmp_path):
 
 @pytest.mark.parametrize(("restored", "train", "evals"), [(0, 0, 0), (4, 4, 0), (5, 5, 1), (10, 10, 1)])
 def test_begin_trims_what_will_come_again(workdir, restored, train, evals):
-    # At step 10, the last, the evaluation is dropped too: it follows the last checkpoint.
+    # At step 10, the last, `begin` drops the evaluation too, because it follows the last checkpoint.
     path = workdir / "metrics.jsonl"
     with path.open("ab") as file:
         file.write(b'{"step": 11, "spl')  # a crash in the middle of a line
@@ -58,7 +58,7 @@ def test_smooth_equals_a_loop():
 
 
 def test_seeds_by_hand():
-    # Three values: a fiftieth of them is a window of one.
+    # The smoothing window is a fiftieth of the values. For three values it is one value.
     curve = plotting.over_seeds([0.0, 1.0, 2.0], [[1.0, 5.0, 3.0], [3.0, 1.0, 3.0]])
     assert curve.label.startswith("mean of 2 seeds") and list(curve.x) == [0, 1, 2]
     assert (list(curve.y), curve.band) == ([2, 3, 3], ([1, 1, 3], [3, 5, 3]))
@@ -98,7 +98,7 @@ def test_figures_are_the_same_bytes_and_have_their_data(workdir):
 
 @pytest.fixture
 def users_style():
-    """The settings of a user who has LaTeX, fonts and formulas; of a machine that lacks all three."""
+    """Sets a user's matplotlib style that needs LaTeX, fonts and formulas, which the machine lacks."""
     import matplotlib
 
     with matplotlib.rc_context({"text.usetex": True, "font.family": "Nothing", "lines.linewidth": 9}):
@@ -115,7 +115,7 @@ def test_drawings_have_our_style_and_are_silent(workdir, users_style, recwarn, c
     assert not recwarn.list and capsys.readouterr().err == ""
     import matplotlib
 
-    assert matplotlib.rcParams["text.usetex"], "the user's own settings are put back"
+    assert matplotlib.rcParams["text.usetex"], "the settings of the user must be restored"
 
 
 def test_pages_are_drawn_in_our_style_too(users_style):
@@ -134,13 +134,13 @@ def test_a_drawing_that_fails_costs_one_line(workdir, monkeypatch):
     log.draw_curves(workdir, "title", said.append)
     report = {"confusion": [[3, 1], [0, 4]], "classes": ["cat", "dog"]}
     log.write_report(workdir, report, said.append)
-    assert [v.split(" is left out")[0] for v in said] == ["note: curves.svg", "note: confusion.svg"]
+    assert [v.split(" could not be drawn")[0] for v in said] == ["note: curves.svg", "note: confusion.svg"]
     assert all("no fonts" in v for v in said)
     assert json.loads((workdir / "evaluation.json").read_text(encoding="utf-8")) == report
 
 
 def test_events_stay_in_order_when_the_clock_is_set_back(workdir, monkeypatch):
-    # TensorBoard reads the files by name; and of a step that two of them have, the later file's.
+    # TensorBoard reads the files in the order of their names, and a later file wins.
     now = log.time.time()
     for back in (3600, 7200):
         monkeypatch.setattr(log.time, "time", lambda back=back: now - back)

@@ -1,4 +1,4 @@
-"""Cross-entropy against numbers worked by hand."""
+"""Compares the cross-entropy with numbers worked by hand."""
 
 import jax.numpy as jnp
 import numpy as np

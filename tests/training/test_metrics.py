@@ -1,4 +1,4 @@
-"""Calibration and accuracy against hand-worked cases and slow loops."""
+"""Compares calibration and accuracy with cases worked by hand and with slow loops."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def _random(n=400, k=5, scale=2.0, seed=0):
 
 
 def test_ece_by_hand():
-    # Two images of confidence 0.8 (one right), two of 0.6 (both right), in different bins:
+    # Two images have confidence 0.8 (one is right), two have 0.6 (both are right), in different bins:
     # (2/4)|0.5 - 0.8| + (2/4)|1 - 0.6| = 0.15 + 0.2 = 0.35.
     p = np.array([[0.8, 0.2], [0.8, 0.2], [0.6, 0.4], [0.6, 0.4]])
     labels = np.array([0, 1, 0, 0])
@@ -36,7 +36,7 @@ def test_ece_equals_a_loop_over_bins():
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 4.0])
 def test_temperature_is_found(factor):
-    # Labels are drawn from softmax(logits), so logits * factor are right at temperature `factor`.
+    # Labels are drawn from softmax(logits), so logits * factor are calibrated at temperature `factor`.
     logits, labels = _random(n=20_000)
     found = metrics.fit_temperature(logits * factor, labels)
     assert found == pytest.approx(factor, rel=0.05)

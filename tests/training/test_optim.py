@@ -1,4 +1,4 @@
-"""The optimiser against plain restatements, and its refusals."""
+"""Compares the optimisers with plain restatements, and tests their errors."""
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +35,13 @@ def test_orthogonalize_keeps_directions_and_evens_lengths(shape):
     u, _, vt = np.linalg.svd(matrix, full_matrices=False)
     result = np.asarray(optim.orthogonalize(jnp.array(matrix, jnp.float32), steps=8), np.float64)
     values = np.diag(u.T @ result @ vt.T)
-    # The iteration acts on singular values alone: it is diagonal in the matrix's own frame.
+    # The iteration changes only the singular values: it is diagonal in the matrix's singular vectors.
     np.testing.assert_allclose(u.T @ result @ vt.T, np.diag(values), atol=2e-4)
     assert values.min() > 0.6 and values.max() < 1.3
 
 
 def test_sgd_is_pytorchs_nesterov(config):
-    # d = g + wd p;  v <- m v + d;  p <- p - lr (d + m v), weight decay on matrices only.
+    # d = g + wd p;  v <- m v + d;  p <- p - lr (d + m v), with weight decay on matrices only.
     config.name, config.learning_rate, config.momentum, config.weight_decay = "sgd", 0.1, 0.9, 0.01
     config.schedule = "constant"
     tx, _ = optim.build(config, 10)
@@ -73,7 +73,7 @@ def test_muon_moves_every_matrix_like_the_head(config):
         "gates": {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)},
     }
     updates, _ = tx.update(params, tx.init(params), params)
-    first = -(1 + config.momentum)  # Nesterov's first step on a gradient of one
+    first = -(1 + config.momentum)  # the first Nesterov step on a gradient of 1
     np.testing.assert_allclose(updates["head"]["kernel"], first * config.head_learning_rate, rtol=1e-6)
     np.testing.assert_allclose(updates["gates"]["kernel"], first * config.head_learning_rate, rtol=1e-6)
     np.testing.assert_allclose(updates["gates"]["bias"], first * config.learning_rate, rtol=1e-6)
@@ -114,7 +114,7 @@ def test_muon_adamw_orthogonalises_blocks_and_leaves_the_rest_to_adamw(config):
     kernel = updates["block_0"]["up"].pop("kernel")
     expected["block_0"]["up"].pop("kernel")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, expected)
-    # √(32 / 8) = 2 times orthogonal, and the decay, all times the rate.
+    # The update is √(32 / 8) = 2 times the orthogonal matrix plus the decay, times the learning rate.
     step = -np.asarray(kernel) / float(rate(0)) - 0.1 * np.asarray(params["block_0"]["up"]["kernel"])
     singular = np.linalg.svd(step / 2, compute_uv=False)
     assert singular.min() > 0.3 and singular.max() < 1.4

@@ -1,4 +1,4 @@
-"""Steps on one device, on eight by jit, by pmap and in two processes: the same numbers, truly shared out."""
+"""Tests that one device, eight by jit, eight by pmap and two processes compute the same numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,16 @@ from tests.training.twenty_steps import begin, by_name, flat, recipe, take
 WAYS = {"one": ("jit", 1), "jit": ("jit", 8), "pmap": ("pmap", 8)}
 
 
-# CI has a model whose statistics go over all images, and one that hands its state on from step to step.
+# CI tests one model with batch statistics and one with a carry from step to step.
 @pytest.fixture(scope="module", params=["resnet", "gru", pytest.param("attention", marks=pytest.mark.slow)])
 def model(request) -> str:
-    """A model's name in RECIPES."""
+    """Returns a model's name in RECIPES."""
     return request.param
 
 
 @pytest.fixture(scope="module")
 def two_processes(model, launch, tmp_path_factory, eight_devices):
-    """Starts two processes of four devices; returns what waits for them: {name: array}."""
+    """Starts two processes of four devices; returns a function that waits for their arrays, by name."""
     out = tmp_path_factory.mktemp("two") / "out.npz"
     address = processes.free_address()
     words = processes.python("-m", "tests.training.twenty_steps", model, out, f"--coordinator={address}")
@@ -44,28 +44,28 @@ def two_processes(model, launch, tmp_path_factory, eight_devices):
 
 @pytest.fixture(scope="module")
 def runs(model, eight_devices):
-    """Twenty steps in each way: {way: found}."""
+    """Takes twenty steps in each way: returns {way: found}."""
     return {way: take(model, Parallel(mode, jax.devices()[:n])) for way, (mode, n) in WAYS.items()}
 
 
 @pytest.fixture(scope="module")
 def arrays(runs):
-    """The same as {way: {name: array}}."""
+    """Returns the same runs as {way: {name: array}}."""
     return {way: by_name(found) for way, found in runs.items()}
 
 
 def _compare(many, one):
-    """Gradients of the first step within 1e-5, all after twenty within 1e-3, relative to an array's norm."""
+    """Compares the first gradients within 1e-5 and later arrays within 1e-3, relative to the norm."""
     assert sum(name.startswith("grads") for name in one) >= 5
     for name, true in one.items():
         tolerance = 1e-5 if name.startswith("grads") else 1e-3
         norm = np.linalg.norm(true)
-        # A gradient of nothing, or parameters that did not move, would prove nothing.
+        # Zero gradients, or parameters that did not move, would prove nothing.
         assert norm > 1e-4, name
         assert np.linalg.norm(many[name] - true) <= tolerance * norm, name
 
 
-# First of all: the processes work while this one takes its own steps.
+# This test comes first, so that the processes work while this one takes its own steps.
 def test_two_processes_compute_the_numbers_of_one_device(two_processes, arrays):
     found = two_processes()
     assert set(found) == set(arrays["one"])
@@ -120,7 +120,7 @@ def test_batch_norm_per_device_is_the_mean_of_eight_steps_of_a_share_each(runs):
     for name, true in flat(mean, "grads").items():
         got = got_by_name[name]
         assert np.linalg.norm(got - true) <= 1e-5 * np.linalg.norm(true), name
-        # And it is another thing than the synchronised form.
+        # The result must differ from that of synchronised batch normalisation.
         assert np.linalg.norm(synchronised[name] - true) > 1e-3 * np.linalg.norm(true), name
 
 
@@ -158,7 +158,7 @@ def test_a_state_goes_from_eight_devices_to_four_to_one_to_eight(model, tmp_path
 
 
 def _first_gradients(model, device):
-    """The first step's gradients on one device, in single precision everywhere: {name: array}."""
+    """Returns the gradients of the first step on one device in full float32: {name: array}."""
     with jax.default_matmul_precision("highest"):
         found = take(model, Parallel("jit", [device]), steps=1, **{"model.dtype": "float32"})
     return flat(found["grads"], model)
@@ -191,7 +191,7 @@ def test_batches_that_do_not_divide(size):
 
 def test_pmap_is_of_one_process(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match="pmap is for one process"):
+    with pytest.raises(UserError, match="pmap works with one process"):
         Parallel("pmap")
 
 

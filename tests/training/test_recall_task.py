@@ -1,4 +1,4 @@
-"""The memory task: the first symbol is the label, nothing is seen twice, and both cells can learn it."""
+"""Tests the recall task: the label is the first symbol, sequences are new, and both cells can learn it."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def test_sequences_and_their_label():
     )
     np.testing.assert_array_equal(first["label"], first["inputs"][:, 0])
     assert first["inputs"].shape == (500, 4) and set(np.unique(first["inputs"])) == set(range(8))
-    # As often as chance would have it: 8^4 sequences, 1000 draws.
+    # Chance repeats a few sequences: there are 1000 draws of 8^4 sequences.
     rows = {tuple(r) for batch in (first, second) for r in np.asarray(batch["inputs"])}
     assert len(rows) > 800
     again = task.make_batch(task.resident, jax.tree.map(jnp.asarray, task.indices(0, 500)), 0)
@@ -46,7 +46,7 @@ def test_evaluation_counts():
     task, dataset = _task(_config())
     variables = jax.jit(task.init)(jax.random.key(0), task.start)
     variables["params"]["head"] = jax.tree.map(jnp.zeros_like, variables["params"]["head"])
-    variables["params"]["head"]["bias"] = jnp.zeros(8).at[2].set(1.0)  # always "2"
+    variables["params"]["head"]["bias"] = jnp.zeros(8).at[2].set(1.0)  # The model always answers 2.
     *waits, report = task.evaluate(variables, Parallel(devices=jax.devices()[:1]))
     assert waits == [None] * 5
     assert report["accuracy"] == pytest.approx(np.mean(dataset.eval_label == 2))
@@ -60,7 +60,7 @@ def test_both_cells_learn_a_short_delay(variant, weights, tmp_path):
     config.eval.batch_size = 400
     summary = loop.train(config, tmp_path / "run", name="recall", variant=variant or "")
     assert summary["test_accuracy"] > 0.95
-    assert summary["params"] == weights + 16 * 8 + 8  # and the head
+    assert summary["params"] == weights + 16 * 8 + 8  # The last two terms are the head.
 
 
 def test_the_tanh_cell_is_the_problem_sets():

@@ -1,4 +1,4 @@
-"""A run of somebody else's, changed in one place: one line that names it, never an answer from rubbish."""
+"""Changes one place in a foreign run and tests that one line names it and that no command answers."""
 
 import importlib
 import io
@@ -61,7 +61,7 @@ IMAGES = {
 
 
 def variables_of(config: dict, count: int) -> dict[str, np.ndarray]:
-    """Drawn weights of the model in a config, by flat names; no training is needed."""
+    """Draws random weights of the model in a config, by flat names, without training."""
     module = models.build(ConfigDict(config["model"]), num_outputs=count, platform="cpu")
     r = np.random.default_rng(0)
     return {k: r.uniform(0.1, 0.5, shape).astype(np.float32) for k, shape in module.shapes().items()}
@@ -77,7 +77,7 @@ def write(folder: Path, config: dict, dataset: dict, flat: dict) -> Path:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> dict[str, Path]:
-    """A run of each kind, as somebody hands it in."""
+    """Makes a run of each kind, as a student might hand it in."""
     folder = tmp_path_factory.mktemp("hand-ins")
     text = {"name": "mine.txt", "source": "file", "vocabulary": VOCABULARY}
     images = {"name": "cifar10", "source": "tfds", "classes": CLASSES}
@@ -89,7 +89,7 @@ def made(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def hand_in(made, tmp_path):
-    """A copy of one of them, to be changed."""
+    """Returns a copy of one of them, which a test may change."""
 
     def copy(task: str) -> Path:
         return Path(shutil.copytree(made[task], tmp_path / task))
@@ -98,7 +98,7 @@ def hand_in(made, tmp_path):
 
 
 def refused(folder: Path, capsys, task: str = "") -> str:
-    """The one line that ends every command on a folder."""
+    """Returns the one line with which reading a folder fails."""
     image = folder.parent / "an image.png"
     Image.new("RGB", (40, 30), "red").save(image)
     command, first = (predict, str(image)) if task == "images" else (sample, "--length=3")
@@ -151,7 +151,7 @@ def test_sound_ones_answer(made, capsys, tmp_path):
         ("model.gru_lm.depth", 3, "the array params/gru_2/b [24] of the model is missing"),
         ("model.gru_lm.depth", 1, "the array params/gru_1/b is not part of the model"),
         ("model.gru_lm.depth", 1000, "is missing"),
-        ("model.gru_lm.width", 9, "has the shape [6, 24], and the model in config.json needs [6, 27]"),
+        ("model.gru_lm.width", 9, "has the shape [6, 24], but the model in config.json needs [6, 27]"),
         ("model.gru_lm.evil", 1, "model.gru_lm.evil is an unknown field"),
         ("model.gru_lm.__class__", 1, "model.gru_lm.__class__ is an unknown field"),
         ("model.gru_lm.norm", "evil", 'model.gru_lm.norm must be one of rms, layer, none, not "evil"'),
@@ -166,7 +166,7 @@ def test_sound_ones_answer(made, capsys, tmp_path):
         ("model.name", "\x1b[31m", "model.name must be one of"),
         ("model.dtype", "int8", 'model.dtype must be one of auto, float32, bfloat16, not "int8"'),
         ("task", None, "task must be one of images, recall, text"),
-        ("task", "images", "holds a model of images, not of text"),
+        ("task", "images", "holds a model of task images, not of task text"),
         ("__class__", 1, "__class__ is an unknown field"),
         ("data", 7, "data must be an object, not 7"),
         ("data.name", "cifar10", 'data.name must be one of tiny_shakespeare, not "cifar10"'),
@@ -187,7 +187,7 @@ def test_a_config_of_a_language_model(hand_in, capsys, field, value, named):
         ("model.hwnet.widths", [], "model.hwnet.widths must be a list"),
         ("model.hwnet.widths", [4, "4", 4], "model.hwnet.widths must be a list"),
         ("model.hwnet.widths", [4, 0, 4], "model.hwnet.widths must be a list"),
-        ("model.hwnet.gate", "out", "there is no such model any longer"),
+        ("model.hwnet.gate", "out", "this version has no such model"),
         ("model.hwnet.stem", "learned", "constants/stem is not part of the model"),
         ("model.hwnet.widths", [65_536] * 64, "parameters, more than 1,000,000,000"),
         ("model.hwnet.depth", 1000, "missing"),
@@ -258,7 +258,7 @@ def test_a_carry_is_bounded(tmp_path, capsys):
     saved.load_run(folder, print)
     # No array has the context in its shape. By hand: 2 · 65,535 · 2 · 256 keys and values, and a length.
     edit(folder / "config.json", "model.attention_lm.context", 65_536)
-    assert "carries 67,107,841 numbers along a text" in refused(folder, capsys)
+    assert "carry has 67,107,841 numbers" in refused(folder, capsys)
 
 
 # --- summary.json ---
@@ -279,10 +279,10 @@ def test_a_carry_is_bounded(tmp_path, capsys):
         ("images", "dataset.classes", ["a"] * 5, "dataset.classes must be a list"),
         ("images", "dataset.classes", list(range(5)), "dataset.classes must be a list"),
         ("images", "dataset.classes", "abcde", "dataset.classes must be a list"),
-        ("text", "dataset.vocabulary", ..., "names no vocabulary"),
-        ("text", "dataset.vocabulary", "", "names no vocabulary"),
-        ("text", "dataset.vocabulary", VOCABULARY[1:], "and the model in config.json needs [6"),
-        ("text", "dataset.vocabulary", VOCABULARY + "x", "and the model in config.json needs [8"),
+        ("text", "dataset.vocabulary", ..., "has no dataset.vocabulary"),
+        ("text", "dataset.vocabulary", "", "has no dataset.vocabulary"),
+        ("text", "dataset.vocabulary", VOCABULARY[1:], "but the model in config.json needs [6"),
+        ("text", "dataset.vocabulary", VOCABULARY + "x", "but the model in config.json needs [8"),
         ("text", "dataset.vocabulary", "aabcdef", "dataset.vocabulary must be a text"),
         ("text", "dataset.vocabulary", [1, 2, 3, 4, 5, 6, 7], "dataset.vocabulary must be a text"),
         ("text", "dataset.vocabulary", list(VOCABULARY), "dataset.vocabulary must be a text"),
@@ -335,20 +335,20 @@ def put(value):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (whole(np.int32), "int32, and the model needs float32"),
-        (whole(bool), "bool, and the model needs float32"),
-        (whole(complex), "complex128, and the model needs float32"),
-        (whole("U3"), "<U3, and the model needs float32"),
-        (whole("datetime64[s]"), "and the model needs float32"),
-        (whole(np.longdouble), "float128, and the model needs float32"),
-        (whole([("a", np.float32)]), "and the model needs float32"),
+        (whole(np.int32), "int32, but the model needs float32"),
+        (whole(bool), "bool, but the model needs float32"),
+        (whole(complex), "complex128, but the model needs float32"),
+        (whole("U3"), "<U3, but the model needs float32"),
+        (whole("datetime64[s]"), "but the model needs float32"),
+        (whole(np.longdouble), "float128, but the model needs float32"),
+        (whole([("a", np.float32)]), "but the model needs float32"),
         (one(put(np.nan)), "params/gru_0/w holds numbers from nan"),
         (one(put(np.inf)), "params/gru_0/w holds numbers from"),
         (one(put(1e30)), "params/gru_0/w holds numbers from"),
         (one(lambda x: x.astype(float) * 1e300), "params/gru_0/w holds numbers from"),
         (
             one(lambda x: x.T),
-            "params/gru_0/w has the shape [24, 6], and the model in config.json needs [6",
+            "params/gru_0/w has the shape [24, 6], but the model in config.json needs [6",
         ),
         (one(lambda x: x[None]), "params/gru_0/w has the shape [1, 6, 24]"),
         (one(lambda x: x.ravel()), "params/gru_0/w has the shape [144]"),
@@ -401,7 +401,7 @@ def _header(shape: tuple, version=(1, 0), length: int | None = None) -> bytes:
 
 
 def _zip(path: Path, change: str) -> None:
-    """A params.npz that declares, or unfolds to, far more than it should."""
+    """Writes a params.npz that declares, or expands to, far more than it should."""
     flat = variables_of(TEXT, len(VOCABULARY))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in flat.items():
@@ -430,7 +430,7 @@ def _zip(path: Path, change: str) -> None:
     at = content.index(b"PK\1\2")
     if change == "encrypted":
         content[at + 8] |= 1
-    elif change == "declared 3 GB":  # the central directory lies about the first member
+    elif change == "declared 3 GB":  # The central directory gives a false size of the first member.
         content[at + 24 : at + 28] = struct.pack("<I", 3 * 10**9)
     elif change == "checksum":
         content[at + 16] ^= 1
@@ -443,12 +443,12 @@ def _zip(path: Path, change: str) -> None:
     ("change", "named"),
     [
         ("longer data", "damaged"),
-        ("larger shape", "has the shape [15728640], and the model in config.json needs [7, 6]"),
+        ("larger shape", "has the shape [15728640], but the model in config.json needs [7, 6]"),
         ("monstrous header", "damaged"),
         ("huge shape", "has the shape"),
         ("no npy", "damaged"),
         ("cut", "damaged"),
-        ("twice", "is there twice"),
+        ("twice", "occurs twice"),
         ("encrypted", "is encrypted"),
         ("declared 3 GB", "declares 3,000,0"),
         ("checksum", "damaged"),
@@ -477,7 +477,7 @@ def test_weights_that_are_none(hand_in, capsys, content):
 def test_weights_that_are_no_file(hand_in, capsys):
     folder = hand_in("text")
     (folder / "params.npz").unlink()
-    assert "No such file or directory; copy the run anew, or train it again" in refused(folder, capsys)
+    assert "No such file or directory; copy the run again, or train it again" in refused(folder, capsys)
     os.mkfifo(folder / "params.npz")
     assert "pipe or a device" in refused(folder, capsys)
     (folder / "params.npz").unlink()
@@ -486,7 +486,7 @@ def test_weights_that_are_no_file(hand_in, capsys):
 
 
 class _Payload:
-    """Touches a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -503,7 +503,7 @@ def test_a_payload_stays_inert(hand_in, capsys, tmp_path):
     np.savez(folder / "params.npz", **flat | {"params/head/bias": poisoned})
     assert "params/head/bias holds object" in refused(folder, capsys)
     assert not target.exists()
-    with zipfile.ZipFile(folder / "params.npz") as archive:  # the payload is real
+    with zipfile.ZipFile(folder / "params.npz") as archive:  # This shows that the payload works.
         content = archive.read("params/head/bias.npy")
     pickle.loads(content[content.index(b"\x80") :])
     assert target.exists()
@@ -519,7 +519,7 @@ def test_params_round_trip(tmp_path):
 
 
 def test_half_precision_comes_back_as_single(tmp_path):
-    # By hand: 1 + 2^-11 lies half-way between two float16, and goes to the even one, 1.
+    # By hand: 1 + 2^-11 lies half-way between two float16 numbers and rounds to the even one, 1.
     checkpoint.save_params(tmp_path / "params.npz", {"w": np.array([0.5, 1 + 2**-11], np.float16)})
     read = weights.load_params(tmp_path / "params.npz", {"w": (2,)})
     assert read["w"].dtype == np.float32
@@ -538,8 +538,8 @@ def test_a_workdir_that_is_none(tmp_path, capsys, task):
 
 
 def test_a_run_of_another_task(hand_in, capsys):
-    assert "holds a model of text, not of images" in refused(hand_in("text"), capsys, "images")
-    assert "holds a model of images, not of text" in refused(hand_in("images"), capsys, "text")
+    assert "holds a model of task text, not of task images" in refused(hand_in("text"), capsys, "images")
+    assert "holds a model of task images, not of task text" in refused(hand_in("images"), capsys, "text")
 
 
 # --- A run that is not finished ---
@@ -553,7 +553,7 @@ def _state(step: int) -> TrainState:
 
 @pytest.fixture(scope="session")
 def begun(made, tmp_path_factory) -> Path:
-    """A run with checkpoints of steps 2 and 3; the second has an average of the weights."""
+    """Makes a run with checkpoints of steps 2 and 3; the second has an average of the weights."""
     folder = tmp_path_factory.mktemp("begun") / "run"
     folder.mkdir()
     (folder / "config.json").write_bytes((made["text"] / "config.json").read_bytes())
@@ -564,7 +564,7 @@ def begun(made, tmp_path_factory) -> Path:
 
 
 def _remanifest(folder: Path) -> None:
-    """Makes the manifest fit to what the checkpoint now is."""
+    """Writes a manifest that fits the changed checkpoint."""
     text = checkpoint._manifest(int(folder.name), checkpoint._hashes(folder))
     (folder / "manifest.json").write_text(text)
 
@@ -590,14 +590,14 @@ def test_the_newest_sound_checkpoint(begun, tmp_path, progress):
 
 def test_arrays_of_a_checkpoint(begun, tmp_path, capsys):
     folder = Path(shutil.copytree(begun, tmp_path / "run"))
-    # Cut, with a manifest that fits.
+    # We cut the arrays and write a manifest that fits.
     largest = max((p for p in (folder / "checkpoints/3/state").rglob("*") if p.is_file()), key=_size)
     largest.write_bytes(largest.read_bytes()[:-50])
     _remanifest(folder / "checkpoints" / "3")
     said: list[str] = []
     saved.load_run(folder, said.append)
     assert "CHECKPOINT 3 IS DAMAGED" in said[0] and "step 2" in said[1]
-    # Of another model than config.json's: none is left.
+    # With another model in config.json, no checkpoint fits.
     edit(folder / "config.json", "model.gru_lm.width", 9)
     with pytest.raises(UserError, match=r"no sound weights .* needs \[9\]"):
         saved.load_run(folder, said.append)
@@ -609,7 +609,7 @@ def _size(path: Path) -> int:
 
 def test_final_weights_come_before_checkpoints(begun, made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = Path(shutil.copytree(begun, "run"))  # a relative folder will do
+    folder = Path(shutil.copytree(begun, "run"))  # A relative folder works too.
     assert saved.load_run(folder, print).provenance["name"] == "mine.txt"
     for name in ("summary.json", "params.npz"):
         shutil.copy(made["text"] / name, folder / name)
@@ -620,7 +620,7 @@ def test_final_weights_come_before_checkpoints(begun, made, tmp_path, monkeypatc
     assert not said
 
 
-# --- Nothing that was sound is refused ---
+# --- Sound runs are accepted ---
 
 
 def test_every_committed_run_is_read():
@@ -638,9 +638,10 @@ def test_every_committed_run_is_read():
             unbuilt.append(str(error))
             continue
         params = sum(np.prod(v) for k, v in module.shapes().items() if k.startswith("params/"))
-        assert params == summary["params"] or "gate" in path.parent.name, path  # the gates have changed since
-    # From before there was a depth, and a gate that was taken out: nothing here could ever build them again.
-    assert all("depth is missing" in e or "no such model any longer" in e for e in unbuilt), unbuilt
+        # An old gate had another number of parameters.
+        assert params == summary["params"] or "gate" in path.parent.name, path
+    # These runs are older than the field depth, or have a gate that we removed. We cannot build their models.
+    assert all("depth is missing" in e or "this version has no such model" in e for e in unbuilt), unbuilt
 
 
 def test_every_recipe_is_read():
@@ -650,7 +651,7 @@ def test_every_recipe_is_read():
         config = importlib.import_module(f"configs.{path.stem}").get_config()
         recipe = json.loads(cli.to_json(config.to_dict()))
         read = saved.check_config(recipe, path.name)
-        # Every field is there that evaluating a run of it needs, and none is unknown.
+        # The config has every field that an evaluation needs, and no unknown one.
         schema.require(read, *schema.leaves(fields.of_finished(recipe["task"])), where=path.name)
         saved.build(ConfigDict(saved.model_config(read, path.name)), 10, path.name)
 

@@ -1,4 +1,4 @@
-"""One step against a plain restatement in float64, and what must hold of every training step."""
+"""Compares one step with a plain restatement in float64, and tests properties of every training step."""
 
 import chex
 import jax
@@ -70,12 +70,12 @@ def test_average_follows_by_its_formula(problem):
     assert TrainState.create(variables, tx).result == variables
     expected = np.asarray(variables["params"]["w"], np.float64)
     step = jax.jit(_step(tx, average_decay=0.25))
-    # (1 + t) / (10 + t) is 2/11 after the first step and 0.25 after the second; then 0.25 is less.
+    # (1 + t) / (10 + t) is 2/11 after step 1 and 0.25 after step 2. Later, the limit 0.25 is smaller.
     for decay in (2 / 11, 0.25, 0.25):
         state, metrics = step(state, batch, jax.random.key(0))
         expected = decay * expected + (1 - decay) * np.asarray(state.params["w"], np.float64)
         np.testing.assert_allclose(state.result["params"]["w"], expected, rtol=1e-5)
-    assert int(state.result["count"]["n"]) == 3  # a counter is not averaged
+    assert int(state.result["count"]["n"]) == 3  # A counter is not averaged.
     assert float(metrics["finite"]) == 1.0
     chex.assert_trees_all_equal_structs(state.result, dict(state.variables))
 
@@ -90,7 +90,7 @@ def test_finite_tells_the_truth(problem):
 
 
 def test_axis_name_averages_gradients_and_statistics(problem):
-    # Two devices, one half of the batch each, must do what one device does with the whole.
+    # Two devices with half of the batch each must compute the same as one device with the whole.
     variables, batch = problem
     tx = optax.sgd(0.5)
     state = TrainState.create(variables, tx)

@@ -1,4 +1,4 @@
-"""What the loop is told of text: windows, carried state, both protocols, no validation text in training."""
+"""Tests the text task: windows, carry, both protocols, and that no validation text is in training."""
 
 import importlib
 
@@ -41,17 +41,17 @@ def _module(config, parallel=None):
     return models.build(config.model, num_outputs=V, platform="cpu", axis_name=parallel.axis_name)
 
 
-# --- which characters a step takes ---
+# --- the characters of a step ---
 
 
 def test_streams_read_on_where_they_stopped():
     sizes = {"streams": 4, "length": 5, "size": 103}
     starts = text.stream_starts(3, 0, 4 * 200, **sizes).reshape(200, 4)
-    # Evenly spaced (103 // 4 = 25 apart), each five further on at every step, round and round.
+    # The streams are 103 // 4 = 25 characters apart. Each moves on by five at every step, on a circle.
     np.testing.assert_array_equal((starts[0] - starts[0, 0]) % 103, [0, 25, 50, 75])
     np.testing.assert_array_equal((starts[1:] - starts[:-1]) % 103, 5)
     assert starts.min() >= 0 and starts.max() < 103
-    # A pure function of the seed and of which windows are asked for.
+    # The result is a pure function of the seed and of the requested windows.
     np.testing.assert_array_equal(text.stream_starts(3, 4 * 7, 8, **sizes), starts[7:9].ravel())
     assert len({text.stream_starts(seed, 0, 1, **sizes)[0] for seed in range(20)}) > 10
 
@@ -62,7 +62,7 @@ def test_an_epoch_of_random_windows_visits_each_once():
     epochs = [text.window_starts(1, e * num, num, length=length, size=size) for e in range(3)]
     for starts in epochs:
         assert len({start // length for start in starts - starts.min()}) == num
-        assert len(set(starts % length)) == 1, "one cut of the text an epoch"
+        assert len(set(starts % length)) == 1, "an epoch must have one cut of the text"
         assert starts.min() >= 0 and starts.max() + length < size
         assert sorted(starts) != list(starts)
     assert len({tuple(e) for e in epochs}) == 3 and len({e[0] % length for e in epochs}) > 1
@@ -94,13 +94,13 @@ def test_no_character_of_the_validation_text_is_trained_on(order):
     task = text.TextTask(config, marked, _module(config))
     assert not np.any(task.resident["text"] == 6)
     most = max(int(task.indices(step * 8, 8)["start"].max()) for step in range(task.total_steps))
-    assert most + 16 < len(task.resident["text"]), "a window would reach beyond what there is"
+    assert most + 16 < len(task.resident["text"]), "a window would reach beyond the text"
 
 
 def test_an_epoch_is_the_text_once():
     config = _config(**{"train.epochs": 3.0})
     task = text.TextTask(config, _dataset(), _module(config))
-    # 1000 // 16 = 62 windows, 8 a step: 3 · 62 / 8 = 23.25 steps.
+    # 3 epochs of 1000 // 16 = 62 windows, 8 in a step, are 3 · 62 / 8 = 23.25 steps.
     assert (task.num_examples, task.total_steps, task.per_example) == (62, 24, 16)
 
 
@@ -125,7 +125,7 @@ def test_the_carry_is_that_of_the_text_before():
     config = _config()
     dataset = _dataset()
     alone = Parallel(devices=jax.devices()[:1])
-    config.optim.learning_rate = 1e-30  # the weights stay, so that the state can be recomputed at once
+    config.optim.learning_rate = 1e-30  # The weights stay, so one pass can recompute the state.
     state, _, task = _train(config, dataset, alone, steps=3)
     starts = task.indices(0, 8)["start"]
     read = np.stack([np.resize(np.roll(dataset.train, -s), 48) for s in starts])
@@ -139,7 +139,7 @@ def test_a_state_that_is_reset_is_that_of_the_start(share, lowest, highest):
     config, dataset = _config(**{"train.state_reset": share}), _dataset()
     config.optim.learning_rate = 1e-30
     state, _, task = _train(config, dataset, Parallel(devices=jax.devices()[:1]), steps=3)
-    # What each stream carries if it read the last window alone.
+    # This is the carry of each stream if it read only the last window.
     starts = task.indices(2 * 8, 8)["start"]
     last = np.stack([np.resize(np.roll(dataset.train, -s), 16) for s in starts])
     _, alone = _module(config).apply(state.variables, jnp.asarray(last, jnp.int32), None, train=False)

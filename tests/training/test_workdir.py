@@ -1,4 +1,4 @@
-"""A run's folder: begun anew until it holds a run, then guarded: edited, damaged, removed, locked."""
+"""Tests the folder of a run: failed starts, and edits, damage, removal and locks after it has begun."""
 
 import errno
 import fcntl
@@ -42,7 +42,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def command(cache, monkeypatch, capsys):
-    """Runs hw.train in this process as a command; returns its exit code and what it said."""
+    """Runs hw.train in this process as a command; returns its exit code and its standard error."""
     devices = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *args: devices)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
@@ -78,7 +78,7 @@ _finished = {}
 
 @pytest.fixture
 def finished(command, text, tmp_path):
-    """A copy of a finished run, and what it is made of."""
+    """Returns a copy of a finished run."""
     if "run" not in _finished:
         folder = tmp_path / "first"
         code, said = command(folder, text)
@@ -95,7 +95,7 @@ def finished(command, text, tmp_path):
 
 @pytest.fixture
 def begun(finished):
-    """The same run as a kill would have left it after its last save."""
+    """Returns the same run in the state after a kill that follows its last save."""
     for name in ("summary.json", "params.npz", "samples.txt", "evaluation.json", "curves.svg", "curves.json"):
         (finished / name).unlink()
     return finished
@@ -130,7 +130,7 @@ def test_starts_that_fail_do_not_block_the_corrected_one(command, text, tmp_path
         wrong.write_bytes(content)
         fails()
     fails("--config.data.split=tfsd", path=text)
-    # Memory: found before the first step, and in it.
+    # The memory runs out before the first step, or in it.
     memory = Parallel.check_memory
 
     def check_memory(self, program, batch):
@@ -151,7 +151,7 @@ def test_starts_that_fail_do_not_block_the_corrected_one(command, text, tmp_path
 
 
 def test_the_advice_for_a_wrong_path_can_be_followed(command, text, tmp_path):
-    # As above, but the recipe changes with the path.
+    # Here the recipe changes together with the path.
     assert command(tmp_path / "run", tmp_path / "none.txt", "--config.seed=1")[0] == 2
     code, said = command(tmp_path / "run", text, "--config.train.epochs=0.03")
     assert code == 0, said
@@ -196,12 +196,12 @@ def test_other_files_beside_a_run_do_no_harm(command, text, tmp_path):
 def test_paths_of_a_workdir(command, text, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    # ~ is expanded: the file in the way lies in the home folder.
+    # The command expands ~, so it finds this file in place of the workdir.
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "a").write_text("")
     code, said = command("~/a", text)
-    assert code == 2 and str(tmp_path / "home" / "a") in said and "no folder" in said
-    for named, expected in (("", "missing"), ("gs://bucket/run", "local"), (text, "no folder")):
+    assert code == 2 and str(tmp_path / "home" / "a") in said and "not a folder" in said
+    for named, expected in (("", "missing"), ("gs://bucket/run", "local"), (text, "not a folder")):
         code, said = command(named, text)
         assert code == 2 and expected in said and "workdir" in said, said
     assert not (tmp_path / "~").exists() and not (tmp_path / "gs:").exists()
@@ -220,7 +220,7 @@ def test_a_text_named_relative_to_another_folder(command, text, tmp_path, monkey
     report = evaluation.evaluate(Path("../run"), data_dir="", batch_size=0, data_path=Path("../text.txt"))
     saved = json.loads(Path("../run/evaluation.json").read_text(encoding="utf-8"))
     assert json.loads(cli.to_json(report)) == saved, "hw.evaluate writes another file than the run"
-    # The same text by another path is the same run.
+    # Another path to the same text continues the same run.
     code, said = command("../run", "../text.txt", "--config.train.epochs=0.03")
     assert code == 0 and "is finished" in said
 
@@ -265,7 +265,7 @@ def test_pipes_for_logs(command, text, begun):
     assert code == 2 and "metrics.jsonl" in said and "pipe" in said
     (begun / "metrics.jsonl").unlink()
     code, said = command(begun, text)
-    assert code == 0 and "IS MISSING" in said and "left out" not in said, said
+    assert code == 0 and "IS MISSING" in said and "could not be drawn" not in said, said
 
 
 def test_the_saved_state_knows_its_recipe(command, text, begun):
@@ -282,12 +282,12 @@ def test_the_saved_state_knows_its_recipe(command, text, begun):
         assert {k: v for k, v in after.items() if k.name not in ("train.log", ".lock")} == {
             k: v for k, v in before.items() if k.name not in ("train.log", ".lock")
         }
-    # A config that was edited to fit the command does not help.
+    # An edit of config.json to fit the command does not help.
     config = json.loads(_finished["run"][Path("config.json")])
     (begun / "config.json").write_text(cli.to_json(config | {"seed": 1}, indent=2) + "\n")
     code, said = command(begun, text, "--config.seed=1")
     assert code == 2 and "seed: 0 there, 1 now" in said
-    # The right command continues, and puts the config back.
+    # The right command continues and restores config.json.
     (begun / "config.json").unlink()
     code, said = command(begun, text)
     assert code == 0 and f"continuing at step {STEPS}" in said, said
@@ -297,7 +297,7 @@ def test_the_saved_state_knows_its_recipe(command, text, begun):
 
 
 def _edit_progress(folder, edit):
-    """Changes what is saved beside the state of a checkpoint, and makes the manifest fit."""
+    """Changes progress.json of a checkpoint, and writes a manifest that fits."""
     file = folder / "progress.json"
     content = edit(file.read_bytes())
     file.write_bytes(content)
@@ -359,7 +359,7 @@ def test_every_kind_of_damaged_progress(command, text, begun):
         for step in (STEPS - 1, STEPS - 2):
             shutil.rmtree(begun / "checkpoints" / str(step), ignore_errors=True)
         code, said = command(begun, text)
-        assert code == 2 and "IS DAMAGED" in said and "no checkpoint" in said, said
+        assert code == 2 and "IS DAMAGED" in said and "are damaged" in said, said
         shutil.rmtree(begun / "checkpoints" / f"damaged-{STEPS}")
         shutil.move(saved, folder)
 
@@ -368,7 +368,7 @@ def test_every_kind_of_damaged_progress(command, text, begun):
 def test_a_damaged_summary_is_written_anew(command, text, finished, content):
     (finished / "summary.json").write_bytes(content)
     code, said = command(finished, text)
-    assert code == 0 and "summary.json" in said and "written anew" in said, said
+    assert code == 0 and "summary.json" in said and "we write a new one" in said, said
     assert _state(finished) == _first_state()
 
 
@@ -394,7 +394,7 @@ def test_a_damaged_line_of_metrics_is_named(command, text, begun):
         path.write_bytes(b"\n".join([lines[0], content, *lines[1:]]))
         code, said = command(begun, text)
         assert code == 2 and f"line 2 of {path}" in said, said
-    # What follows the newest checkpoint is dropped whatever it holds.
+    # A run drops the lines after the newest checkpoint, whatever they hold.
     later = json.dumps(json.loads(lines[0]) | {"step": STEPS + 1}).encode()
     path.write_bytes(b"\n".join([*lines[:-1], later, b"garbage", b""]))
     code, said = command(begun, text)
@@ -484,7 +484,7 @@ def test_metrics_that_are_removed_are_written_anew(command, text, tmp_path, monk
 
 
 class _Gone(io.TextIOBase):
-    """A terminal that was closed."""
+    """A stream that behaves like a closed terminal."""
 
     encoding = "utf-8"
 
@@ -519,11 +519,11 @@ def test_names_with_formulas_newlines_and_bytes_that_are_no_utf8(command, text, 
 
 @pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
 def test_signals_are_noted(signum):
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # pytest itself may run under nohup
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # pytest may run under nohup.
     try:
         with workdir.Signals() as signals:
             os.kill(os.getpid(), signum)
-            if signum == signal.SIGHUP:  # the terminal and its shell each send one
+            if signum == signal.SIGHUP:  # The terminal sends one, and its shell another.
                 os.kill(os.getpid(), signum)
             assert signals.received == signum
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
@@ -570,7 +570,7 @@ def test_leftovers_of_an_unexpected_kind_stop_no_start(tmp_path):
 
 @pytest.fixture
 def elsewhere(monkeypatch):
-    """elsewhere(): from now on this is a processor on which "auto" is bfloat16. elsewhere(False): back."""
+    """Returns elsewhere(): afterwards "auto" means bfloat16 on this processor. elsewhere(False) undoes it."""
 
     def elsewhere(there: bool = True) -> None:
         sets = ("avx512_bf16",) if there else ()
@@ -581,7 +581,7 @@ def elsewhere(monkeypatch):
 
 
 def _dtype(folder):
-    """What the newest checkpoint, the summary and the evaluation say, which must be the same."""
+    """Returns the dtype of the newest checkpoint, the summary and the evaluation, which must be equal."""
     newest = folder / "checkpoints" / str(checkpoint.steps(folder / "checkpoints")[-1])
     files = (newest / "progress.json", folder / "summary.json", folder / "evaluation.json")
     (dtype,) = {json.loads(file.read_text(encoding="utf-8"))["dtype"] for file in files}
@@ -589,14 +589,14 @@ def _dtype(folder):
 
 
 def _unfinish(folder, steps):
-    """Removes what the last steps and the end of a run left."""
+    """Removes the last checkpoints and the final files of a run."""
     for name in ("summary.json", "params.npz", "evaluation.json"):
         (folder / name).unlink()
     for step in checkpoint.steps(folder / "checkpoints")[-steps:]:
         shutil.rmtree(folder / "checkpoints" / str(step))
 
 
-LINE = "note: the run was begun in {} and continues in it; config.model.dtype=auto is {} here"
+LINE = "note: the run began in {} and continues in it; config.model.dtype=auto is {} here"
 
 
 def test_the_precision_and_the_processor_are_kept(finished):
@@ -606,7 +606,7 @@ def test_the_precision_and_the_processor_are_kept(finished):
     first = (finished / "train.log").read_text(encoding="utf-8").splitlines()[0]
     assert f"in float32; processor: {hardware.processor()}" in first
     config = json.loads((finished / "config.json").read_text(encoding="utf-8"))
-    assert config["model"]["dtype"] == "auto", "the recipe's own word is lost"
+    assert config["model"]["dtype"] == "auto", "config.json must keep auto"
 
 
 def test_a_float32_run_continues_in_float32_where_auto_is_bfloat16(command, text, finished, elsewhere):
@@ -622,7 +622,7 @@ def test_a_float32_run_continues_in_float32_where_auto_is_bfloat16(command, text
 def test_a_bfloat16_run_continues_in_bfloat16_where_auto_is_float32(command, text, tmp_path, elsewhere):
     elsewhere()
     code, said = command(tmp_path / "run", text)
-    assert code == 0 and _dtype(tmp_path / "run") == "bfloat16" and "note: the run was begun" not in said
+    assert code == 0 and _dtype(tmp_path / "run") == "bfloat16" and "note: the run began" not in said
     whole = _state(tmp_path / "run")
     if _finished:
         assert whole != _first_state(), "bfloat16 changed nothing"
@@ -667,7 +667,7 @@ def test_a_precision_that_no_run_has_is_damage(command, text, begun, dtype):
 
 
 def test_a_checkpoint_of_another_precision_than_its_recipes(command, text, begun):
-    """As where a checkpoint of another run was copied into the folder."""
+    """A user may copy a checkpoint of another run into the folder."""
     for step in checkpoint.steps(begun / "checkpoints"):
         _edit_progress(
             begun / "checkpoints" / str(step),
@@ -679,7 +679,7 @@ def test_a_checkpoint_of_another_precision_than_its_recipes(command, text, begun
         file.write_bytes(file.read_bytes()[:100])
     _fit(begun / "checkpoints" / str(STEPS))
     code, said = command(begun, text)
-    assert code == 2 and "begun in bfloat16 and would go on in float32" in said, said
+    assert code == 2 and "began in bfloat16 and would continue in float32" in said, said
 
 
 ONE_OF_TWO = """
@@ -704,4 +704,4 @@ def test_hosts_of_different_processors_compute_alike(launch, tmp_path, fast, exp
     pair = [launch([*words, number, fast, tmp_path], tmp_path / number) for number in ("0", "1")]
     assert [process.end(120) for process in pair] == [0, 0], [process.stderr for process in pair]
     said = [process.stdout for process in pair]
-    assert [text.splitlines()[-1] for text in said] == [str([expected, ""])] * 2  # Gloo says a line too
+    assert [text.splitlines()[-1] for text in said] == [str([expected, ""])] * 2  # Gloo prints a line too.

@@ -1,4 +1,4 @@
-"""Twenty steps of a model on given devices: for test_parallel, and as one of several processes for it.
+"""Takes twenty steps of a model on given devices, for test_parallel: as a function or as a process.
 
 python -m tests.training.twenty_steps MODEL OUT.npz --coordinator=HOST:PORT --num_processes=N --process_id=I
 """
@@ -19,7 +19,7 @@ from hw.training.tasks import Task
 from tests.recipes import TINY
 
 STEPS, BATCH = 20, 32
-# Nothing is dropped: under pmap each device would draw a mask of its own.
+# There is no dropout here: under pmap each device would draw another mask.
 RECIPES = {
     "resnet": TINY | {"optim.name": "sgd", "optim.learning_rate": 0.1, "augment.cutout": 8},
     "gru": {
@@ -44,53 +44,53 @@ RECIPES = {
 
 
 def recipe(name: str, **changes):
-    """The recipe `name`, cut down."""
+    """Returns the recipe `name`, made small."""
     config = importlib.import_module(f"configs.{name}").get_config()
     config.update_from_flattened_dict(RECIPES[name] | changes)
     return config
 
 
 def _remember() -> optax.GradientTransformation:
-    """Changes nothing, and keeps the gradient in the optimiser's state."""
+    """Returns a transformation that changes nothing and keeps the gradient in the optimiser's state."""
     return optax.GradientTransformation(
         lambda params: jax.tree.map(np.zeros_like, params), lambda grads, state, params=None: (grads, grads)
     )
 
 
 def off_the_start(tree):
-    """Adds noise: at the start some parameters are zero, and so are the gradients of others."""
+    """Adds noise: some initial parameters are zero, so the gradients of others are zero too."""
     r = np.random.default_rng(0)
     return jax.tree.map(lambda x: np.asarray(x + 0.05 * r.normal(size=x.shape), x.dtype), tree)
 
 
 def begin(task: Task) -> dict:
-    """The variables that all ways start from."""
+    """Returns the variables from which all ways start."""
     variables = jax.jit(task.init)(jax.random.key(0), task.start)
     variables = variables | {"params": off_the_start(variables["params"])}
     if "constants" in variables:
-        # The whitening filters depend on the order in which a covariance is summed, and so on the number of
-        # threads, which goes by the devices of a process: noise in their place.
+        # The whitening filters depend on the order of a sum, hence on the number of threads, hence on the
+        # devices of a process. So we take noise instead.
         variables["constants"] = off_the_start(jax.tree.map(np.zeros_like, variables["constants"]))
     return variables
 
 
 def take(name: str, parallel: Parallel, *, reduced: bool = True, steps: int = STEPS, **changes) -> dict:
-    """Takes the steps.
+    """Takes the steps and returns their results.
 
     Args:
-      name: of RECIPES.
+      name: a name in RECIPES.
       parallel: the devices.
-      reduced: False leaves the reduction out: each device goes by its own share.
-      steps: how many.
-      **changes: of the recipe's fields.
+      reduced: False omits the all-reduce, so that each device uses only its share.
+      steps: the number of steps.
+      **changes: changed fields of the recipe.
 
     Returns:
-      "grads", of the first step; "params" and "model_state" after the last; "losses" [steps]; and the first
-      step's "indices", on their devices. Trees of the host's arrays, but for the indices.
+      "grads" of the first step; "params" and "model_state" after the last; "losses" [steps]; and the
+      "indices" of the first step. The indices stay on their devices, and all others are host arrays.
     """
     config = recipe(name, **changes)
     run = setup.build(config, parallel, data.load(config.data, say=lambda line: None))
-    if not reduced:  # the step knows of no other device; the model still does
+    if not reduced:  # Only the step loses the axis. The model keeps it.
         parallel.axis_name = None
     run = dataclasses.replace(run, tx=optax.chain(_remember(), optim.build(config.optim, steps)[0]))
     task = run.task
@@ -112,7 +112,7 @@ def take(name: str, parallel: Parallel, *, reduced: bool = True, steps: int = ST
 
 
 def flat(tree, prefix: str) -> dict[str, np.ndarray]:
-    """Leaves of a tree by name."""
+    """Returns the leaves of a tree by name."""
     return {
         prefix + jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -120,13 +120,13 @@ def flat(tree, prefix: str) -> dict[str, np.ndarray]:
 
 
 def by_name(found: dict) -> dict[str, np.ndarray]:
-    """What `take` returns, the indices left out, as arrays by name."""
+    """Returns the results of `take`, except the indices, as arrays by name."""
     parts = ("grads", "params", "model_state", "losses")
     return {name: array for part in parts for name, array in flat(found[part], part).items()}
 
 
 def main(argv: list[str]) -> None:
-    """Takes a model's steps as one process of several; the first writes what came of them."""
+    """Takes a model's steps as one process of several; the primary process writes the results."""
     model, out, *options = argv
     given = dict(option.removeprefix("--").split("=") for option in options)
     jax.distributed.initialize(given["coordinator"], int(given["num_processes"]), int(given["process_id"]))

@@ -1,4 +1,4 @@
-"""The tasks by name. The loop, the step and the checkpoints are the same for all; a `Task` holds the rest."""
+"""Lists the tasks by name. Loop, step and checkpoints are the same for all tasks; a `Task` holds the rest."""
 
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from hw.training.tasks.text import TextTask
 
 
 class Kind(Protocol):
-    """A class of tasks: see `Task`. Which dataset goes with it, `hw.fields.DATASETS_OF` says."""
+    """A class that implements `Task`. `hw.fields.DATASETS_OF` lists the datasets of each task."""
 
     def __call__(
         self, config: ConfigDict, dataset: Any, module: nn.Module, axis_name: str | None = None

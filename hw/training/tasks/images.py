@@ -1,4 +1,4 @@
-"""Classification of images: augmentation, progressive resolution, test-time views, calibration."""
+"""Classifies images: augmentation, progressive resizing, test-time augmentation and calibration."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -23,8 +23,9 @@ Array = jax.Array
 LogitsOf = Callable[[VariableDict, Batch], dict[str, Array]]  # see `classify`
 
 View = tuple[bool, int, int, float]
-# Views of test-time augmentation: (mirrored, rows down, columns right, weight). Half of the weight
-# lies on the unmoved pair. Source: Jordan 2024, "94 % on CIFAR-10 in 3.29 seconds on a single GPU".
+# The views of test-time augmentation: (mirrored, rows down, columns right, weight). In "six", the two views
+# without a shift have half of the weight. Source: Jordan 2024, "94 % on CIFAR-10 in 3.29 seconds on a single
+# GPU".
 TTA_VIEWS: dict[str, tuple[View, ...]] = {
     "none": ((False, 0, 0, 1.0),),
     "mirror": ((False, 0, 0, 0.5), (True, 0, 0, 0.5)),
@@ -38,12 +39,12 @@ TTA_VIEWS: dict[str, tuple[View, ...]] = {
     ),
 }
 
-# The images from which a data-dependent start is computed.
+# About so many images determine a data-dependent initialisation.
 _NUM_START_IMAGES = 5000
 
 
 def image_views(images: Array, views: Sequence[View]) -> list[Array]:
-    """The images [b, h, w, c], once for each (mirrored, down, right, weight) of `views`."""
+    """Returns the images [b, h, w, c] once for each (mirrored, down, right, weight) of `views`."""
 
     def view(mirrored: bool, down: int, right: int) -> Array:
         x = images[:, :, ::-1] if mirrored else images
@@ -56,11 +57,11 @@ def image_views(images: Array, views: Sequence[View]) -> list[Array]:
 
 
 def classify(module: nn.Module, data_config: ConfigDict, views: Sequence[View]) -> LogitsOf:
-    """A pure `(variables, {"image": uint8 [b, h, w, 3]}) -> {"logits", "logits_tta"}`, both [b, K]."""
+    """Returns `(variables, {"image": uint8 [b, h, w, 3]}) -> {"logits", "logits_tta"}`, pure, both [b, K]."""
 
     def logits_of(variables: VariableDict, batch: Batch) -> dict[str, Array]:
         images = augment.normalize(batch["image"], data_config.mean, data_config.std)
-        # flax types the answer of `apply` as any that a module may give.
+        # `Any`: flax's type of the result of `apply` covers all modules.
         each: list[Any] = [module.apply(variables, x, train=False) for x in image_views(images, views)]
         weighted: Any = sum(v[3] * logits for v, logits in zip(views, each, strict=True))
         return {"logits": each[0], "logits_tta": weighted}
@@ -69,7 +70,7 @@ def classify(module: nn.Module, data_config: ConfigDict, views: Sequence[View]) 
 
 
 class ImageTask(Task):
-    """Images shuffled and augmented anew in every epoch, small ones first where the recipe says so."""
+    """A task that classifies images. Every epoch shuffles and augments them; small ones may come first."""
 
     name = "images"
     unit = "images"
@@ -88,14 +89,15 @@ class ImageTask(Task):
             cutout=config.augment.cutout,
         )
         small, until = config.augment.small_size, round(config.augment.small_until * self.total_steps)
-        # Small images first, where there are any; a stage of no step is none. {first step: size, 0: whole}
+        # {first step: size of the images}; size 0 is the full size. Small images come first, and a stage
+        # without a step is left out.
         sizes = {0: small, until: 0} if small and until else {0: 0}
         self.stages, self._sizes = tuple(sizes), tuple(sizes.values())
         self._smoothing = config.train.label_smoothing
         self._logits_of = classify(module, config.data, TTA_VIEWS[config.eval.tta])
         self._eval_batch_size, self._temperature = config.eval.batch_size, config.eval.temperature
         self.resident |= {"image": dataset.train.image, "label": dataset.train.label}
-        # Spread over the whole set: fair in whatever order the images stand.
+        # We take images from the whole set, because a file may be sorted by class.
         self.start = dataset.train.image[:: max(1, self.num_examples // _NUM_START_IMAGES)]
 
     def init(self, rng: Array, start: Array) -> VariableDict:
@@ -118,7 +120,7 @@ class ImageTask(Task):
     def apply_fn(
         self, variables: VariableDict, batch: Batch, carry: Any, rng: Array
     ) -> tuple[Array, VariableDict, Any]:
-        del rng  # nothing in these networks is drawn at random
+        del rng  # These networks have no random layer.
         mutable = [name for name in variables if name != "params"]
         logits, model_state = self._module.apply(variables, batch["image"], train=True, mutable=mutable)
         return logits, model_state, carry
@@ -132,9 +134,9 @@ class ImageTask(Task):
     def evaluate(self, variables: VariableDict, parallel: Parallel) -> Iterator[Report | None]:
         """Yields None after every batch, then `metrics.classification_report` of the evaluation split.
 
-        On a holdout the temperature is fitted on one half and judged on the other, both ways round
-        (the report's `temperature` is fitted on both halves: the value for a recipe); on the test set
-        it is the recipe's own, so that nothing is ever fitted on the test set.
+        On a holdout, the temperature is fitted on one half and evaluated on the other half, in both
+        directions. The report's `temperature` is fitted on both halves: it is the value for a recipe. On the
+        test set we use the recipe's temperature, so that nothing is fitted on the test set.
         """
         fn, images = parallel.map(self._logits_of), {"image": self._dataset.eval.image}
         outputs = []
@@ -167,7 +169,7 @@ class ImageTask(Task):
 
 
 def _calibrated_across_halves(logits: np.ndarray, labels: np.ndarray) -> Report:
-    """Each half of a holdout judged with the temperature of the other; and the temperature of both."""
+    """Evaluates each half of a holdout with the temperature of the other, and fits one on both halves."""
     even, odd = slice(0, None, 2), slice(1, None, 2)
     crossed = np.empty_like(logits)
     crossed[even] = logits[even] / metrics.fit_temperature(logits[odd], labels[odd])

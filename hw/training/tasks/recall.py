@@ -1,4 +1,4 @@
-"""Recalling the first symbol of a sequence after a delay: question 4 (c) as something to measure."""
+"""Asks a model for the first symbol of a sequence after a delay: an experiment for question 4 (c)."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,7 +22,7 @@ Array = jax.Array
 
 
 def classify(module: nn.Module) -> Callable[[VariableDict, Batch], Array]:
-    """A pure `(variables, {"inputs": [b, T]}) -> logits [b, K]`."""
+    """Returns a pure `(variables, {"inputs": [b, T]}) -> logits [b, K]`."""
 
     def logits_of(variables: VariableDict, batch: Batch) -> Array:
         logits: Any = module.apply(variables, batch["inputs"], train=False)
@@ -32,7 +32,7 @@ def classify(module: nn.Module) -> Callable[[VariableDict, Batch], Array]:
 
 
 class RecallTask(Task):
-    """Sequences drawn anew for every step; an epoch is `config.train.epoch_size` of them."""
+    """A task that draws new sequences for every step; an epoch has `config.train.epoch_size` of them."""
 
     name = "recall"
     unit = "sequences"
@@ -54,7 +54,7 @@ class RecallTask(Task):
         return {"number": np.arange(start, start + count, dtype=np.int32)}
 
     def make_batch(self, resident: Batch, indices: Batch, stage: int) -> Batch:
-        del stage  # there is but one
+        del stage  # This task has one stage.
         rngs = jax.vmap(partial(jax.random.fold_in, run_rng(resident, 1)))(indices["number"])
         inputs = jax.vmap(lambda rng: draw(rng, self._delay, self._num_symbols))(rngs)
         return {"inputs": inputs, "label": inputs[:, 0]}
@@ -62,7 +62,7 @@ class RecallTask(Task):
     def apply_fn(
         self, variables: VariableDict, batch: Batch, carry: Any, rng: Array
     ) -> tuple[Array, VariableDict, Any]:
-        del rng  # nothing in these networks is drawn at random
+        del rng  # These networks have no random layer.
         logits: Any = self._module.apply(variables, batch["inputs"], train=True)
         return logits, {}, carry
 
@@ -73,7 +73,7 @@ class RecallTask(Task):
         }
 
     def evaluate(self, variables: VariableDict, parallel: Parallel) -> Iterator[Report | None]:
-        """Yields None after every batch, then accuracy and likelihood of the evaluation sequences."""
+        """Yields None after every batch, then accuracy and likelihood on the evaluation sequences."""
         fn = parallel.map(self._logits_of)
         inputs = {"inputs": self._dataset.eval_inputs}
         outputs = []

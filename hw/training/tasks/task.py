@@ -1,4 +1,4 @@
-"""What the loop must be told of a task: its data, its forward pass, its loss, its evaluation."""
+"""Defines the interface of a task: its data, its forward pass, its loss and its evaluation."""
 
 import abc
 import math
@@ -16,28 +16,28 @@ from hw.training.parallel import Parallel
 from hw.training.step import Batch
 
 Array = jax.Array
-Report = dict[str, Any]  # of an evaluation: strict JSON, as evaluation.json holds it
+Report = dict[str, Any]  # the content of evaluation.json, strict JSON
 
 
 class Task(abc.ABC):
-    """A task on a dataset, with the model that learns it.
+    """A task that joins a dataset with the model that learns it.
 
-    It is built from a config, a dataset and a module. Methods that take the devices run programs on them; the
-    others are pure.
+    It is built from a config, a dataset and a module. Methods that take `parallel` compile or run
+    programs for the devices; the others are pure.
 
     Attributes:
-      name: as in `config.task`.
-      unit: what the speed counts, such as "images".
-      headline: the report's values that go to metrics.jsonl's eval lines: {name there: name in report}.
-      num_examples: of the training set: the length of an epoch.
-      total_steps: of a whole run.
+      name: the value of `config.task`.
+      unit: the unit of the speed, such as "images".
+      headline: the values of the report for the eval lines of metrics.jsonl: {name there: name in report}.
+      num_examples: the examples of the training set, which make an epoch.
+      total_steps: the steps of the whole run.
       axis_name: the mapped axis of the batch under pmap, else None.
-      stages: the steps at which the program changes, 0 first: each stage is compiled on its own.
-      per_example: how many of the unit an example holds.
-      resident: the training data, kept on the devices whole, and the run's `seed`: as data, not as a constant
-        of the program, so that runs of other seeds find the compiled program in the cache.
-      start: data for a data-dependent start.
-      carry: what passes from one batch to the next, before the first; () where nothing does.
+      stages: the steps at which the program changes, 0 first. Each stage is compiled separately.
+      per_example: the units of an example.
+      resident: the whole training data, kept on every device, and the run's `seed`. The seed is data and not
+        a constant, so that runs with other seeds find the compiled program in the cache.
+      start: data for a data-dependent initialisation.
+      carry: the state that one batch hands to the next, at step 0; () if there is none.
     """
 
     name: ClassVar[str]
@@ -57,49 +57,49 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def init(self, rng: Array, start: Array) -> VariableDict:
-        """The model's variables at step 0."""
+        """Returns the model's variables at step 0."""
 
     @abc.abstractmethod
     def indices(self, start: int, count: int) -> dict[str, np.ndarray]:
-        """Which data the examples `start` … `start + count − 1` of the run are: {name: [count]}."""
+        """Returns the indices of the run's examples `start` … `start + count − 1`: {name: [count]}."""
 
     @abc.abstractmethod
     def make_batch(self, resident: Batch, indices: Batch, stage: int) -> Batch:
-        """The batch of `indices` in one of `stages`, made on the device."""
+        """Makes the batch of `indices` in stage number `stage`, on the device."""
 
     @abc.abstractmethod
     def apply_fn(
         self, variables: VariableDict, batch: Batch, carry: Any, rng: Array
     ) -> tuple[Array, VariableDict, Any]:
-        """The model in training mode: (outputs, model_state, carry), as `train_step` takes it."""
+        """Applies the model in training mode: returns (outputs, model_state, carry) for `train_step`."""
 
     @abc.abstractmethod
     def loss_fn(self, outputs: Array, batch: Batch) -> dict[str, Array]:
-        """Losses and other metrics per example, as `train_step` takes them."""
+        """Returns the losses and other metrics per example for `train_step`."""
 
     @abc.abstractmethod
     def evaluate(self, variables: VariableDict, parallel: Parallel) -> Iterator[Report | None]:
-        """Yields None after every slice of work, so that the loop can stop for a signal; then the report."""
+        """Yields None after every slice of work, so that the loop can stop for a signal, then the report."""
 
     @abc.abstractmethod
     def programs(self, variables: VariableDict, parallel: Parallel) -> Iterator[tuple[str, int, Lowered]]:
-        """Yields (name, batch, lowered program) of what runs beside the training steps, from shapes alone."""
+        """Yields (name, batch, lowered program) for each program besides training; it needs only shapes."""
 
     @abc.abstractmethod
     def summarize(self, report: Report) -> dict[str, Any]:
-        """The report's fields for summary.json."""
+        """Returns the fields of the report for summary.json."""
 
     def samples(self, variables: VariableDict) -> tuple[str, Report] | None:
-        """(text for samples.txt, fields for the report); None where the task has no samples."""
+        """Returns (text for samples.txt, fields for the report); None if the task has no samples."""
         del variables
         return None
 
 
 def total_steps(config: ConfigDict, num_examples: int) -> int:
-    """Steps of a run: as many whole batches as it takes to show every example `epochs` times."""
+    """Returns the steps of a run: enough whole batches to show every example `epochs` times."""
     return math.ceil(config.train.epochs * num_examples / config.train.batch_size)
 
 
 def run_rng(resident: Mapping[str, ArrayLike], purpose: int) -> Array:
-    """The run's key for one purpose: of its draws of data (1) or of its steps (2)."""
+    """Returns the run's random key for one purpose: the data of a batch (1) or the step itself (2)."""
     return jax.random.fold_in(jax.random.key(resident["seed"]), purpose)

@@ -1,4 +1,4 @@
-"""Language modelling: the next character from those before, by truncated backpropagation or on windows."""
+"""Trains language models: they predict the next character, in streams or in shuffled windows."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -22,28 +22,28 @@ from hw.training.tasks.task import Report, Task
 
 Array = jax.Array
 
-# What a run writes to samples.txt: so many characters at each temperature.
+# A run writes SAMPLE_LENGTH characters at each temperature to samples.txt.
 SAMPLE_TEMPERATURES = (0.5, 0.8, 1.0)
 SAMPLE_LENGTH = 1000
-# Copies of the training text shorter than this are the language's own phrases.
+# Shorter copies of the training text are common phrases of the language.
 COPY_LENGTH = 20
-_RESET = 1  # folded into a step's rng: a draw of its own beside dropout's
+_RESET = 1  # We fold this into the step's rng, so that state resets and dropout draw independently.
 
 
 def stream_starts(seed: int, start: int, count: int, *, streams: int, length: int, size: int) -> np.ndarray:
-    """Where in the text each of the windows number `start` … `start + count − 1` begins: int32 [count].
+    """Returns the positions in the text where windows `start` … `start + count − 1` begin: int32 [count].
 
-    Step s gives window s of each of `streams` readers, which stand evenly spaced in the text, taken as a
-    circle, and read on for ever: what a reader leaves behind the next one has read before. So the state
-    carried from step to step is that of the text just before the window, but where the end of the text
-    meets its start. The seed turns the circle.
+    The text is a circle, and `streams` readers start at even distances on it. Step s gives window s of each
+    reader, so each reader continues where its last window ended. The carry is therefore the state after the
+    text just before the window. The only exception is the place where the text's end meets its start. The
+    seed rotates the circle.
 
     Args:
-      seed: of the run.
+      seed: the seed of the run.
       start, count: windows, counted through all steps; window w belongs to stream w mod `streams`.
-      streams: readers, the batch size.
-      length: characters of a window.
-      size: characters of the text.
+      streams: the number of readers, which is the batch size.
+      length: the characters of a window.
+      size: the characters of the text.
     """
     turn = np.random.default_rng(seed).integers(size)
     window = np.arange(start, start + count, dtype=np.int64)
@@ -52,9 +52,9 @@ def stream_starts(seed: int, start: int, count: int, *, streams: int, length: in
 
 
 def window_starts(seed: int, start: int, count: int, *, length: int, size: int) -> np.ndarray:
-    """The same for windows in random order: each epoch visits every window of a cut of the text once.
+    """Does the same for windows in random order: each epoch cuts the text and visits every window once.
 
-    The cut is shifted by less than a window, anew for every epoch.
+    Each epoch shifts the cut by another random distance of less than a window.
     """
     chosen = batches.examples(seed, start, count, (size - length) // length)
     epochs, of_each = np.unique(chosen["epoch"], return_inverse=True)
@@ -63,7 +63,7 @@ def window_starts(seed: int, start: int, count: int, *, length: int, size: int) 
 
 
 class TextTask(Task):
-    """The next character, in streams that hand their carry on from step to step, or in shuffled windows."""
+    """A task that predicts the next character, in streams that keep their carry, or in shuffled windows."""
 
     name = "text"
     unit = "characters"
@@ -87,7 +87,7 @@ class TextTask(Task):
         self._smoothing = config.train.label_smoothing
         self._eval_window, self._eval_batch_size = config.eval.window, config.eval.batch_size
         self.per_example = length
-        # The circle is closed: a window may reach over the end.
+        # We append the first characters, because a window may reach over the end of the text.
         self.resident["text"] = np.concatenate([dataset.train, dataset.train[: length + 1]])
         if self._streams:
             self.carry = module.initial_carry(self._batch_size)
@@ -102,13 +102,13 @@ class TextTask(Task):
         return {"start": window_starts(self.seed, start, count, **sizes)}
 
     def make_batch(self, resident: Batch, indices: Batch, stage: int) -> Batch:
-        del stage  # there is but one
+        del stage  # This task has one stage.
         places = indices["start"][:, None] + jnp.arange(self._length + 1)[None]
         window = resident["text"][places].astype(jnp.int32)
         return {"inputs": window[:, :-1], "targets": window[:, 1:]}
 
     def _reset(self, rng: Array, carry: Any) -> Any:
-        """The carry, of a few streams as if nothing had been read: so the model learns to begin, too."""
+        """Resets the carry of a few random streams, so that the model also learns to start a text."""
         reset = jax.random.bernoulli(rng, self._state_reset, (self._batch_size,))
 
         def one(fresh: Array, kept: Array) -> Array:
@@ -123,7 +123,8 @@ class TextTask(Task):
             carry = self._reset(jax.random.fold_in(rng, _RESET), carry)
         axis, share = self.axis_name, len(batch["inputs"])
         if axis is not None:
-            # The carry is whole on every device, as all state is: each takes its streams and gives them back.
+            # Every device holds the whole carry, like all state. It takes the carry of its streams, and
+            # all_gather joins the results.
             rng = jax.random.fold_in(rng, jax.lax.axis_index(axis))
             first = jax.lax.axis_index(axis) * share
             carry = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, share), carry)
@@ -146,9 +147,9 @@ class TextTask(Task):
     def evaluate(self, variables: VariableDict, parallel: Parallel) -> Iterator[Report | None]:
         """Yields None after every slice of work, then the report: nats per character in both protocols.
 
-        Every character of the evaluation text but the first is a target exactly once.
+        Every character of the evaluation text except the first is a target exactly once.
         """
-        variables = parallel.local(variables)  # each process reads the whole text
+        variables = parallel.local(variables)  # Each process evaluates the whole text.
         text = self._dataset.eval
         report: Report = {"split": self._dataset.eval_name, "num_examples": len(text) - 1}
         sizes = {"window": self._eval_window, "batch_size": self._eval_batch_size}
@@ -176,11 +177,11 @@ class TextTask(Task):
         }
 
     def samples(self, variables: VariableDict) -> tuple[str, Report]:
-        """Text of the model's own at several temperatures, and how much of it is copied.
+        """Samples text at several temperatures and measures how much of it is copied.
 
         Returns:
-          (the text, {"copied": for each temperature the longest verbatim copy of training text and the share
-          of sequences of COPY_LENGTH characters that occur in it}).
+          (the text, {"copied": for each temperature, the longest verbatim copy of training text and the share
+          of sequences of COPY_LENGTH characters that occur there}).
         """
         symbols = self._dataset.classes
         parts: list[str] = []
