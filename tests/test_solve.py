@@ -157,7 +157,7 @@ def test_what_does_not_fit_costs_one_line(argv, message):
         ({"bh": [[0.1], [0.2]]}, "bh must be a list of numbers"),
         ({"dy": [[0.2]]}, "dy is 1 × 1, but must be 3 × 1"),
         ({"Wxh": [[0.5], [0.1, 0.2]]}, "Wxh: the rows have different lengths"),
-        ({"Wxh": [["a"], ["b"]]}, "Wxh: needs"),
+        ({"Wxh": [["a"], ["b"]]}, "Wxh must be a list of lists"),
         ({"by": [1e999]}, "the number 1e999 is too large"),
         ({"Wyh": 1}, "unknown name 'Wyh'"),
         ({"bh": None}, "bh is missing"),

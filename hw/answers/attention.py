@@ -28,7 +28,7 @@ _SHOWN_KEYS = 64  # in a row of the softmax's working; the table has all keys
 
 
 class Case(NamedTuple):
-    """A case has queries [n_q, d_k], keys [n_k, d_k], values [n_k, d_v]; mask is "none" or "causal"."""
+    """Holds Q [n_q, d_k], K [n_k, d_k], V [n_k, d_v], the mask ("none" or "causal"), and whether to scale."""
 
     q: Matrix
     k: Matrix

@@ -299,7 +299,7 @@ def _scaling_step(problem: Problem, found: Mapping[str, np.ndarray]) -> Step:
         "d_k products with mean 0 and variance 1: Var(q·k) = d_k. All three assumptions are needed: other "
         "means increase the variance, and variances of dependent products do not simply add. The standard "
         "deviation of unscaled scores is √d_k: the softmax saturates, its Jacobian goes to zero, and Q and K "
-        "stop learning. The factor 1/√d_k keeps it at 1 for any d_k. "
+        "stop learning. The factor 1/√d_k keeps the standard deviation at 1 for any d_k. "
         "experiments/studies/attention_scaling.py measures this against d_k.",
         table=Table("Gradients with respect to the scores, with and without the scale", header, tuple(rows)),
     )

@@ -205,7 +205,7 @@ _QUESTION = (
     "Write ∂L/∂h₁ in terms of ∂L/∂h₃ through h₂. Explain how the derivatives of tanh and W_hh make gradients "
     "vanish, and why a network then cannot learn long-range dependencies."
 )
-_WHY = "If every matrix shrinks the gradient, a product of many matrices goes to zero exponentially."
+_WHY = "If the norm of every factor is at most γ < 1, a product of many factors goes to zero exponentially."
 
 
 def chain_lines(steps: int) -> list[Line]:
@@ -330,8 +330,8 @@ def _vanishing_steps() -> list[Step]:
         ),
         Step(
             "(c) The consequence for long-range dependencies",
-            "For early times t, the gradient of the loss at time T is too small to distinguish from noise. "
-            "So only the recent past changes the weights, and the network does not learn longer "
+            "For early times t, the gradient ∂L_T/∂h_t of the loss at time T is too small to distinguish "
+            "from noise. So only the recent past changes the weights, and the network does not learn longer "
             "dependencies, although its forward pass could store them. experiments/studies/memory_task.py "
             "measures this on a recall task, for a plain RNN and a GRU, each with its usual initialisation "
             "and with one that remembers. experiments/studies/vanishing_gradient.py measures the gradients.",

@@ -245,9 +245,7 @@ def to_the_end(problem: Problem, h_tn: np.ndarray) -> Iterator[tuple[int, np.nda
     whh_nk, product = np.array(problem.whh, float), np.eye(len(problem.bh))
     for t in range(len(h_tn), 0, -1):
         yield t, product
-        with np.errstate(
-            all="ignore"
-        ):  # weights near float64's limit overflow; the caller handles inf and nan
+        with np.errstate(all="ignore"):  # large weights may overflow; the caller handles inf and nan
             product = product @ ((1 - h_tn[t - 1] ** 2)[:, None] * whh_nk)
 
 
