@@ -91,11 +91,11 @@ def test_one_line_for_each_answer(run, form):
     lines = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert code == 1
     assert lines["1.conv1"].startswith('wrong: "same" padding taken for "valid"')
-    assert lines["1.conv1_params"] == "wrong: the biases are forgotten"
+    assert lines["1.conv1_params"] == "wrong: the biases are missing"
     assert lines["1.flatten"] == "right"
-    assert lines["6.scores"].startswith("wrong: Q K instead of Q Kᵀ")
+    assert lines["6.scores"].startswith("wrong: this is Q K, not Q Kᵀ")
     assert lines["6.scaled"] == "right: from your own 6.scores"
-    assert lines["6.weights"].startswith("not understood: 'x' is no number")
+    assert lines["6.weights"].startswith("not understood: 'x' is not a number")
     assert lines["6.output"] == "empty" and lines["6.why"].startswith("not graded: a good answer has: ")
     expected = (
         "2 right (1 from an earlier answer that is not), 3 wrong, 1 not understood, 22 empty, 11 not graded"
@@ -136,7 +136,8 @@ def test_hints_stand_below_what_is_not_right(run, form):
     lines = run(path, "--hint")[1].splitlines()
     plain = run(path)[1].splitlines()
     assert [line for line in lines if not line.strip().startswith("hint: ")] == plain
-    assert lines[lines.index(f"{'6.scaled':14}  wrong: not divided by √d_k") + 1].strip().startswith("hint: ")
+    line = lines.index(f"{'6.scaled':14}  wrong: the division by √d_k is missing")
+    assert lines[line + 1].strip().startswith("hint: ")
     assert not lines[lines.index(f"{'6.scores':14}  right") + 1].strip().startswith("hint: ")
 
 
@@ -286,8 +287,8 @@ def test_what_people_write_is_read(run, form, field, written):
 @pytest.mark.parametrize(
     ("written", "named"),
     [
-        ('"1.216"', "thousands are written 1216 or 1,216"),
-        ("1.216", "thousands are written 1216 or 1,216"),
+        ('"1.216"', "write thousands as 1216 or 1,216"),
+        ("1.216", "write thousands as 1216 or 1,216"),
         ("0x" + "f" * 4000, "too large"),
         ("0b1" + "1" * 20_000, "too large"),
     ],
@@ -305,13 +306,13 @@ LONG_KEY = "a.b" * 20_000
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("[1]\n\nconv1 = “128 x 128 x 16”\n", ["line 3", "1.conv1", "straight quotes around it"]),
-        ("[1]\nflatten = 61504/2\n", ["line 2", "1.flatten", "straight quotes around it"]),
-        ("[1]\nflatten = 30,752\n", ["line 2", "1.flatten", "straight quotes around it"]),
-        ("[1]\nconv1 = 'it's'\n", ["line 2", 'straight quotes around it, conv1 = "…"']),
-        ('[1]\nconv1 = "128" x "128"\n', ["line 2", "straight quotes around it, conv1 = '…'"]),
+        ("[1]\n\nconv1 = “128 x 128 x 16”\n", ["line 3", "1.conv1", "use straight quotes"]),
+        ("[1]\nflatten = 61504/2\n", ["line 2", "1.flatten", "in straight quotes"]),
+        ("[1]\nflatten = 30,752\n", ["line 2", "1.flatten", "in straight quotes"]),
+        ("[1]\nconv1 = 'it's'\n", ["line 2", 'use the other kind of quotes, conv1 = "…"']),
+        ('[1]\nconv1 = "128" x "128"\n', ["line 2", "use the other kind of quotes, conv1 = '…'"]),
         ('[1]\nconv1 = "128\n', ["line 2", "1.conv1", 'the closing " is missing']),
-        ("[1]\nconv1 = 1\n[1]\n", ["line 3", "the heading stands there twice"]),
+        ("[1]\nconv1 = 1\n[1]\n", ["line 3", "the heading occurs twice"]),
         (" " * 190_000 + "x", ["line 1", 'name = "answer"']),
         ('[1]\nconv1 = "128 \\cdot 128"\n', ["line 2", "1.conv1", "single quotes"]),
         ("[1]\nconv1 =\n", ["line 2", "1.conv1", 'conv1 = ""']),

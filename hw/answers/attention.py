@@ -1,4 +1,4 @@
-"""Question 6: scaled dot-product attention worked in numbers, for the sheet's matrices or any others."""
+"""Answers question 6: scaled dot-product attention in numbers, for the sheet's matrices or any others."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -18,17 +18,17 @@ from hw.cli import UserError
 from hw.ops import attention as ops
 
 _DIGITS = 50  # of the mpmath route
-MAX_SCORES = 100_000  # and of the numbers of the output: more take seconds and nobody reads them
-_MAX_EXACT_TERMS = 64  # of a score whose exact sum is shown
-_MAX_EXACT = 3  # keys up to which a weight's exact form is short enough to be read
-_MAX_EXACT_WEIGHTS = 48  # beyond, sympy would take seconds
+MAX_SCORES = 100_000  # also the limit of the output's numbers: more take seconds, and nobody reads them
+_MAX_EXACT_TERMS = 64  # of a score that we sum exactly
+_MAX_EXACT = 3  # keys; with more, the exact form of a weight is too long to read
+_MAX_EXACT_WEIGHTS = 48  # more take sympy seconds
 _MAX_EXACT_LENGTH = 100  # characters of an exact form
 _MAX_ANSWER = 4096  # numbers of an output that the answer repeats
-_SHOWN_KEYS = 64  # of a row of the softmax's working; the table has them all
+_SHOWN_KEYS = 64  # in a row of the softmax's working; the table has all keys
 
 
 class Case(NamedTuple):
-    """Queries [n_q, d_k], keys [n_k, d_k], values [n_k, d_v]; "none" or "causal"; scaled or not."""
+    """Holds Q [n_q, d_k], K [n_k, d_k], V [n_k, d_v], the mask ("none" or "causal"), and whether to scale."""
 
     q: Matrix
     k: Matrix
@@ -43,7 +43,7 @@ SHEET = Case(
 
 
 def check_case(case: Case) -> None:
-    """Raises UserError where the matrices do not fit, naming the two sizes that differ, or make too many."""
+    """Raises UserError if sizes of the matrices differ, naming them, or if there are too many scores."""
     (n_q, d_k), (n_k, d_k2), (n_v, d_v) = ((len(m), len(m[0])) for m in case[:3])
     if d_k != d_k2:
         raise UserError(f"Q has {d_k} columns, K has {d_k2}: both must be d_k")
@@ -56,24 +56,24 @@ def check_case(case: Case) -> None:
             raise UserError(f"{n_q} × {columns} {what} are more than {MAX_SCORES:,}; give smaller matrices")
 
 
-# The routes: functions of a case that return "scores", "scaled", "weights" and "output". They share nothing.
+# A route is a function of a case; it returns "scores", "scaled", "weights", "output". Routes share no code.
 
 
 def by_jax(case: Case) -> dict[str, np.ndarray]:
-    """By `hw.ops.attention`, the code that the language model runs."""
+    """Computes the results by `hw.ops.attention`, the code that the language model runs."""
     with jax.enable_x64(True):
         q_td, k_sd, v_se = arrays(case[:3], np.float64)
         return jax.device_get(_forward(q_td, k_sd, v_se, *options(case)))
 
 
 def arrays(matrices: Sequence[Matrix], dtype: DTypeLike) -> list[np.ndarray]:
-    """The matrices as arrays; in float32, what is too large becomes inf."""
+    """Returns the matrices as arrays; a number too large for float32 becomes inf."""
     with np.errstate(over="ignore"):
         return [np.array(m, float).astype(dtype) for m in matrices]
 
 
 def options(case: Case) -> tuple[jax.Array | None, float | None]:
-    """(mask, scale) as `hw.ops.attention` takes them."""
+    """Returns (mask, scale), the arguments of `hw.ops.attention`."""
     mask_ts = ops.causal_mask(len(case.q), len(case.k)) if case.mask == "causal" else None
     return mask_ts, None if case.scaled else 1.0
 
@@ -81,7 +81,7 @@ def options(case: Case) -> tuple[jax.Array | None, float | None]:
 def _forward(
     q_td: ArrayLike, k_sd: ArrayLike, v_se: ArrayLike, mask_ts: jax.Array | None, scale: float | None
 ) -> dict[str, jax.Array]:
-    """The four results by their names."""
+    """Returns the four results by their names."""
     q_td, k_sd, v_se = (jnp.asarray(m) for m in (q_td, k_sd, v_se))
     scaled_ts = ops.scores(q_td, k_sd, scale)
     return {
@@ -93,7 +93,7 @@ def _forward(
 
 
 def by_mpmath(case: Case) -> dict[str, list[list[mpmath.mpf]]]:
-    """By loops over numbers of 50 digits."""
+    """Computes the results by loops over numbers of 50 digits."""
     with mpmath.workdps(_DIGITS):
         q, k, v = ([[mpmath.mpf(x.numerator) / x.denominator for x in row] for row in m] for m in case[:3])
         scores = [[mpmath.fdot(a, b) for b in k] for a in q]
@@ -109,7 +109,7 @@ def by_mpmath(case: Case) -> dict[str, list[list[mpmath.mpf]]]:
 
 
 def by_sympy(case: Case) -> dict[str, list[list[sympy.Expr]]]:
-    """By exact algebra, put into 30 digits at the very end."""
+    """Computes the results by exact algebra, and evaluates them to 30 digits at the end."""
     exact = _exact(case)
     exact["output"] = exact["weights"] * _rational(case.v)
     return {what: [[x.evalf(30) for x in row] for row in m.tolist()] for what, m in exact.items()}
@@ -120,7 +120,7 @@ def _rational(matrix: Matrix) -> sympy.Matrix:
 
 
 def _exact(case: Case) -> dict[str, sympy.Matrix]:
-    """Scores, scaled scores and weights as exact expressions."""
+    """Returns scores, scaled scores and weights as exact expressions."""
     q, k = _rational(case.q), _rational(case.k)
     scores = q * k.T
     scaled = scores / sympy.sqrt(q.cols) if case.scaled else scores
@@ -129,7 +129,7 @@ def _exact(case: Case) -> dict[str, sympy.Matrix]:
     def weight(i: int, j: int) -> sympy.Expr:
         if j > last[i]:
             return sympy.Integer(0)
-        # Divided through by the exponential itself: 1 / Σ exp(z_j - z_i), the form one would write.
+        # We divide by exp(z_j), which gives the short form 1 / Σ_m exp(z_m − z_j).
         return 1 / sum(sympy.exp(scaled[i, m] - scaled[i, j]) for m in range(last[i] + 1))
 
     return {"scores": scores, "scaled": scaled, "weights": sympy.Matrix(q.rows, k.rows, weight)}
@@ -146,21 +146,21 @@ _TITLES = {
 
 
 def claims(case: Case = SHEET) -> tuple[Claim, ...]:
-    """The four results, each by every route."""
+    """Returns claims for the four results, each with every route."""
     return claims_of(6, _TITLES, ROUTES, case, tolerance=1e-12)
 
 
 def worked(case: Case, dtype: DTypeLike = np.float64) -> dict[str, np.ndarray]:
-    """The four results by their names, as `by_jax` has them, by one compiled program.
+    """Computes the four results of `by_jax` by one compiled program.
 
     Raises:
-      UserError: the matrices do not fit together, or a result is too large for a float64.
+      UserError: sizes of the matrices differ, or a result is too large for a float64.
     """
     check_case(case)
     found = computed(_forward, case, case[:3], dtype)
     found = {what: found[what] for what in _TITLES}
     if dtype == np.float64:
-        visible = _visible(case)  # a score that the mask hides is not used
+        visible = _visible(case)  # a masked score may overflow: nothing uses it
         check_finite(_TITLES, found | {what: found[what][visible] for what in ("scores", "scaled")})
     return found
 
@@ -168,23 +168,23 @@ def worked(case: Case, dtype: DTypeLike = np.float64) -> dict[str, np.ndarray]:
 def computed(
     function: Callable[..., dict[str, jax.Array]], case: Case, matrices: Sequence[Matrix], dtype: DTypeLike
 ) -> dict[str, np.ndarray]:
-    """What `function(*matrices, mask, scale)` returns, by one compiled program where dtype is float64."""
-    with jax.enable_x64(dtype == np.float64), jax.disable_jit(False):  # whatever the environment says
-        # One program compiles in a tenth of the time of many operations. In float32 it would also round
-        # otherwise than they do, and it is their rounding that is shown.
+    """Returns `function(*matrices, mask, scale)`, computed by one compiled program if dtype is float64."""
+    with jax.enable_x64(dtype == np.float64), jax.disable_jit(False):  # JAX_DISABLE_JIT has no effect here
+        # One program compiles in a tenth of the time of many operations. In float32 a program rounds
+        # differently from single operations, and we show the rounding of the operations.
         program = jax.jit(function) if dtype == np.float64 else function
         return jax.device_get(program(*arrays(matrices, dtype), *options(case)))
 
 
 def check_finite(titles: Mapping[str, str], found: Mapping[str, np.ndarray]) -> None:
-    """Raises UserError with the title of the first result that holds an infinity or a nan."""
+    """Raises UserError with the title of the first result that contains an infinity or a nan."""
     for what, title in titles.items():
         if not np.isfinite(found[what]).all():
             raise UserError(f"{title}: a number is too large for a float64 (1.8e308); give smaller matrices")
 
 
 def result(case: Case) -> dict[str, np.ndarray]:
-    """What `hw.solve attention --json` prints: nan, which JSON has as null, where a score is masked.
+    """Returns the results for `hw.solve attention --json`; a masked score is nan, which JSON writes as null.
 
     Raises:
       UserError: see `worked`.
@@ -197,30 +197,29 @@ def result(case: Case) -> dict[str, np.ndarray]:
 
 # The working.
 
-# Its titles and texts, with placeholders. The page says the same of a reader's own matrices.
+# These are its titles and texts, with placeholders. The page's widget uses them for a reader's matrices.
 SENTENCES = {
     "scores_title": "Raw scores S = Q Kᵀ",
-    "scores_text": "Entry (i, j) is the dot product of query i and key j: row i of Q with row j of K, for K "
-    "is transposed.",
+    "scores_text": "Entry (i, j) is the dot product of query i and key j: row i of Q with row j of K, "
+    "because K is transposed.",
     "scaled_title": "Scaled scores Z = S/√d_k, d_k = {d_k}",
     "scaled_text": "√{d_k} = {root}. d_k is the number of columns of Q and K, not of V.",
     "weights_title": "Weights A = softmax({scores}), row by row",
-    "weights_text": "Each row is exponentiated and divided by its sum, so that it sums to 1. Taking the "
-    "row's largest score away first changes nothing, for it cancels, and keeps the exponentials from "
-    "overflowing.",
-    "masked_text": "Keys that the mask forbids get weight 0.",
+    "weights_text": "Each row is exponentiated and divided by its sum, so it sums to 1. We first subtract "
+    "the row's largest score: it cancels in the quotient and keeps the exponentials from overflowing.",
+    "masked_text": "Masked keys get weight 0.",
     "output_title": "Output O = A V",
     "output_text": "Row i of the output is the mean of the rows of V, weighted by row i of A.",
     "shape_title": "The output is {n_q} × {d_v}: n_q × d_v",
-    "shape_text": "One row a query: (n_q × d_k)(d_k × n_k) = n_q × n_k = {n_q} × {n_k} scores, and weights "
-    "of the same shape, meet n_k × d_v = {n_k} × {d_v} values: ({n_q} × {n_k})({n_k} × {d_v}) = "
-    "{n_q} × {d_v}. Each output row is a mean of value rows, so that it has their d_v columns. d_k is summed "
-    "away.",
+    "shape_text": "The scores are (n_q × d_k)(d_k × n_k) = n_q × n_k = {n_q} × {n_k}; the weights have the "
+    "same shape. The weights times the values give ({n_q} × {n_k})({n_k} × {d_v}) = {n_q} × {d_v}. The "
+    "output has one row for each query. Each row is a mean of value rows, so it has their d_v columns. The "
+    "scores sum over d_k.",
 }
 
 
 def _visible(case: Case) -> np.ndarray:
-    """[n_q, n_k]: where a query may look."""
+    """Returns which keys each query may attend to, [n_q, n_k]."""
     n_q, n_k = len(case.q), len(case.k)
     if case.mask == "none":
         return np.ones((n_q, n_k), bool)
@@ -268,7 +267,7 @@ def _scale_step(case: Case, scores: np.ndarray, scaled: np.ndarray) -> Step:
 
 
 def _exact_weights(case: Case) -> list[list[sympy.Expr]] | None:
-    """The weights' exact forms where they are few and short enough to be read."""
+    """Returns the exact forms of the weights if they are few and short enough to read."""
     few = len(case.k) <= _MAX_EXACT and len(case.q) * len(case.k) <= _MAX_EXACT_WEIGHTS
     if not few or len(case.q[0]) > _MAX_EXACT_TERMS:
         return None
@@ -346,7 +345,7 @@ def _precision_table(case: Case, weights: np.ndarray) -> Table:
 
 
 def answer(case: Case = SHEET) -> Answer:
-    """The whole working.
+    """Returns the answer with its whole working.
 
     Raises:
       UserError: see `worked`.
@@ -364,14 +363,14 @@ def answer(case: Case = SHEET) -> Answer:
             SENTENCES["shape_text"].format(n_q=n_q, n_k=n_k, d_v=d_v),
         ),
         Step(
-            "Scaled against unscaled",
-            "Without 1/√d_k the scores lie further apart and the largest weight nearer to 1.",
+            "Scaled and unscaled scores compared",
+            "Without 1/√d_k the scores lie further apart, and the largest weight is nearer to 1.",
             table=_unscaled_table(case, weights),
         ),
         Step(
-            "How exact float32 is",
-            "A small weight keeps its relative precision, for exponentials are computed to relative "
-            "precision.",
+            "The precision of float32",
+            "A small weight keeps its relative precision, because float32 computes each exponential with a "
+            "small relative error.",
             table=_precision_table(case, weights),
         ),
     ]
@@ -379,20 +378,20 @@ def answer(case: Case = SHEET) -> Answer:
         steps.append(
             Step(
                 "A trap: Q K without the transpose",
-                f"K is square here ({n_k} × {d_k}), so that Q K conforms as well and is silently wrong: "
-                "it sums a query's entries with the keys' columns.",
+                f"K is square here ({n_k} × {d_k}), so the sizes of Q K also fit. But the result is wrong: "
+                "it multiplies queries with the columns of K instead of its rows.",
             )
         )
     plain = notation.matrix(output.tolist()) if output.size <= _MAX_ANSWER else "O, in the table above"
     return Answer(
         number=6,
         title="Scaled dot-product attention in numbers",
-        question="Work out Attention(Q, K, V) = softmax(Q Kᵀ/√d_k) V for given matrices: raw scores, scaled "
+        question="Compute Attention(Q, K, V) = softmax(Q Kᵀ/√d_k) V for given matrices: raw scores, scaled "
         "scores, weights, output, and the output's shape.",
         answer=f"Attention(Q, K, V) = {plain}, {n_q} × {d_v}",
         steps=tuple(steps),
-        why="Every row of the weights sums to 1, and every output row lies between the rows of V: it is a "
-        "weighted mean of them, nearer to the value whose key the query resembles most.",
+        why="Every row of the weights sums to 1, so every output row is a weighted mean of the rows of V. "
+        "The value whose key has the largest dot product with the query weighs most.",
         claims=claims(case),
         figures={"weights": weights.tolist(), "visible": _visible(case).tolist()},
     )

@@ -1,4 +1,4 @@
-"""Question 8: the gradients of attention, in matrix form, derived line by line and worked in numbers."""
+"""Answers question 8: derives the gradients of attention in matrix form and computes them in numbers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -17,18 +17,18 @@ from hw.answers.notation import Line, Matrix, latex_matrix, parse_matrix
 from hw.cli import UserError
 from hw.ops import attention as ops
 
-_DIGITS = 60  # of the differences: a third of them is lost, and the third row's weights are near 2e-7
-_MAX_JACOBIAN = 64  # keys up to which the softmax's Jacobian is shown
+_DIGITS = 60  # the differences lose a third of the digits, and the weights of row 3 are near 2e-7
+_MAX_JACOBIAN = 64  # keys; nobody reads a larger Jacobian of the softmax
 
 
 class Problem(NamedTuple):
-    """A case of question 6, and ∂L/∂Output, [n_q, d_v]."""
+    """A problem has a case of question 6 and ∂L/∂Output, [n_q, d_v]."""
 
     case: Case
     dout: Matrix
 
 
-# The sheet gives no numbers for ∂L/∂Output: these are ours, of both signs and of different sizes.
+# The sheet gives no numbers for ∂L/∂Output. We chose these, with both signs and different sizes.
 PROBLEM = Problem(SHEET, parse_matrix("1 -0.5; 0.25 2; -1.5 0.75", "dout"))
 MpRows = list[list[mpmath.mpf]]  # a matrix of `by_differences`
 _GRADIENTS = {
@@ -40,26 +40,27 @@ _GRADIENTS = {
 
 
 def check_problem(problem: Problem) -> None:
-    """Raises UserError where the matrices do not fit."""
+    """Raises UserError if sizes of the matrices differ."""
     check_case(problem.case)
     want = len(problem.case.q), len(problem.case.v[0])
     got = len(problem.dout), len(problem.dout[0])
     if got != want:
-        raise UserError(f"dout is {got[0]} × {got[1]}, the output {want[0]} × {want[1]}: they must be alike")
+        sizes = f"dout is {got[0]} × {got[1]}, the output is {want[0]} × {want[1]}"
+        raise UserError(f"{sizes}: they must have the same shape")
 
 
-# The routes: functions of a problem that return every gradient by its name. They share nothing.
+# A route is a function of a problem that returns every gradient by its name. Routes share no code.
 
 
 def by_formula(problem: Problem) -> dict[str, np.ndarray]:
-    """By `hw.ops.attention.attention_backward`, the code that the language model runs."""
+    """Computes the gradients by `hw.ops.attention.attention_backward`, the code of the language model."""
     with jax.enable_x64(True):
         q_td, k_sd, v_se, do_te = arrays(_matrices(problem), np.float64)
         return jax.device_get(_backward(q_td, k_sd, v_se, do_te, *options(problem.case)))
 
 
 def _matrices(problem: Problem) -> tuple[Matrix, ...]:
-    """(Q, K, V, ∂L/∂Output)."""
+    """Returns (Q, K, V, ∂L/∂Output)."""
     return (*problem.case[:3], problem.dout)
 
 
@@ -71,7 +72,7 @@ def _backward(
     mask_ts: jax.Array | None,
     scale: float | None,
 ) -> dict[str, jax.Array]:
-    """The weights as "a", and every gradient by its name."""
+    """Returns the weights as "a", and every gradient by its name."""
     q_td, k_sd, v_se, do_te = (jnp.asarray(m) for m in (q_td, k_sd, v_se, do_te))
     a_ts = ops.masked_softmax(ops.scores(q_td, k_sd, scale), mask_ts)
     grads = ops.attention_backward(q_td, k_sd, v_se, a_ts, do_te, scale)
@@ -80,10 +81,10 @@ def _backward(
 
 
 def worked(problem: Problem, dtype: DTypeLike = np.float64) -> dict[str, np.ndarray]:
-    """The weights as "a", and every gradient as `by_formula` has it, by one compiled program.
+    """Computes the weights as "a" and the gradients of `by_formula` by one compiled program.
 
     Raises:
-      UserError: the matrices do not fit together, or a gradient is too large for a float64.
+      UserError: sizes of the matrices differ, or a gradient is too large for a float64.
     """
     check_problem(problem)
     found = computed(_backward, problem.case, _matrices(problem), dtype)
@@ -93,7 +94,7 @@ def worked(problem: Problem, dtype: DTypeLike = np.float64) -> dict[str, np.ndar
 
 
 def by_autodiff(problem: Problem) -> dict[str, np.ndarray]:
-    """By `jax.grad` of the definition written anew, in float64."""
+    """Computes the gradients by `jax.grad` of a second implementation of the definition, in float64."""
     case = problem.case
     with jax.enable_x64(True):
         q, k, v, dout = (jnp.asarray(np.array(m, float)) for m in (*case[:3], problem.dout))
@@ -116,7 +117,7 @@ def by_autodiff(problem: Problem) -> dict[str, np.ndarray]:
 
 
 def by_differences(problem: Problem) -> dict[str, list[list[mpmath.mpf]]]:
-    """By central differences, element by element, of loops over numbers of 60 digits."""
+    """Computes the gradients by central differences, element by element, of loops in 60 digits."""
     case = problem.case
     with mpmath.workdps(_DIGITS):
         number = lambda x: mpmath.mpf(x.numerator) / x.denominator  # noqa: E731
@@ -160,7 +161,7 @@ def by_differences(problem: Problem) -> dict[str, list[list[mpmath.mpf]]]:
 
 
 def by_algebra(problem: Problem) -> dict[str, list[list[sympy.Expr]]]:
-    """By differentiating the exact expression of L, put into 30 digits at the very end."""
+    """Differentiates the exact expression of L, and evaluates the gradients to 30 digits at the end."""
     case = problem.case
     symbols: dict[str, Any] = {}
     values: dict[Any, Any] = {}
@@ -203,12 +204,12 @@ ROUTES: dict[str, Callable[[Problem], Mapping[str, Any]]] = {
 
 
 def claims(problem: Problem = PROBLEM) -> tuple[Claim, ...]:
-    """The gradients, each by every route."""
+    """Returns claims for the gradients, each with every route."""
     return claims_of(8, _GRADIENTS, ROUTES, problem, tolerance=1e-8)
 
 
 def result(problem: Problem) -> dict[str, np.ndarray]:
-    """What `hw.solve attention --dout=… --json` adds to the forward pass.
+    """Returns the gradients that `hw.solve attention --dout=… --json` adds to the forward pass.
 
     Raises:
       UserError: see `worked`.
@@ -217,42 +218,42 @@ def result(problem: Problem) -> dict[str, np.ndarray]:
     return {what: found[what] for what in ("dq", "dk", "dv")}
 
 
-# The derivation. Each line: what, title, LaTeX, why. The page says the same of a reader's own matrices:
-# `divided` is "/√d_k" here, and empty there if the reader does not scale the scores.
+# The derivation. Each line has a name, a title, LaTeX and a reason. The page's widget uses the titles and
+# reasons for a reader's matrices; `divided` is "/√d_k", or empty if that reader does not scale the scores.
 LINES = (
     (
         "dV",
         "dV = Aᵀ dO",
         r"\frac{\partial L}{\partial V} = A^\top \frac{\partial L}{\partial O}",
-        "O = A V, that is o_ie = Σ_j a_ij v_je: v_je reaches every o_ie with weight a_ij.",
+        "O = A V means o_ie = Σ_j a_ij v_je: v_je contributes to every o_ie with the factor a_ij.",
     ),
     (
         "dA",
         "dA = dO Vᵀ",
         r"\frac{\partial L}{\partial A} = \frac{\partial L}{\partial O} V^\top",
-        "The same sum seen from its other factor: a_ij reaches o_ie with weight v_je.",
+        "In the same sum, a_ij contributes to o_ie with the factor v_je.",
     ),
     (
         "dZ",
         "dZ = A ∘ (dA − rowsum(A ∘ dA))",
         r"\frac{\partial L}{\partial Z} = A \circ \left( \frac{\partial L}{\partial A} "
         r"- \operatorname{rowsum}\!\left(A \circ \frac{\partial L}{\partial A}\right) \right)",
-        "The softmax's Jacobian of row i is J = diag(a_i) − a_i a_iᵀ, so that "
+        "The softmax's Jacobian of row i is J = diag(a_i) − a_i a_iᵀ. Therefore "
         "dz_ij = Σ_m da_im a_im (δ_jm − a_ij) = a_ij (da_ij − Σ_m a_im da_im).",
     ),
     (
         "dQ",
         "dQ = dZ K{divided}",
         r"\frac{\partial L}{\partial Q} = \frac{1}{\sqrt{d_k}} \frac{\partial L}{\partial Z} K",
-        "Z = Q Kᵀ{divided}, that is z_ij = Σ_d q_id k_jd{divided}: q_id reaches every z_ij with weight "
-        "k_jd{divided}.",
+        "Z = Q Kᵀ{divided} means z_ij = Σ_d q_id k_jd{divided}: q_id contributes to every z_ij with the "
+        "factor k_jd{divided}.",
     ),
     (
         "dK",
         "dK = dZᵀ Q{divided}",
         r"\frac{\partial L}{\partial K} = \frac{1}{\sqrt{d_k}} "
         r"\left(\frac{\partial L}{\partial Z}\right)^\top Q",
-        "The same sum from its other factor.",
+        "In the same sum, k_jd contributes to every z_ij through its other factor q_id.",
     ),
 )
 
@@ -273,10 +274,10 @@ def _jacobian_step(found: Mapping[str, np.ndarray]) -> Step:
         lines.append(Line(rf"J = \operatorname{{diag}}(a) - a a^\top = {jacobian}", label="row 1: "))
     return Step(
         "(b) How the softmax's derivative enters",
-        "∂a_i/∂z_j = a_i (δ_ij − a_j): every weight of a row depends on every score of that row, and on "
-        "no other row's. As a matrix, J = diag(a) − a aᵀ: symmetric, its rows sum to zero (adding a "
-        "constant to all scores of a row changes nothing), and so do the rows of dZ. It need not be in "
-        "memory: J da is a ∘ (da − a·da), n_k numbers a row instead of n_k². Where one weight is near "
+        "∂a_i/∂z_j = a_i (δ_ij − a_j): every weight of a row depends on every score of that row, and on no "
+        "other row. The Jacobian J = diag(a) − a aᵀ is symmetric. Its rows sum to zero, because a constant "
+        "added to all scores of a row changes no weight; so the rows of dZ sum to zero too. We need not "
+        "store J: J da = a ∘ (da − a·da) takes n_k numbers per row instead of n_k². If one weight is near "
         "1, all entries of J are near 0: a saturated row passes almost no gradient to Q and K.",
         lines,
         code=ops.softmax_backward,
@@ -293,19 +294,20 @@ def _scaling_step(problem: Problem, found: Mapping[str, np.ndarray]) -> Step:
     ]
     header = ("largest |dZ| of each row", *(f"query {i}" for i in range(1, len(case.q) + 1)))
     return Step(
-        "(c) Why 1/√d_k steadies training",
-        "If the components of q and k are independent, of mean 0 and variance 1, then q·k is a sum of "
-        "d_k products, each of mean 0 and variance 1: Var(q·k) = d_k. All three are needed: means that "
-        "differ from 0 add to it, dependent components do not add up so. Unscaled, scores spread like "
-        "√d_k, the softmax saturates, its Jacobian goes to zero, and Q and K stop learning; by 1/√d_k "
-        "their spread stays 1 at any d_k. Measured against d_k: experiments/studies/attention_scaling.py.",
-        table=Table("Gradients by the scores, with and without the scale", header, tuple(rows)),
+        "(c) Why 1/√d_k stabilises training",
+        "If the components of q and k are independent, with mean 0 and variance 1, then q·k is a sum of "
+        "d_k products with mean 0 and variance 1: Var(q·k) = d_k. All three assumptions are needed: other "
+        "means increase the variance, and variances of dependent products do not simply add. The standard "
+        "deviation of unscaled scores is √d_k: the softmax saturates, its Jacobian goes to zero, and Q and K "
+        "stop learning. The factor 1/√d_k keeps the standard deviation at 1 for any d_k. "
+        "experiments/studies/attention_scaling.py measures this against d_k.",
+        table=Table("Gradients with respect to the scores, with and without the scale", header, tuple(rows)),
     )
 
 
 def _float32_step(problem: Problem, found: Mapping[str, np.ndarray]) -> Step:
     single = worked(problem, np.float32)
-    with np.errstate(all="ignore"):  # float32 holds numbers up to 3.4e38 only
+    with np.errstate(all="ignore"):  # numbers above 3.4e38 overflow float32
         a_ts, da_ts = single["a"], single["da"]
         textbook = (a_ts * (da_ts - (a_ts * da_ts).sum(-1, keepdims=True))).astype(float)
         rows = []
@@ -315,10 +317,10 @@ def _float32_step(problem: Problem, found: Mapping[str, np.ndarray]) -> Step:
             rows.append((f"query {i + 1}", *map(notation.or_too_large, errors)))
     return Step(
         "A warning: the textbook form in float32",
-        "On a saturated row, da at the large weight and the row sum agree in almost all digits, and "
-        "their difference, which is the gradient, keeps few. Taking the row sum away from da twice changes "
-        "nothing in exact arithmetic (the weights sum to 1, so that the second sum is zero) and saves the "
-        "digits: the second time only small numbers are subtracted.",
+        "On a saturated row, da at the large weight and the row sum agree in almost all digits. Their "
+        "difference, which gives the gradient, keeps few. We subtract the row sum from da twice. In exact "
+        "arithmetic this changes nothing: the weights sum to 1, so the second sum is zero. In float32 it "
+        "saves the digits, because the second time we subtract only small numbers.",
         [
             Line(
                 r"dz_i = a_i \Bigl( \delta_i - \sum_j a_j \delta_j \Bigr), "
@@ -331,7 +333,7 @@ def _float32_step(problem: Problem, found: Mapping[str, np.ndarray]) -> Step:
 
 
 def answer(problem: Problem = PROBLEM) -> Answer:
-    """The derivation, its numbers, and what the softmax and the scale do to them.
+    """Returns the derivation, its numbers, and the effects of the softmax and the scale.
 
     Raises:
       UserError: see `worked`.
@@ -340,8 +342,8 @@ def answer(problem: Problem = PROBLEM) -> Answer:
     return Answer(
         number=8,
         title="Gradients through attention",
-        question="Express ∂L/∂Q by ∂L/∂Output, A, V and K (the sheet gives this part no letter; it is taken "
-        "for (a)); (b) say how the softmax's derivative enters, and (c) why 1/√d_k helps.",
+        question="(a) Express ∂L/∂Q by ∂L/∂Output, A, V and K (the sheet gives this part no letter). (b) How "
+        "does the softmax's derivative enter? (c) Why does 1/√d_k help?",
         answer="∂L/∂Q = [A ∘ (dO Vᵀ − rowsum(A ∘ dO Vᵀ))] K/√d_k",
         steps=(
             *_derivation(found),
@@ -349,8 +351,8 @@ def answer(problem: Problem = PROBLEM) -> Answer:
             _scaling_step(problem, found),
             _float32_step(problem, found),
         ),
-        why="Each gradient has the shape of what it belongs to, and each row of dZ sums to zero: a softmax "
-        "cannot feel a constant added to its scores.",
+        why="Each gradient has the shape of its matrix. Each row of dZ sums to zero, because a constant "
+        "added to the scores does not change a softmax.",
         claims=claims(problem),
         figures={"dz": found["dz"].tolist()},
     )

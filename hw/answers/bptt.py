@@ -1,4 +1,4 @@
-"""Question 4: backpropagation through time, and why gradients vanish (and when they do not)."""
+"""Answers question 4: backpropagation through time, why gradients vanish, and when they do not."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,19 +18,19 @@ from hw.answers.unrolled_rnn import GRADIENTS, SHEET, Problem, arrays, to_the_en
 from hw.ops import rnn as ops
 
 _DIGITS = 50  # of the differences
-# Spectral radius 0.9, but far from normal: its powers grow first. And a weight above 1 whose unit saturates.
+# This matrix has spectral radius 0.9 but is far from normal: its powers grow before they vanish.
 NON_NORMAL = ((0.9, 5.0), (0.0, 0.9))
-SATURATING = 1.5
+SATURATING = 1.5  # a weight above 1 whose unit saturates
 _POWERS = 40
-_SHOWN_TIMES = 20  # of the table of norms: each needs a singular value decomposition
+_SHOWN_TIMES = 20  # rows of the table of norms: each row needs eigenvalues
 
 
-# The routes: functions of a problem that return every gradient by its name: the parameters'; "chain", what
-# reaches h_1 from h_T alone; "dh", the total ∂L/∂h_t, through every output, [T, n]. They share nothing.
+# A route is a function of a problem that returns the gradients by their names: those of the parameters;
+# "chain", the part of ∂L/∂h_1 from h_T alone; "dh", the total ∂L/∂h_t, [T, n]. Routes share no code.
 
 
 def by_formula(problem: Problem) -> dict[str, np.ndarray]:
-    """By hand: `hw.ops.rnn.bptt`, and products of Jacobians for the chain."""
+    """Computes the gradients by `hw.ops.rnn.bptt`, and the chain by products of Jacobians."""
     with jax.enable_x64(True):
         params, x_ti, dy_to = arrays(problem)
         h_tn, _ = ops.forward(params, x_ti)
@@ -42,7 +42,7 @@ def by_formula(problem: Problem) -> dict[str, np.ndarray]:
 
 
 def by_autodiff(problem: Problem) -> dict[str, np.ndarray]:
-    """By `jax.grad` of a loop written anew; a hidden state's gradient is that of a bump added to it."""
+    """Computes the gradients by `jax.grad` of a second loop; a bump added to h_t has the gradient of h_t."""
     with jax.enable_x64(True):
         *weights, x, dy = (jnp.asarray(np.array(m, float)) for m in problem)
 
@@ -63,7 +63,7 @@ def by_autodiff(problem: Problem) -> dict[str, np.ndarray]:
 
 
 def by_differences(problem: Problem) -> dict[str, np.ndarray]:
-    """By central differences of loops over numbers of 50 digits, element by element."""
+    """Computes the gradients by central differences, element by element, of loops in 50 digits."""
     with mpmath.workdps(_DIGITS):
         parts = [np.vectorize(mpmath.mpf, otypes=[object])(np.array(m, float)) for m in problem[:5]]
         parts.append(np.full((len(problem.x), len(problem.bh)), mpmath.mpf(0), object))
@@ -106,11 +106,11 @@ ROUTES: dict[str, Callable[[Problem], Mapping[str, np.ndarray]]] = {
 }
 
 
-# Powers of the matrix that grows first: (largest norm, at which power).
+# These three routes return [the largest norm of the powers of `NON_NORMAL`, its power].
 
 
 def growth_by_product() -> list[float]:
-    """By multiplying, and the singular values of each product."""
+    """Computes the norms by multiplication and the singular values of each product."""
     power, norms = np.eye(2), list[float]()
     for _ in range(_POWERS):
         power = np.array(NON_NORMAL) @ power
@@ -119,7 +119,7 @@ def growth_by_product() -> list[float]:
 
 
 def growth_by_closed_form() -> list[mpmath.mpf]:
-    """By W^k = r^k [[1, k c/r], [0, 1]], whose norm is r^k (√(s² + 1) + s), s = k c/(2 r)."""
+    """Computes the norms by W^k = r^k [[1, k c/r], [0, 1]]: r^k (√(s² + 1) + s), s = k c/(2 r)."""
     with mpmath.workdps(30):
         r, c = (mpmath.mpf(str(v)) for v in NON_NORMAL[0])
         norms = []
@@ -130,7 +130,7 @@ def growth_by_closed_form() -> list[mpmath.mpf]:
 
 
 def growth_by_exponential() -> list[float]:
-    """By W^k = exp(k log W), and the largest eigenvalue of W^kᵀ W^k."""
+    """Computes the norms by W^k = exp(k log W) and the largest eigenvalue of W^kᵀ W^k."""
     log = scipy.linalg.logm(np.array(NON_NORMAL))
     norms = []
     for k in range(1, _POWERS + 1):
@@ -139,11 +139,11 @@ def growth_by_exponential() -> list[float]:
     return [max(norms), norms.index(max(norms)) + 1]
 
 
-# The factor by which a step shrinks the gradient at the fixed point h = tanh(w h) of a unit with w > 1.
+# These three routes return the factor of one step at the fixed point h = tanh(w h) of a unit with w > 1.
 
 
 def slope_by_iteration() -> float:
-    """By running the unit until it rests."""
+    """Computes the factor by running the unit to its fixed point."""
     h = 0.5
     for _ in range(1000):
         h = np.tanh(SATURATING * h)
@@ -151,7 +151,7 @@ def slope_by_iteration() -> float:
 
 
 def slope_by_root() -> float:
-    """By bracketing the root of tanh(w h) − h away from 0."""
+    """Computes the factor by bracketing the nonzero root of tanh(w h) − h."""
     h = scipy.optimize.root_scalar(
         lambda h: np.tanh(SATURATING * h) - h, method="brentq", bracket=(0.1, 1.0), xtol=1e-15
     ).root
@@ -159,7 +159,7 @@ def slope_by_root() -> float:
 
 
 def slope_by_newton() -> sympy.Float:
-    """By Newton's method in 30 digits, the slope differentiated by algebra."""
+    """Computes the factor by Newton's method in 30 digits and a symbolic derivative."""
     h = sympy.Symbol("h")
     unit = sympy.tanh(sympy.Rational(str(SATURATING)) * h)
     at = sympy.nsolve(unit - h, h, 0.8, prec=30)
@@ -167,10 +167,10 @@ def slope_by_newton() -> sympy.Float:
 
 
 def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
-    """Every gradient by every route, and the two warnings."""
+    """Returns claims for every gradient, and for the two warnings."""
     titles = {
-        "chain": "what ∂L/∂h_1 gets from ∂L/∂h_T, through the hidden states between",
-        "dh": "∂L/∂h_t in all, through every later output too",
+        "chain": "the part of ∂L/∂h_1 that comes from ∂L/∂h_T through the hidden states between",
+        "dh": "the total ∂L/∂h_t, through every output from t on",
         **{name: f"∂L/∂{name[1:]}" for name in GRADIENTS},
     }
     growth = {
@@ -186,12 +186,12 @@ def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
     return (
         *claims_of(4, titles, ROUTES, problem, tolerance=1e-8),
         Claim("4.growth", f"largest ‖W^k‖ of W = {notation.matrix(NON_NORMAL)}, and its k", growth, 1e-9),
-        Claim("4.saturation", f"slope at rest of a unit with weight {SATURATING}", slope, 1e-9),
+        Claim("4.saturation", f"factor of a step at the fixed point, w = {SATURATING}", slope, 1e-9),
     )
 
 
 def result(problem: Problem) -> dict[str, np.ndarray]:
-    """What `hw.solve rnn --json` prints: hidden states, outputs, and every gradient.
+    """Returns the results for `hw.solve rnn --json`: hidden states, outputs, and every gradient.
 
     Raises:
       UserError: a result is too large for a float64.
@@ -202,14 +202,14 @@ def result(problem: Problem) -> dict[str, np.ndarray]:
 # The working.
 
 _QUESTION = (
-    "Write ∂L/∂h₁ in terms of ∂L/∂h₃ through h₂; explain how the tanh's slopes and W_hh make gradients "
-    "vanish, and what a network then cannot learn."
+    "Write ∂L/∂h₁ in terms of ∂L/∂h₃ through h₂. Explain how the derivatives of tanh and W_hh make gradients "
+    "vanish, and why a network then cannot learn long-range dependencies."
 )
-_WHY = "A product of many matrices that each shrink goes to zero as fast as a power does."
+_WHY = "If the norm of every factor is at most γ < 1, a product of many factors goes to zero exponentially."
 
 
 def chain_lines(steps: int) -> list[Line]:
-    """∂L/∂h_1 from ∂L/∂h_T, factor by factor."""
+    """Returns the lines that give ∂L/∂h_1 from ∂L/∂h_T, factor by factor."""
     factors = [rf"\operatorname{{diag}}(1 - h_{{{t}}}^2) W_{{hh}}" for t in range(steps, 1, -1)]
     between = [rf"\frac{{\partial h_{{{t}}}}}{{\partial h_{{{t - 1}}}}}" for t in range(steps, 1, -1)]
     transposed = [rf"W_{{hh}}^\top \operatorname{{diag}}(1 - h_{{{t}}}^2)" for t in range(2, steps + 1)]
@@ -236,24 +236,25 @@ def _total_lines(steps: int) -> list[Line]:
             note=f",  t = {steps - 1} … 1",
         ),
     ]
-    return lines[:steps]  # with one step there is no earlier one
+    return lines[:steps]  # one step needs no recurrence
 
 
 def symbolic(steps: int) -> tuple[Step, ...]:
-    """What can be said without numbers, for T steps."""
+    """Returns the steps that need no numbers, for T time steps."""
     return (
         Step(
             f"(a) ∂L/∂h₁ from ∂L/∂h{subscript(steps)}",
-            "h₁ reaches the last hidden state through every one between, a factor each: h_t = tanh(… + "
-            "W_hh h_{t-1} + …), so that ∂h_t/∂h_{t-1} = diag(tanh') W_hh = diag(1 − h_t²) W_hh.",
+            "h₁ influences the last hidden state through all hidden states between, and each step "
+            "contributes a factor: h_t = tanh(… + W_hh h_{t-1} + …) gives ∂h_t/∂h_{t-1} = diag(tanh') W_hh "
+            "= diag(1 − h_t²) W_hh.",
             chain_lines(steps),
             code=ops.jacobian,
         ),
         Step(
-            "The terms that the question leaves out",
-            "If earlier outputs enter the loss too, each h_t also feeds y_t. The total derivative "
-            "gathers both ways, from the last time to the first; weights, being shared, gather theirs "
-            "over all times.",
+            "The terms that the question omits",
+            "If earlier outputs enter the loss too, h_t also acts through y_t. The total derivative is the "
+            "sum over both paths, computed from the last time to the first. The weights are shared, so their "
+            "gradients are sums over all times.",
             _total_lines(steps),
             code=ops.bptt,
         ),
@@ -261,10 +262,10 @@ def symbolic(steps: int) -> tuple[Step, ...]:
 
 
 def _norm(matrix: np.ndarray) -> float:
-    """The largest singular value, of a matrix of any scale; inf where an element is not finite."""
+    """Returns the largest singular value of a matrix of any scale; inf if an element is not finite."""
     if not np.isfinite(matrix).all():
         return np.inf
-    # From the eigenvalues of M Mᵀ: four times as fast as a singular value decomposition.
+    # The eigenvalues of M Mᵀ take a quarter of the time of a singular value decomposition.
     size = np.abs(matrix).max() or 1.0
     scaled = matrix / size
     return float(size * np.sqrt(np.linalg.eigvalsh(scaled @ scaled.T)[-1]))
@@ -276,8 +277,8 @@ def _numbers(problem: Problem) -> Step:
     direct_n = np.array(problem.why, float).T @ np.array(problem.dy[-1], float)
     sigma = _norm(whh_nk)
     shown = set(np.linspace(1, last, min(last, _SHOWN_TIMES)).round().astype(int).tolist())
-    bound = 1.0  # `ops.jacobian_bound`, a factor more for each time further back
-    with np.errstate(all="ignore"):  # what is not finite is said to be too large
+    bound = 1.0  # `ops.jacobian_bound`: each time step back multiplies it by one more factor
+    with np.errstate(all="ignore"):  # the table calls a number that is not finite "too large"
         for t, jacobian in to_the_end(problem, found["h"]):
             if t in shown:
                 numbers = (
@@ -289,12 +290,12 @@ def _numbers(problem: Problem) -> Step:
                 rows.insert(0, (f"h{subscript(t)}", *map(notation.or_too_large, numbers)))
             bound *= float((1 - found["h"][t - 1] ** 2).max()) * sigma
         radius = float(np.abs(np.linalg.eigvals(whh_nk)).max())
-    header = ("", f"‖∂h{subscript(last)}/∂h_t‖", "its bound", "gradient through h_T alone", "gradient in all")
+    header = ("", f"‖∂h{subscript(last)}/∂h_t‖", "its bound", "gradient through h_T alone", "total gradient")
     return Step(
         "With numbers",
         f"σ_max(W_hh) = {notation.text(sigma)}, spectral radius {notation.text(radius)}. The bound is "
         "Π max(1 − h_r²) · σ_max^(T−t): the norm of a product is at most the product of the norms.",
-        table=Table("Norms, from each hidden state to the end", header, tuple(rows)),
+        table=Table("Norms, from each hidden state to the last", header, tuple(rows)),
         code=ops.jacobian_bound,
     )
 
@@ -306,35 +307,34 @@ def _vanishing_steps() -> list[Step]:
     return [
         Step(
             "(b) Why the product vanishes",
-            "Each step multiplies by diag(1 − h²) W_hh. If every factor's norm is at most γ < 1, the "
-            "product over T − t steps is at most γ^(T−t): it falls exponentially with the distance. "
-            "tanh' ≤ 1 pushes that way, the more so where units saturate, but tanh' ≤ 1 alone does not "
-            "imply it: W_hh decides as well, and with σ_max(W_hh) > 1 the bound says nothing.",
+            "Each step multiplies by diag(1 − h²) W_hh. If the norm of every factor is at most γ < 1, the "
+            "norm of the product over T − t steps is at most γ^(T−t): it falls exponentially with the "
+            "distance. tanh' ≤ 1 favours this, most of all where units saturate. But tanh' ≤ 1 does not "
+            "suffice: W_hh matters as well, and with σ_max(W_hh) > 1 the bound says nothing.",
         ),
         Step(
             "A warning: spectral radius below 1 can still grow",
             f"W = {notation.matrix(NON_NORMAL)} has spectral radius {NON_NORMAL[0][0]} and "
             f"σ_max = {notation.text(sigma)}. Its "
-            f"powers vanish in the end, but first grow to ‖W^{int(power)}‖ = {notation.text(norm)}: it "
-            "is not normal, and the radius only tells of the limit.",
+            f"powers vanish in the end, but first grow to ‖W^{int(power)}‖ = {notation.text(norm)}. W is "
+            "not normal, and the spectral radius determines only the limit.",
             table=_growth_table(),
             code=growth_by_product,
         ),
         Step(
             "And spectral radius above 1 can still vanish",
-            f"One unit with w = {SATURATING}: it comes to rest where h = tanh({SATURATING} h), and there "
-            f"a step multiplies the gradient by w (1 − h²) = {notation.text(slope)}: saturation, not the "
-            "weight, decides.",
+            f"A single unit with w = {SATURATING} converges to the fixed point h = tanh({SATURATING} h). "
+            f"There a step multiplies the gradient by w (1 − h²) = {notation.text(slope)}: the gradient "
+            "vanishes because the unit saturates, although the weight is above 1.",
             code=slope_by_iteration,
         ),
         Step(
-            "(c) What is lost",
-            "The gradient of the loss at time T by what happened at time t is too small to be told from "
-            "noise, so that the weights are moved by the recent past alone: the network does not learn "
-            "dependencies that are longer than its gradients' reach, though nothing keeps its forward "
-            "pass from holding them. Measured as a recall task, plain RNN against GRU, as commonly started "
-            "and started remembering: experiments/studies/memory_task.py; the gradients themselves: "
-            "experiments/studies/vanishing_gradient.py.",
+            "(c) The consequence for long-range dependencies",
+            "For early times t, the gradient ∂L_T/∂h_t of the loss at time T is too small to distinguish "
+            "from noise. So only the recent past changes the weights, and the network does not learn longer "
+            "dependencies, although its forward pass could store them. experiments/studies/memory_task.py "
+            "measures this on a recall task, for a plain RNN and a GRU, each with its usual initialisation "
+            "and with one that remembers. experiments/studies/vanishing_gradient.py measures the gradients.",
         ),
     ]
 
@@ -345,7 +345,7 @@ def _growth_table(shown: Sequence[int] = (1, 2, 5, 10, 20, 40)) -> Table:
 
 
 def expressions(steps: int) -> Answer:
-    """The answer without a network's numbers."""
+    """Returns the answer without a network's numbers."""
     return Answer(
         number=4,
         title="Backpropagation through time",
@@ -357,7 +357,7 @@ def expressions(steps: int) -> Answer:
 
 
 def answer(problem: Problem = SHEET) -> Answer:
-    """The chain with its Jacobians, the total derivative, and vanishing: why, and why not always."""
+    """Returns the answer: the chain of Jacobians, the total derivative, when it vanishes and when not."""
     steps = len(problem.x)
     return Answer(
         number=4,

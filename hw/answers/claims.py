@@ -1,7 +1,7 @@
-"""What an answer is made of, and how its results are proved.
+"""Defines the parts of an answer, and proves its results.
 
 A result is a `Claim`: a value with at least three routes that compute it and share no function of ours.
-`check` runs them all and compares row by row. Nothing here prints, draws or knows of a question.
+`check` runs all routes and compares their values row by row. This module depends on no question.
 """
 
 import math
@@ -14,21 +14,21 @@ import numpy as np
 
 from hw.answers.notation import Line
 
-Case = TypeVar("Case")  # what a question is asked about
-# Of a table: a text, or a number.
+Case = TypeVar("Case")  # the input of a question
+# A cell of a table: a text or a number.
 Cell = str | SupportsFloat
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One result of an answer.
+    """A claim states one result of an answer and several routes to it.
 
     Attributes:
       id: the question and the result, such as "6.weights".
-      title: what it is, in words.
-      routes: a name and a function without arguments for each way to compute it: a number, or an array
-        of numbers of any kind (int, float, mpmath, sympy). The first is the one whose value is shown.
-      tolerance: of the largest difference, relative to the largest number of its row; 0 for integers.
+      title: the result in words.
+      routes: functions without arguments by their names. Each returns the result: a number, or an array
+        of numbers of any kind (int, float, mpmath, sympy). We show the value of the first route.
+      tolerance: the largest accepted difference, relative to the largest number of its row; 0 for integers.
     """
 
     id: str
@@ -38,8 +38,8 @@ class Claim:
 
     def __post_init__(self) -> None:
         if len(self.routes) < 3:
-            # Of two that differ nobody could tell which is wrong.
-            raise ValueError(f"claim {self.id} has {len(self.routes)} routes: needs three")
+            # If two routes differ, nobody can tell which is wrong.
+            raise ValueError(f"claim {self.id} has {len(self.routes)} routes; it needs three")
 
 
 def claims_of(
@@ -49,12 +49,12 @@ def claims_of(
     case: Case,
     tolerance: float = 0.0,
 ) -> tuple[Claim, ...]:
-    """A claim for each result in `titles`.
+    """Returns a claim for each result in `titles`.
 
-    A route is a function of the case that returns every result by its name. It runs when the first of these
-    claims is checked, and once for all of them; if it raises, it fails each of them.
+    A route is a function of the case that returns every result by its name. Each route runs once, when the
+    first of these claims is checked. If it raises, it fails in all of them.
     """
-    # These claims alone keep what a route returned: new claims compute it anew.
+    # Only these claims keep the routes' values: new claims compute them again.
     computed = {name: cache(partial(route, case)) for name, route in routes.items()}
 
     def result(compute: Callable[[], Mapping[str, Any]], what: str) -> Any:
@@ -73,14 +73,14 @@ def claims_of(
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a claim.
+    """A verdict says whether a claim holds.
 
     Attributes:
-      claim: which.
-      values: each route's value as a float64 array; None where it raised.
+      claim: the claim.
+      values: each route's value as a float64 array; None if the route raised.
       error: the largest relative difference between routes that agree.
-      dissenters: routes that disagree with the most; all of them where no two agree.
-      failures: what a route raised.
+      dissenters: routes outside the largest group that agrees; all routes if no two agree.
+      failures: the exceptions of the routes that raised, as text.
     """
 
     claim: Claim
@@ -95,12 +95,12 @@ class Verdict:
 
     @property
     def agreed(self) -> np.ndarray | None:
-        """The value that the routes agree on; None where no two do."""
+        """Returns the value on which routes agree; None if no two agree."""
         found = (v for n, v in self.values.items() if v is not None and n not in self.dissenters)
         return next(found, None)
 
     def as_dict(self) -> dict[str, Any]:
-        """What `hw.verify --json` prints of it."""
+        """Returns the fields that `hw.verify --json` prints."""
         return {
             "id": self.claim.id,
             "title": self.claim.title,
@@ -114,10 +114,10 @@ class Verdict:
 
 
 def row_error(a: Any, b: Any) -> float:
-    """The largest |a − b| of any element, over the largest |b| of its row; inf for shapes that differ.
+    """Returns the largest |a − b| of any element over the largest |b| of its row; inf if shapes differ.
 
-    Judged row by row, for a whole row of an array can be wrong and yet small beside the others. Taken in
-    the numbers' own arithmetic, so that many digits stay many.
+    We compare row by row, because a wrong row can be small beside the others. The subtraction uses the
+    numbers' arithmetic (mpmath, sympy), so it keeps all their digits.
     """
     a, b = (np.atleast_2d(np.array(x, dtype=object)) for x in (a, b))
     if a.shape != b.shape:
@@ -132,7 +132,7 @@ def row_error(a: Any, b: Any) -> float:
 
 
 def check(claim: Claim) -> Verdict:
-    """Computes a claim by every route and says which routes disagree with the largest group that agrees."""
+    """Computes a claim by every route and finds the routes outside the largest group that agrees."""
     raw: dict[str, Any] = {}
     failures: dict[str, str] = {}
     for name, route in claim.routes.items():
@@ -160,13 +160,13 @@ def check(claim: Claim) -> Verdict:
 
 
 def to_float(value: Any) -> np.ndarray:
-    """Numbers of any kind as float64."""
+    """Returns numbers of any kind as a float64 array."""
     return np.array([float(x) for x in np.ravel(np.array(value, dtype=object))]).reshape(np.shape(value))
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of an answer. The reader decides how many digits of a number are shown."""
+    """A table has a title, a header and rows. The renderer decides how many digits to show."""
 
     title: str
     header: tuple[str, ...]
@@ -174,20 +174,20 @@ class Table:
 
     @classmethod
     def of_matrix(cls, title: str, values: np.ndarray, row: str, column: str) -> "Table":
-        """A matrix, its rows and columns counted from 1 under the names of what they are."""
+        """Returns a matrix as a table: `row` and `column` name its rows and columns, counted from 1."""
         header = ("", *(f"{column} {j}" for j in range(1, values.shape[1] + 1)))
         return cls(title, header, tuple((f"{row} {i}", *line) for i, line in enumerate(values.tolist(), 1)))
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the working.
+    """A step is one part of the working.
 
     Attributes:
-      title: what is done.
-      text: why, in a sentence or a few.
+      title: the step in a few words.
+      text: the reason, in one or a few sentences.
       lines: the working.
-      table: numbers that belong to it.
+      table: the numbers of the step.
       code: the function that computes it.
     """
 
@@ -200,7 +200,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Answer:
-    """A question answered: `figures` hold the data to draw, by name; `why` says why it makes sense."""
+    """An answer has a result, its working and its claims.
+
+    `why` gives the reason for the result; `figures` holds the data of the drawings by their names.
+    """
 
     number: int
     title: str

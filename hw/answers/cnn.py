@@ -1,4 +1,4 @@
-"""Question 1: shapes, parameters and arithmetic of a CNN, for the sheet's network or any other."""
+"""Answers question 1: shapes, parameters and arithmetic of a CNN, for the sheet's network or any other."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ SHEET = Problem(
     tuple(parse_layers("conv16k5same pool2 conv32k3valid pool2 flatten dense100")),
 )
 _TITLES = {
-    "shapes": "output of every layer, each shape after its number of axes",
+    "shapes": "output of every layer, each shape preceded by its number of axes",
     "params": "trainable parameters of every layer",
     "macs": "multiply-accumulates of every layer",
 }
@@ -33,9 +33,9 @@ _FIELD_TITLES = {"fields": "receptive field of every layer, height and width"}
 
 
 def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
-    """The results, each by every route.
+    """Returns claims for the results, each with every route.
 
-    The receptive field is claimed only where an output in the middle of the image sees no border.
+    It claims the receptive field only if an output in the middle of the image sees no border.
     """
     reports = trace(*problem).reports
     fields = [r.receptive_field for r in reports if r.receptive_field]
@@ -46,12 +46,14 @@ def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
 
 # The working.
 
-# Its titles and texts, with placeholders, and its table. The page says the same of a reader's own network.
+# These are its titles and texts, with placeholders, and the header of its table. The page's widget uses them
+# for a reader's network.
 SENTENCES = {
     "layer_title": "Layer {number}, {word}: {shape}",
-    "together_title": "Everything together",
-    "together_text": "Pooling and flatten have no parameters. A receptive field is what one output can see "
-    "of the image; the stride is how far apart neighbouring outputs look.",
+    "together_title": "All layers together",
+    "together_text": "Pooling and flatten have no parameters. The receptive field is the part of the image "
+    "that one output depends on. The stride is the distance between neighbouring outputs, in pixels of the "
+    "image.",
     "layers_title": "The network, layer by layer",
     "network": "{shapes}; {params} parameters",
 }
@@ -67,7 +69,7 @@ HEADER = (
 
 
 def _size_line(n: int, out: int, layer: Conv | Pool, axis: int, padding: Pair, unseen: int) -> Line:
-    """⌊(lo + n + hi − span)/s⌋ + 1 = out, the numbers put in; for `ceil` the bound that holds."""
+    """Returns ⌊(lo + n + hi − span)/s⌋ + 1 = out with its numbers; for `ceil` the bound that applies."""
     lo, hi = padding
     stride = (layer.stride or layer.kernel)[axis]
     wide = span(layer.kernel[axis], layer.dilation[axis] if isinstance(layer, Conv) else 1)
@@ -75,9 +77,9 @@ def _size_line(n: int, out: int, layer: Conv | Pool, axis: int, padding: Pair, u
     left, right = (r"\lceil", r"\rceil") if ceil else (r"\lfloor", r"\rfloor")
     name = ("height", "width")[axis]
     pads = f"{lo} + {n} + {hi}" if lo or hi else f"{n}"
-    note = f"; {unseen} pixel{'s' * (unseen > 1)} at the end seen by no window" if unseen else ""
+    note = f"; pixels at the end that no window covers: {unseen}" if unseen else ""
     if ceil and out * stride < lo + n + hi - wide + stride:
-        # The last window would start past the end (`output_size`): the other bound is the smaller.
+        # The last window would start past the end (`output_size`), so the other, smaller bound applies.
         reach = f"{lo} + {n}" if lo else f"{n}"
         return Line(
             rf"\text{{{name}: }} \left{left} \frac{{{reach}}}{{{stride}}} \right{right} = {out}",
@@ -101,7 +103,7 @@ def _step(number: int, word: str, layer: Layer, before: Shape, report: LayerRepo
         height, width = layer.kernel
         group, bias = before[2] // layer.groups, f" + {layer.channels}" if layer.bias else ""
         lines += [
-            Line(rf"\text{{channels: }} {layer.channels}", note=", one a filter"),
+            Line(rf"\text{{channels: }} {layer.channels}", note=", one per filter"),
             Line(
                 rf"\text{{parameters: }} {height} \cdot {width} \cdot {group} \cdot {layer.channels}{bias} = "
                 rf"{report.params}",
@@ -109,11 +111,11 @@ def _step(number: int, word: str, layer: Layer, before: Shape, report: LayerRepo
             Line(
                 rf"\text{{multiply-accumulates: }} {report.output[0]} \cdot {report.output[1]} "
                 rf"\cdot {height} \cdot {width} \cdot {group} \cdot {layer.channels} = {report.macs}",
-                note=", places · weights of a filter · filters",
+                note=", positions · weights of a filter · filters",
             ),
         ]
     elif isinstance(layer, Pool):
-        lines.append(Line(r"\text{no parameters}", label=f"channels: {before[2]}, each pooled alone; "))
+        lines.append(Line(r"\text{no parameters}", label=f"channels: {before[2]}, each pooled separately; "))
     elif isinstance(layer, Dense):
         bias = f" + {layer.units}" if layer.bias else ""
         product = rf"{before[0]} \cdot {layer.units}{bias}"
@@ -126,12 +128,12 @@ def _step(number: int, word: str, layer: Layer, before: Shape, report: LayerRepo
 
 
 def reports(problem: Problem) -> tuple[LayerReport, ...]:
-    """What is to be said of every layer."""
+    """Returns the report of every layer."""
     return trace(*problem).reports
 
 
 def result(reports: Sequence[LayerReport]) -> dict[str, Any]:
-    """What `hw.solve cnn --json` prints."""
+    """Returns the results for `hw.solve cnn --json`."""
     layers = [
         {
             "name": report.name,
@@ -146,7 +148,7 @@ def result(reports: Sequence[LayerReport]) -> dict[str, Any]:
 
 
 def layer_table(problem: Problem, reports: Sequence[LayerReport]) -> Table:
-    """One row a layer, for as many layers as there are reports."""
+    """Returns a table with one row for the input and one for each report."""
     rows = [("input", notation.times(problem.image), 0, 0, "1 × 1", "1", 4 * math.prod(problem.image))]
     for report in reports:
         field = notation.times(report.receptive_field) if report.receptive_field else "–"
@@ -166,10 +168,10 @@ def layer_table(problem: Problem, reports: Sequence[LayerReport]) -> Table:
 
 
 def answer(problem: Problem = SHEET) -> Answer:
-    """The whole working.
+    """Returns the answer with its whole working.
 
     Raises:
-      LayerError: a layer does not fit; the error holds the reports of those before it.
+      LayerError: a layer does not fit; the error contains the reports of the layers before it.
     """
     reports = trace(*problem).reports
     before = [problem.image, *(report.output for report in reports)]
@@ -192,10 +194,10 @@ def answer(problem: Problem = SHEET) -> Answer:
     if any(padding and padding[0][0] != padding[0][1] for padding in same):
         steps.append(
             Step(
-                'What "same" means where the padding is odd',
+                'The meaning of "same" if the padding is odd',
                 "Output ⌈n/s⌉ needs an odd number of padded pixels here. TensorFlow and flax put the "
-                "extra one at the end, as shown; PyTorch's padding='same' does likewise but refuses "
-                "strides, and a layer padded by a fixed p on both sides has one pixel more or less.",
+                "extra pixel at the end, as shown. PyTorch's padding='same' does so too, but allows no "
+                "strides. A fixed padding p on both sides gives one padded pixel more or less.",
             )
         )
     total = sum(report.params for report in reports)
@@ -203,13 +205,13 @@ def answer(problem: Problem = SHEET) -> Answer:
     return Answer(
         number=1,
         title="Shapes and parameters of a CNN",
-        question="Give the dimensions after every layer, the number of elements after the flatten layer, "
+        question="Give the output dimensions of every layer, the number of elements after the flatten layer, "
         "and the parameters of the first convolution.",
         answer=SENTENCES["network"].format(shapes=shapes, params=total)
         + (f", {reports[0].params} in the first layer" if reports[0].params else ""),
         steps=tuple(steps),
-        why="A window moves along each axis by its stride; a filter sees all channels and gives one; pooling "
-        "leaves the channels alone.",
+        why="A window moves along each axis by its stride. A filter sums over all channels and gives one. "
+        "Pooling keeps the number of channels.",
         claims=claims(problem),
         figures={"volumes": [list(shape) for shape in before]},
     )

@@ -1,4 +1,4 @@
-"""Question 1's results by three routes: closed forms, windows counted one by one, and flax itself."""
+"""Computes the results of question 1 by three routes: closed forms, windows counted one by one, and flax."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,24 +22,24 @@ from hw.ops.conv_arithmetic import (
 )
 
 Shape = tuple[int, ...]
-# What a route returns by name: a number a layer, or a list of numbers a layer.
+# A route's results by their names: a number or a list of numbers for each layer.
 Counts = dict[str, list[int] | list[list[int]]]
 
 
 class Problem(NamedTuple):
-    """An image (height, width, channels) and the layers it goes through, as `parse_layers` gives them."""
+    """A problem has an image (height, width, channels) and layers as `parse_layers` returns them."""
 
     image: Shape
     layers: tuple[tuple[str, Layer], ...]
 
 
-# The routes: functions of a problem that return "shapes" (one after another, each with its number of axes
-# before it, so that they compare as one row), "params" and "macs", a list with an entry a layer. Those of
-# `FIELD_ROUTES` return "fields", which takes flax seconds. They share nothing.
+# A route is a function of a problem that returns "shapes", "params" and "macs". "shapes" is one list: each
+# shape follows its number of axes, so all shapes are compared as one row. The others have an entry per layer.
+# The routes in `FIELD_ROUTES` return "fields", which takes flax seconds. Routes share no code.
 
 
 def by_formula(problem: Problem) -> Counts:
-    """By the closed forms of `hw.ops.conv_arithmetic`."""
+    """Computes the results by the closed forms of `hw.ops.conv_arithmetic`."""
     reports = trace(*problem).reports
     return {
         "shapes": [number for r in reports for number in (len(r.output), *r.output)],
@@ -49,28 +49,28 @@ def by_formula(problem: Problem) -> Counts:
 
 
 def fields_by_formula(problem: Problem) -> Counts:
-    """By the closed forms of `hw.ops.conv_arithmetic`."""
+    """Computes the receptive fields by the closed forms of `hw.ops.conv_arithmetic`."""
     return {"fields": [list(r.receptive_field) for r in trace(*problem).reports if r.receptive_field]}
 
 
 def by_windows(problem: Problem) -> Counts:
-    """By counting: every window of every axis is laid out and looked at."""
+    """Computes the results by listing every window of every axis and counting."""
     shapes, params, macs, _ = _laid_out(problem)
     numbers = [number for shape in shapes for number in (len(shape), *shape)]
     return {"shapes": numbers, "params": params, "macs": macs}
 
 
 def fields_by_windows(problem: Problem) -> Counts:
-    """By following one output's windows back through every layer."""
+    """Computes the receptive fields by following the windows of one output back through every layer."""
     *_, chains = _laid_out(problem)
     return {"fields": [_seen(chains[: depth + 1]) for depth in range(len(chains))]}
 
 
-Windows = list[list[list[int]]]  # of a layer: for either axis, the places that each window looks at
+Windows = list[list[list[int]]]  # of a layer: for each axis and window, the positions in the window
 
 
 def _laid_out(problem: Problem) -> tuple[list[Shape], list[int], list[int], list[Windows]]:
-    """Every layer's shape, parameters and multiply-adds, and the windows of those that have some."""
+    """Returns every layer's shape, parameters and multiply-accumulates, and the windows of conv and pool."""
     (*sizes, channels), flat = problem.image, 0
     shapes, params, macs, chains = list[Shape](), list[int](), list[int](), list[Windows]()
     for _, layer in problem.layers:
@@ -83,7 +83,8 @@ def _laid_out(problem: Problem) -> tuple[list[Shape], list[int], list[int], list
                 step = layer.dilation[axis] if isinstance(layer, Conv) else 1
                 reach = [tap * step for tap in range(kernel)]
                 if layer.padding == "same":
-                    # One window for each stride-th pixel; what hangs over is shared, the odd one at the end.
+                    # One window starts at every stride-th pixel. Both ends share the padding that the last
+                    # window needs; the end gets the odd pixel.
                     starts = list(range(0, n, stride))
                     over = max(starts[-1] + reach[-1] + 1 - n, 0)
                     starts = [place - over // 2 for place in starts]
@@ -92,7 +93,7 @@ def _laid_out(problem: Problem) -> tuple[list[Shape], list[int], list[int], list
                     starts = []
                     for place in count(-pad, stride):
                         over = place + reach[-1] - (n - 1 + pad)
-                        # With ceil a window may hang over by less than a stride, if it starts before the end.
+                        # With ceil, a window that starts before the end may exceed it by less than a stride.
                         hangs = isinstance(layer, Pool) and layer.ceil and over < stride and place < n
                         if over > 0 and not hangs:
                             break
@@ -102,7 +103,7 @@ def _laid_out(problem: Problem) -> tuple[list[Shape], list[int], list[int], list
             sizes = [len(windows) for windows in axes]
             if isinstance(layer, Conv):
                 group = channels // layer.groups
-                for _ in range(layer.channels):  # each filter has a weight a tap and channel it sees
+                for _ in range(layer.channels):  # each filter has one weight per tap and input channel
                     taps = sum(group for _ in axes[0][0] for _ in axes[1][0])
                     new_params += taps + (1 if layer.bias else 0)
                     new_macs += taps * sum(1 for _ in axes[0] for _ in axes[1])
@@ -123,10 +124,10 @@ def _laid_out(problem: Problem) -> tuple[list[Shape], list[int], list[int], list
 
 
 def _seen(chain: Sequence[Windows]) -> list[int]:
-    """How far apart the outermost pixels lie that one output sees, followed back window by window."""
+    """Returns the extent of the pixels on which one output depends, followed back window by window."""
     extents = []
     for axis in (0, 1):
-        # An output in the middle. Places outside a layer's output (padding) are followed by its own stride.
+        # We start from an output in the middle. The stride extends the windows to positions in the padding.
         low = high = len(chain[-1][axis]) // 2
         for layer in reversed(chain):
             windows = layer[axis]
@@ -140,10 +141,10 @@ def _seen(chain: Sequence[Windows]) -> list[int]:
 
 
 class _Flax(nn.Module):
-    """The real thing: the layers as linen builds them; returns every layer's output."""
+    """Builds the layers with linen; returns every layer's output."""
 
     layers: tuple[Layer, ...]
-    sums: bool = False  # sums for maxima, so that every pixel of a window matters
+    sums: bool = False  # average instead of maximum, so every pixel of a window has a gradient
 
     @nn.compact
     def __call__(self, x: jax.Array) -> list[jax.Array]:
@@ -178,13 +179,13 @@ class _Flax(nn.Module):
         stride = layer.stride or layer.kernel
 
         def pool(x: jax.Array, padding: str | list[Pair]) -> jax.Array:
-            # linen divides by the number of pixels, an integer, which strict promotion refuses.
+            # linen divides by the number of pixels, an integer, and strict promotion forbids that.
             with jax.numpy_dtype_promotion("standard"):
                 return (nn.avg_pool if average else nn.max_pool)(x, layer.kernel, stride, padding)
 
         if not layer.ceil or layer.padding == "same":
             return pool(x, self._padding(layer.padding))
-        # linen has no ceil: we pad for one more window at the end, and drop the windows that start there.
+        # linen has no ceil mode: we pad for one more window at the end, and drop windows that start there.
         before = (0, 0) if layer.padding == "valid" else layer.padding
         y = pool(x, [(p, p + s - 1) for p, s in zip(before, stride, strict=True)])
         height, width = (
@@ -195,7 +196,7 @@ class _Flax(nn.Module):
 
 
 def by_flax(problem: Problem) -> Counts:
-    """By building the network in flax: its traced shapes, its parameters, its program."""
+    """Computes the results from the network in flax: its traced shapes, its parameters, its program."""
     module = _Flax(tuple(layer for _, layer in problem.layers))
     x = jax.ShapeDtypeStruct((1, *problem.image), jnp.float32)
     outputs, variables = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x), x)
@@ -216,7 +217,7 @@ def by_flax(problem: Problem) -> Counts:
 
 
 def _products(jaxpr: Any) -> list[int]:
-    """Multiply-adds of each convolution and matrix product of a program, in order."""
+    """Returns the multiply-accumulates of each convolution and matrix product of a program, in order."""
     found = list[int]()
     for equation in jaxpr.eqns:
         out = math.prod(equation.outvars[0].aval.shape)
@@ -231,12 +232,12 @@ def _products(jaxpr: Any) -> list[int]:
 
 
 def fields_by_flax(problem: Problem) -> Counts:
-    """By gradients of the network in flax."""
+    """Computes the receptive fields by gradients of the network in flax."""
     return {"fields": _touched(problem)}
 
 
 def _touched(problem: Problem) -> list[list[int]]:
-    """How far the gradient of one output of each layer reaches, with ones for weights, sums for maxima."""
+    """Returns the extent of one output's gradient for each layer, with weights of one and average pooling."""
     layers = [layer for _, layer in problem.layers if isinstance(layer, Conv | Pool)]
     module = _Flax(tuple(layers), sums=True)
     outputs_of = nn.apply(_Flax.__call__, module)
@@ -250,7 +251,7 @@ def _touched(problem: Problem) -> list[list[int]]:
             y = outputs_of(ones, x)[depth][0]
             return one * y[y.shape[0] // 2, y.shape[1] // 2].sum()
 
-        # Weights and factor as arguments: constants XLA would fold, for seconds.
+        # Weights and factor are arguments: XLA would take seconds to fold constants.
         gradient = jax.jit(jax.grad(middle))(x, ones, 1.0)[0].sum(-1)
         fields.append([int(jnp.ptp(jnp.nonzero(gradient.sum(axis))[0])) + 1 for axis in (1, 0)])
     return fields

@@ -1,4 +1,4 @@
-"""Question 5: a recurrent language model, told from the logs of its runs."""
+"""Answers question 5: a recurrent language model, described by the logs of its runs."""
 
 import math
 from collections.abc import Sequence
@@ -22,23 +22,23 @@ _FIELDS = {
 }
 
 
-# The routes to the number of parameters. They share nothing.
+# These routes give the number of parameters. They share no code.
 
 
 def params_by_log(run: Run) -> int:
-    """As the run counted them."""
+    """Returns the number that the run logged."""
     return run.summary["params"]
 
 
 def params_by_model(run: Run) -> int:
-    """By the shapes of the model, built anew from its config."""
+    """Computes the number from the shapes of the model, built again from its config."""
     return sum(math.prod(shape) for shape in _shapes(run).values())
 
 
 def params_by_formula(run: Run) -> int:
-    """By V m + Σ_l (3 n (i_l + n) + 4 n) + norms + V n + V, with i_l the inputs of layer l.
+    """Computes V m + Σ_l (3 n (i_l + n) + 4 n) + norms + V n + V, where layer l has i_l inputs.
 
-    Without an embedding m is 0 and i_1 is V.
+    Here V is the vocabulary, m the embedding and n the width. Without an embedding m is 0 and i_1 is V.
     """
     net, symbols = run.config["model"]["gru_lm"], len(run.summary["dataset"]["vocabulary"])
     inputs = [net["embedding"] or symbols] + [net["width"]] * (net["depth"] - 1)
@@ -50,27 +50,27 @@ def params_by_formula(run: Run) -> int:
     return symbols * net["embedding"] + layers + norms + symbols * n + symbols
 
 
-# The routes to the perplexity of a run in windows of 256.
+# These routes give the perplexity of a run in windows of 256 characters.
 
 
 def perplexity_by_report(run: Run) -> float:
-    """As the evaluation says."""
+    """Returns the perplexity that the evaluation reports."""
     return run.evaluation["perplexity_cold256"]
 
 
 def perplexity_by_nats(run: Run) -> float:
-    """exp of the nats per character that the last line of metrics says."""
+    """Computes exp of the nats per character in the last evaluation line of the metrics."""
     line = next(line for line in reversed(run.metrics) if line["split"] == "eval")
     return math.exp(line["loss"])
 
 
 def perplexity_by_bits(run: Run) -> float:
-    """2 to the bits per character."""
+    """Computes 2 to the power of the bits per character."""
     return 2.0 ** run.evaluation["bits_cold256"]
 
 
 def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
-    """Every parameter of the run's model, built anew from its config: name -> shape."""
+    """Returns the shapes of the model's parameters by their names, built again from the run's config."""
     config = ConfigDict(run.config)
     symbols = len(run.summary["dataset"]["vocabulary"])
     module = models.build(config.model, num_outputs=symbols, platform="cpu")
@@ -80,7 +80,7 @@ def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
 
 
 def claims(runs: Sequence[Run]) -> tuple[Claim, ...]:
-    """The parameters, and every seed's perplexity."""
+    """Returns claims for the number of parameters and every seed's perplexity."""
     found = []
     if runs[0].config["model"]["name"] == "gru_lm":
         routes = {"log": params_by_log, "model": params_by_model, "formula": params_by_formula}
@@ -102,10 +102,10 @@ def claims(runs: Sequence[Run]) -> tuple[Claim, ...]:
 
 
 def answer(runs: Sequence[Run]) -> Answer:
-    """The model, its loss in both protocols over all seeds, and what it writes.
+    """Returns the answer: the model, its loss in both protocols over all seeds, and its samples.
 
     Args:
-      runs: of one recipe, a seed each; at least one.
+      runs: runs of one recipe, one per seed; at least one.
     """
     rows = tuple((name, notation.times(shape), math.prod(shape)) for name, shape in _shapes(runs[0]).items())
     table = over_seeds(runs, _FIELDS)
@@ -123,14 +123,14 @@ def answer(runs: Sequence[Run]) -> Answer:
     return Answer(
         number=5,
         title="A GRU language model",
-        question="Train a language model with a GRU on input.txt; hand in the model and what it writes.",
+        question="Train a language model with a GRU on input.txt. Hand in the model and its samples.",
         answer=f"{table.rows[0][1]:.4f} nats per character in windows of 256, {table.rows[0][2]:.4f} with "
         f"the state carried; mean of {len(runs)} seed{'s' if len(runs) > 1 else ''}",
         steps=(
             Step(
                 "The cell",
-                "There are two: here, as in cuDNN and flax, the reset gate acts after the product with U_n; "
-                "in the first paper (Cho et al. 2014) before it, n = tanh(W_n x + U_n (r ∘ h)).",
+                "Two versions exist. Here, as in cuDNN and flax, the reset gate acts after the product with "
+                "U_n. In the first paper (Cho et al. 2014) it acts before: n = tanh(W_n x + U_n (r ∘ h)).",
                 [
                     Line(r"r_t = \sigma(W_r x_t + U_r h_{t-1} + b_r)"),
                     Line(r"z_t = \sigma(W_z x_t + U_z h_{t-1} + b_z)"),
@@ -141,28 +141,29 @@ def answer(runs: Sequence[Run]) -> Answer:
             ),
             Step(
                 "The gradient",
-                "Backpropagation through time by hand; each weight's gradient is one product after the loop.",
+                "The backward pass is written by hand: backpropagation through time. The gradient of each "
+                "weight is one product after the loop.",
                 code=gru.bptt,
             ),
             Step("The model", "", table=Table("Its parameters", ("name", "shape", "number"), rows)),
             Step(
                 "Its loss",
-                "On nanoGPT's split: the first 90 % of the text to train on, the rest to validate; every "
-                "character of it but the first is a target exactly once.",
+                "The split is nanoGPT's: the first 90 % of the text for training, the rest for validation. "
+                "Every validation character except the first is a target exactly once.",
                 table=table,
             ),
             Step(
                 "Does it copy?",
-                "The longest stretch of each sample that stands in the training text, and the share of the "
-                "sample's sequences of 20 characters that do.",
+                "The table shows the longest part of each sample that occurs in the training text, and the "
+                "share of the sample's 20-character sequences that occur there.",
                 table=Table(
                     "Copies", ("sample", "longest, characters", "share of 20-grams", "the copy"), copied
                 ),
             ),
             Step("The logs", table=provenance(runs)),
         ),
-        why="h_t is a mean of h_{t-1} and a candidate, so that where z is near 1 both state and gradient "
-        "pass unchanged: that is what a plain tanh cell lacks (question 4).",
+        why="h_t is a mean of h_{t-1} and a candidate. If z is near 1, the state and its gradient pass "
+        "almost unchanged. A plain tanh cell lacks such a path (question 4).",
         claims=claims(runs),
         figures=figures,
     )

@@ -1,4 +1,4 @@
-"""Question 7: multi-head attention: every matrix's dimensions, one head in full, and what W^O is for."""
+"""Answers question 7: the dimensions of every matrix in multi-head attention, one head in full, and W^O."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ from hw.answers.notation import Line
 from hw.cli import UserError
 from hw.ops import attention as ops
 
-_MAX_SIZE = 100_000  # of any dimension: a slip of the finger is found here
+_MAX_SIZE = 100_000  # of any dimension: a larger one is a typing error
 _MAX_EXAMPLE = 100_000  # numbers of the largest matrix of an example
 
 
 class Problem(NamedTuple):
-    """Sizes: n_q queries, n_k keys, d_model, heads, and a head's d_k and d_v."""
+    """A problem has sizes: n_q queries, n_k keys, d_model, heads, and d_k and d_v of a head."""
 
     n_q: int
     n_k: int
@@ -39,17 +39,17 @@ def problem(
     d_v: int | None = None,
     seq_kv: int | None = None,
 ) -> Problem:
-    """Sizes with their usual defaults: d_k = d_v = d_model/heads, and as many keys as queries.
+    """Returns sizes with their usual defaults: d_k = d_v = d_model/heads, and as many keys as queries.
 
     Raises:
-      UserError: a size below 1, or heads that do not divide d_model where d_k or d_v is left to that.
+      UserError: a size is below 1 or too large, or heads do not divide d_model and d_k or d_v is not given.
     """
     given = {"seq": seq, "d_model": d_model, "heads": heads, "d_k": d_k, "d_v": d_v, "seq_kv": seq_kv}
     for name, value in given.items():
         if value is not None and not 1 <= value <= _MAX_SIZE:
-            raise UserError(f"--{name}={value}: from 1 to {_MAX_SIZE}, please")
+            raise UserError(f"--{name}={value} must be from 1 to {_MAX_SIZE}")
     if None in (d_k, d_v) and d_model % heads:
-        raise UserError(f"{heads} heads do not divide d_model = {d_model}: give --d_k and --d_v")
+        raise UserError(f"--heads={heads} does not divide --d_model={d_model}: give --d_k and --d_v")
     share = d_model // heads
     return Problem(seq, seq_kv or seq, d_model, heads, d_k or share, d_v or share)
 
@@ -57,13 +57,13 @@ def problem(
 SHEET = problem(seq=4, d_model=8, heads=2)
 
 
-# The routes of `ROUTES` are functions of sizes that return "shapes" (the ledger's pairs, in its order) and
-# "params" (without and with biases). Those of `OUTPUT_ROUTES` are functions of an example, inputs and weights
-# as in `_example_shapes`, that return its "output". They share nothing.
+# A route in `ROUTES` is a function of sizes that returns "shapes" (the ledger's pairs, in its order) and
+# "params" (without and with biases). A route in `OUTPUT_ROUTES` is a function of an example (inputs and
+# weights as in `_example_shapes`) that returns its "output". Routes share no code.
 
 
 def by_ledger(sizes: Problem) -> dict[str, Any]:
-    """By the ledger of `hw.ops.attention`."""
+    """Computes the results by the ledger of `hw.ops.attention`."""
     each = sizes._asdict()
     counts = {name: each[name] for name in ("heads", "d_model", "d_k", "d_v")}
     return {
@@ -73,25 +73,25 @@ def by_ledger(sizes: Problem) -> dict[str, Any]:
 
 
 def output_by_ops(example: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """By the fused products of `hw.ops.attention`."""
+    """Computes the output by the fused products of `hw.ops.attention`."""
     with jax.enable_x64(True):
         x, memory, *weights = map(jnp.asarray, example)
         return {"output": np.asarray(ops.multi_head_attention(ops.MultiHeadParams(*weights), x, memory))}
 
 
 def by_loop(sizes: Problem) -> dict[str, Any]:
-    """By running one head after the other in numpy on zeros, and looking at what comes out."""
+    """Computes the results by running one head after the other in numpy on zeros."""
     return output_by_loop([np.zeros(shape) for shape in _example_shapes(sizes)])
 
 
 def _example_shapes(sizes: Problem) -> tuple[tuple[int, ...], ...]:
-    """Of queries' and keys' inputs, W_Q, W_K, W_V and W_O, the heads on an axis of their own."""
+    """Returns the shapes of both inputs, W_Q, W_K, W_V and W_O; the heads have a separate axis."""
     n_q, n_k, m, h, d, e = sizes
     return (n_q, m), (n_k, m), (m, h, d), (m, h, d), (m, h, e), (h, e, m)
 
 
 def output_by_loop(example: Sequence[np.ndarray]) -> dict[str, Any]:
-    """By one head after the other in numpy; with the shapes seen and the parameters counted on the way."""
+    """Computes the output head by head in numpy, and records the shapes and counts the parameters."""
     x, memory, w_q, w_k, w_v, w_o = example
     (m, h, d), e = w_q.shape, w_v.shape[2]
     w_o = w_o.reshape(-1, m)
@@ -113,7 +113,7 @@ def output_by_loop(example: Sequence[np.ndarray]) -> dict[str, Any]:
 
 
 class _Flax(nn.Module):
-    """Flax's own layers: three projections, its attention, one back; returns everything on the way."""
+    """Builds multi-head attention from flax's layers; returns the first head's arrays and the output."""
 
     heads: int
     d_k: int
@@ -135,7 +135,7 @@ class _Flax(nn.Module):
 
 
 def output_by_flax(example: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """By flax's own layers."""
+    """Computes the output by flax's layers."""
     with jax.enable_x64(True):
         x, memory, *weights = map(jnp.asarray, example)
         _, heads, d_k = weights[0].shape
@@ -145,7 +145,7 @@ def output_by_flax(example: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def by_flax(sizes: Problem) -> dict[str, Any]:
-    """By the traced shapes of flax's own layers, and of their parameters."""
+    """Computes the results from the traced shapes of flax's layers and their parameters."""
     n_q, n_k, m, h, d, e = sizes
     x, memory = (jax.ShapeDtypeStruct((n, m), jnp.float32) for n in (n_q, n_k))
     found = []
@@ -177,9 +177,9 @@ OUTPUT_ROUTES: dict[str, Callable[[Sequence[np.ndarray]], Mapping[str, Any]]] = 
 
 
 def claims(sizes: Problem = SHEET) -> tuple[Claim, ...]:
-    """Shapes and parameters; and, on an example drawn from a seed, that loop and fused form agree.
+    """Returns claims for shapes, parameters, and the output of an example drawn from a seed.
 
-    Sizes whose weights would fill memory have no example.
+    There is no example for large sizes, whose weights would fill the memory.
     """
     titles = {"shapes": "dimensions of every matrix", "params": "parameters, without and with biases"}
     counted = claims_of(7, titles, ROUTES, sizes)
@@ -187,12 +187,12 @@ def claims(sizes: Problem = SHEET) -> tuple[Claim, ...]:
         return counted
     r = np.random.default_rng(0)
     example = [r.normal(size=shape) for shape in _example_shapes(sizes)]
-    titles = {"output": "output of an example, fused, head by head, and by flax"}
+    titles = {"output": "output of an example: fused, head by head, and by flax"}
     return (*counted, *claims_of(7, titles, OUTPUT_ROUTES, example, tolerance=1e-9))
 
 
 def result(sizes: Problem) -> dict[str, Any]:
-    """What `hw.solve multihead --json` prints."""
+    """Returns the results for `hw.solve multihead --json`."""
     each = sizes._asdict()
     counts = {name: each[name] for name in ("heads", "d_model", "d_k", "d_v")}
     return {"shapes": ops.multi_head_shapes(**each), "params": ops.multi_head_params(**counts)}
@@ -244,7 +244,7 @@ def _head_line(s: Problem) -> Line:
 
 
 def answer(sizes: Problem = SHEET) -> Answer:
-    """The ledger, one head in full, and the parameters."""
+    """Returns the answer: the ledger, one head in full, and the parameters."""
     ledger = ops.multi_head_shapes(**sizes._asdict())
     params = ops.multi_head_params(heads=sizes.heads, d_model=sizes.d_model, d_k=sizes.d_k, d_v=sizes.d_v)
     rows = tuple(
@@ -255,14 +255,14 @@ def answer(sizes: Problem = SHEET) -> Answer:
     return Answer(
         number=7,
         title="Multi-head attention, dimension by dimension",
-        question="Give the dimensions of W_i^Q, W_i^K, W_i^V and W^O, what turns the joined heads into an "
-        "output of the input's dimensions, and one head in full.",
+        question="Give the dimensions of W_i^Q, W_i^K, W_i^V and W^O. Explain how the concatenated heads "
+        "give an output with the input's dimensions. Write one head in full.",
         answer=f"W_i^Q, W_i^K: {notation.times(ledger['W_Q'])}; W_i^V: {notation.times(ledger['W_V'])}; "
         f"W^O: {notation.times(ledger['W_O'])}",
         steps=(
             Step(
                 "The ledger",
-                "Inner dimensions meet and are summed away; the outer ones stay.",
+                "A product sums over the inner dimension and keeps the outer ones.",
                 table=Table("Every matrix", ("matrix", "size", "from", "what it is"), rows),
                 code=ops.multi_head_shapes,
             ),
@@ -271,19 +271,18 @@ def answer(sizes: Problem = SHEET) -> Answer:
                 "From the concatenation to the output",
                 f"C is {notation.times(ledger['concat'])}; C W^O is {notation.times(ledger['output'])}. "
                 + (
-                    "C has the input's dimensions already, since h·d_v = d_model: W^O is there to mix "
-                    "the heads. Without it, each head would write into columns of its own and none "
-                    "could use another's."
+                    "C already has the input's dimensions, because h·d_v = d_model: W^O only mixes the "
+                    "heads. Without it, each head would fill separate output columns, and the heads could "
+                    "not be combined."
                     if same
-                    else "Here h·d_v is not d_model, so that W^O brings the dimensions back and mixes the "
-                    "heads."
+                    else "Here h·d_v is not d_model: W^O restores the dimensions and mixes the heads."
                 ),
                 [Line(r"O = C W^O", note=f": {notation.times(ledger['output'])}")],
             ),
             Step(
                 "Parameters",
-                "The sheet's formula has no biases; many implementations give every projection one. "
-                "Both counts:",
+                "The sheet's formula has no biases, but many implementations give each projection a bias. "
+                "Here are both counts:",
                 [
                     Line(
                         rf"{h} \cdot {m} \cdot ({d} + {d} + {e}) + {h} \cdot {e} \cdot {m} = "
@@ -299,8 +298,8 @@ def answer(sizes: Problem = SHEET) -> Answer:
                 code=ops.multi_head_params,
             ),
         ),
-        why="Each head looks in a space of its own, as many times smaller as there are heads, so that all "
-        "heads together cost about what one of full size would.",
+        why="Each of the h heads works in a separate space of d_model/h dimensions, so all heads together "
+        "cost about as much as one head of full size.",
         claims=claims(sizes),
         figures={"ledger": {name: list(shape) for name, shape in ledger.items()}},
     )

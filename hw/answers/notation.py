@@ -1,4 +1,4 @@
-"""How numbers and matrices are read and written in an answer. Nothing is computed here."""
+"""Reads and writes the numbers and matrices of an answer. It computes no result."""
 
 import itertools
 import math
@@ -14,47 +14,47 @@ Matrix = tuple[tuple[Fraction, ...], ...]
 
 
 class Line(NamedTuple):
-    """One line of working: a formula as LaTeX, and the words that a terminal shows before and after it."""
+    """A line of working has a formula as LaTeX, and words that a terminal shows before and after it."""
 
     tex: str
     label: str = ""
     note: str = ""
 
 
-_MAX_ENTRIES = 4096  # of a matrix: the working is to be read
-_MOST_LINES = 128  # of a step's working; the tables are whole
-_MOST_TERMS = 16  # of a sum on one line
-_FIRST_TERMS = 8  # of a longer one
+_MAX_ENTRIES = 4096  # of a matrix: nobody reads a longer working
+_MOST_LINES = 128  # of a step's working; the tables are complete
+_MOST_TERMS = 16  # of a sum that one line shows in full
+_FIRST_TERMS = 8  # of a longer sum
 
 SUBSCRIPTS = str.maketrans("0123456789,", "₀₁₂₃₄₅₆₇₈₉,")
 
 
 def parse_number(text: str, where: str) -> Fraction:
-    """A number as `reading.read_number` takes it, such as -0.5, 1/3 or 1/√2; exact without a root.
+    """Reads a number with `reading.read_number`, such as -0.5, 1/3 or 1/√2; exact without a root.
 
     Raises:
-      UserError: it is none, naming `where` it stands.
+      UserError: the text is not a number; the message begins with `where`.
     """
     word = text.strip()
     try:
         return Fraction(read_number(word).value)
     except NotANumber as error:
-        raise UserError(f"{where}: {shown(word)} is no number (3, -0.5, 2e-3, 1/3)") from error
+        raise UserError(f"{where}: {shown(word)} is not a number (3, -0.5, 2e-3, 1/3)") from error
     except Unreadable as error:
         raise UserError(f"{where}: {error}") from error
 
 
 def parse_matrix(text: str, name: str) -> Matrix:
-    """A matrix as `reading.split_matrix` takes it: `;` ends a row, entries stand between blanks or commas.
+    """Reads a matrix with `reading.split_matrix`: `;` ends a row, blanks or commas separate entries.
 
     Raises:
-      UserError: an entry that is no number, rows of different lengths, too many entries, or nothing at all.
+      UserError: an entry is not a number, rows have different lengths, or there are no or too many entries.
     """
     try:
         words = split_matrix(text)
     except Unreadable as error:
         raise UserError(f"{name}: {error}") from error
-    # Before a number is read: that takes much longer than to split them.
+    # Count first: reading the numbers takes much longer than splitting the text.
     if (count := sum(map(len, words))) > _MAX_ENTRIES:
         raise UserError(f"{name}: {count} entries are more than {_MAX_ENTRIES}")
     rows = []
@@ -73,12 +73,12 @@ def _beside(indices: Sequence[int]) -> str:
 
 
 def subscript(*indices: int) -> str:
-    """Indices as small figures: (3, 1) -> ₃₁; with a comma where one has two digits."""
+    """Returns indices as subscript digits: (3, 1) -> ₃₁; with a comma if an index has two digits."""
     return _beside(indices).translate(SUBSCRIPTS)
 
 
 def latex_index(*indices: int) -> str:
-    """The same indices to stand after an underscore in LaTeX: 3 -> 3, (3, 1) -> {31}."""
+    """Returns indices as LaTeX to follow an underscore: 3 -> 3, (3, 1) -> {31}."""
     index = _beside(indices)
     return index if len(index) == 1 else f"{{{index}}}"
 
@@ -94,14 +94,15 @@ def _float_or_decimal(value: Fraction) -> float | Decimal:
 
 
 def text(value: SupportsFloat, digits: int = 6) -> str:
-    """A number in plain text: exact if it is short, else so many significant digits.
+    """Returns a number as plain text: exact if it is short, else with `digits` significant digits.
 
-    Never rounded to nothing: 1.75e-07 stays so; nor to something rounder than it is: 0.9999998246 is not 1.
+    A small number never becomes 0: 1.75e-07 stays. A number near a round one gets more digits: 0.9999998246
+    does not become 1.
     """
     if isinstance(value, Fraction):
         if value.denominator == 1 and abs(value.numerator) < 10**15:
             return str(value.numerator)
-        # Beyond a float64's range Decimal has the digits.
+        # Beyond the range of float64, a Decimal gives the digits.
         decimal = f"{_float_or_decimal(value):.{digits}g}"
         if Fraction(decimal) == value:
             return decimal
@@ -117,13 +118,13 @@ def text(value: SupportsFloat, digits: int = 6) -> str:
     if math.isfinite(value):
         off = abs(value - float(plain)) / abs(value)
         kept = len(plain.split("e")[0].replace(".", "").lstrip("-0"))
-        if off > 1e-14 and kept <= digits - 3:  # it ended in zeros that are none
+        if off > 1e-14 and kept <= digits - 3:  # rounding has made at least three final zeros
             plain = f"{value:.{3 - math.floor(math.log10(off))}g}"
     return plain
 
 
 def latex(value: SupportsFloat, digits: int = 6) -> str:
-    """The same number in LaTeX."""
+    """Returns the number of `text` in LaTeX."""
     plain = text(value, digits)
     if "/" in plain:
         sign = "-" if plain.startswith("-") else ""
@@ -136,13 +137,13 @@ def latex(value: SupportsFloat, digits: int = 6) -> str:
 
 
 def latex_factor(value: SupportsFloat) -> str:
-    """A number in LaTeX to stand after a sign: in parentheses if it is negative."""
+    """Returns a number in LaTeX to follow a sign: in parentheses if it is negative."""
     tex = latex(value)
     return f"({tex})" if tex.startswith("-") else tex
 
 
 def first_lines(lines: Iterator[Line], count: int) -> list[Line]:
-    """The first of `count` lines of working; one line says how many are left out."""
+    """Returns the first of `count` lines of working; a last line says how many lines are left out."""
     shown = list(itertools.islice(lines, _MOST_LINES))
     if left := count - len(shown):
         shown.append(Line(rf"\dots \text{{ {left:,} more lines like these are left out}}"))
@@ -150,7 +151,7 @@ def first_lines(lines: Iterator[Line], count: int) -> list[Line]:
 
 
 def or_too_large(value: float) -> float | str:
-    """A number for a table; words where it is no finite one."""
+    """Returns a number for a table, or "too large" if it is not finite."""
     return value if math.isfinite(value) else "too large"
 
 
@@ -161,7 +162,7 @@ def sum_of_products(
     total: SupportsFloat,
     digits: int = 6,
 ) -> Line:
-    """`name = a·b + c·d = total`, the numbers put in; of a long sum the first terms."""
+    """Returns the line `name = a·b + c·d = total` with its numbers; a long sum shows its first terms."""
     pairs, more = list(zip(left, right, strict=True)), ""
     if len(pairs) > _MOST_TERMS:
         more = rf" + \dots \text{{ ({len(pairs)} terms)}}"
@@ -171,16 +172,16 @@ def sum_of_products(
 
 
 def matrix(rows: Sequence[Sequence[SupportsFloat]]) -> str:
-    """A matrix on one line of text, as one types it: [1 2; 3 4]."""
+    """Returns a matrix on one line of text, as a user types it: [1 2; 3 4]."""
     return f"[{'; '.join(' '.join(map(text, row)) for row in rows)}]"
 
 
 def latex_matrix(rows: Sequence[Sequence[SupportsFloat]]) -> str:
-    """The same matrix in LaTeX."""
+    """Returns a matrix in LaTeX."""
     tex = r" \\ ".join(" & ".join(map(latex, row)) for row in rows)
     return rf"\begin{{bmatrix}} {tex} \end{{bmatrix}}"
 
 
 def times(numbers: Sequence[int]) -> str:
-    """Sizes as in 3 × 2."""
+    """Returns sizes as text: 3 × 2."""
     return " × ".join(map(str, numbers))

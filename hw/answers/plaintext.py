@@ -1,8 +1,8 @@
-"""A formula as one line of text for a terminal, made from its LaTeX.
+"""Writes a formula as one line of text for a terminal, from its LaTeX.
 
-`latex2mathml` parses the LaTeX, here as for the page, and we walk its MathML. Indices and powers of digits
-are small digits, h₃². Other indices stay as in LaTeX, h_{t-1}. A size at a brace follows in brackets,
-Q [4 × 8].
+`latex2mathml` parses the LaTeX, as it does for the page, and we walk its MathML. Indices and powers that are
+digits become subscripts and superscripts, h₃². Other indices keep their LaTeX, h_{t-1}. The size at a brace
+follows in brackets, Q [4 × 8].
 """
 
 import html
@@ -17,8 +17,8 @@ from hw.answers.notation import SUBSCRIPTS, Line
 _SUPERSCRIPTS = str.maketrans("0123456789-⊤", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻ᵀ")
 _FULL_SIZE = {small: full for full, small in _SUPERSCRIPTS.items()}
 _SYMBOLS = str.maketrans("∑⋅", "Σ·")
-_APART = tuple("=+−×∘,:;)]⌋⌉")  # what may follow a fraction that has no parentheses
-# How the symbols of a row stand beside each other, once there is a blank between any two; in this order.
+_APART = tuple("=+−×∘,:;)]⌋⌉")  # a fraction before one of these symbols needs no parentheses
+# These rules set the blanks of a row, in this order, after each symbol has got a blank before it.
 _SPACING = (
     (re.compile(r"\s+"), " "),
     (re.compile(r"(^|[=+−·×∘,:(\[⌊⌈]) ?− "), r"\1 -"),  # a sign, not a difference
@@ -26,21 +26,21 @@ _SPACING = (
     (re.compile(r"(?<!\w)([a-z]{2,}|σ) (?=\()"), r"\1"),  # a function
     (re.compile(r"(?<!\w)d (?=[a-z])"), "d"),  # a differential
 )
-# In a number such as 1.75·10⁻⁷, which is written 1.75e-07, as `notation.text` has it.
+# A number such as 1.75·10⁻⁷ is written 1.75e-07, as `notation.text` writes it.
 _POWER_OF_TEN = re.compile(r"(?<=\d)·10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
 _BRACKETS = re.compile(r"[(\[{⌊⌈][^()\[\]{}⌊⌋⌈⌉]*[)\]}⌋⌉]")
 
 
 def written(line: Line) -> str:
-    """A line of working: its formula as text, with the words around it."""
+    """Returns a line of working as text: its label, formula and note."""
     return f"{line.label}{plain(line.tex)}{line.note}"
 
 
 def plain(tex: str) -> str:
-    """A formula as text, with parentheses where a fraction needs them.
+    """Returns a formula as text, with parentheses where a fraction needs them.
 
     Raises:
-      ValueError: the LaTeX has something that we cannot write on one line.
+      ValueError: we cannot write a part of the LaTeX on one line.
     """
     text = _text(convert_to_element(tex))
     if "\\" in text:
@@ -79,10 +79,10 @@ def _text(node: Element) -> str:
 
 
 def _row(parts: Sequence[tuple[str, str]]) -> str:
-    """Parts of a formula, each with its tag, beside each other; fractions as factors in parentheses."""
+    """Joins the parts of a formula, each with its tag; a fraction that is a factor gets parentheses."""
     row, (tag_before, before) = "", ("", "")
     for (tag, part), (tag_after, after) in zip(parts, [*parts[1:], ("", "=")], strict=True):
-        # Of two fractions side by side the second alone needs parentheses.
+        # Only the second of two adjacent fractions needs parentheses.
         ends = tag_after == "mfrac" or after.startswith(_APART)
         is_factor = tag == "mfrac" and (before == "·" or tag_before == "mfrac" or not ends)
         row += f" ({part})" if is_factor else f" {part}"
@@ -93,7 +93,7 @@ def _row(parts: Sequence[tuple[str, str]]) -> str:
 
 
 def _enclosed(text: str, apart: str = "[ ·/]") -> str:
-    """A text, in parentheses if what matches `apart` stands in it outside of any brackets."""
+    """Returns a text, in parentheses if `apart` matches in it outside of brackets."""
     outside = text
     while outside != (outside := _BRACKETS.sub("", outside)):
         pass

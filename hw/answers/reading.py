@@ -1,6 +1,6 @@
-"""Numbers and matrices as people write them, read: the one reader of `hw.solve` and `hw.check`.
+"""Reads numbers and matrices as people write them, for `hw.solve` and `hw.check`.
 
-Arithmetic is read by a small parser of our own, never by `eval`: + − · / ^, parentheses, sqrt, exp, tanh, e.
+A small parser reads arithmetic, never `eval`: + − · / ^, parentheses, sqrt, exp, tanh, e.
 
     sum      = product {("+" | "−") product}
     product  = factor {["·" | "/"] factor}         4 sqrt(2): the sign of a product may be left out
@@ -8,7 +8,7 @@ Arithmetic is read by a small parser of our own, never by `eval`: + − · / ^, 
     power    = atom ["^" factor]
     atom     = number | "e" | "(" sum ")" | name "(" sum ")" | "√" atom
 
-Integers, decimals and fractions are read exactly. This module imports neither JAX nor sympy.
+It reads integers, decimals and fractions exactly. This module imports neither JAX nor sympy.
 """
 
 import math
@@ -18,30 +18,30 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
-# Exact as long as no root or exponential is taken.
+# A value is an exact Fraction until a root or an exponential makes it a float.
 Value = Fraction | float
 
 _MAX_NUMBER = 120  # characters of one number
-_MAX_EXPONENT = 400  # beyond, a float64 has no such number, whatever digits stand before it
-_MAX_DEPTH = 20  # parentheses within parentheses
+_MAX_EXPONENT = 400  # of ten; a float64 reaches 308
+_MAX_DEPTH = 20  # nested parentheses
 _MAX_POWER_BITS = 10_000  # of an exact power
 
 
 class Unreadable(Exception):
-    """A text that cannot be read, with the reason in words."""
+    """Says in words why a text cannot be read."""
 
 
 class NotANumber(Unreadable):
-    """A word that is no number at all."""
+    """Says that a word is not a number at all."""
 
 
 class Number(NamedTuple):
-    """A number with its precision.
+    """A number has a value and a precision.
 
     Attributes:
-      value: a number that a float64 can hold.
-      unit: one unit of the last digit written, 0 for what is exact (a fraction, a square root).
-      digits: how many significant digits were written, inf for what is exact.
+      value: a number in the range of float64.
+      unit: one unit of the last digit written; 0 for an exact number (a fraction, a square root).
+      digits: how many significant digits were written; inf for an exact number.
     """
 
     value: Value
@@ -56,9 +56,9 @@ _SAME = {"·": "*", "×": "*", "⋅": "*", "∙": "*", "**": "^", "⁄": "/", "�
 _SAME |= dict.fromkeys("∗•✕✖⨯", "*")
 _SAME |= dict.fromkeys("−–‐‑", "-")
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
-# The full-width forms of ASCII, as East Asian keyboards write them.
+# East Asian keyboards write the full-width forms of ASCII.
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-# LaTeX. Within double quotes TOML reads \t as a tab and \f as a form feed.
+# Each LaTeX pattern with its replacement. Within double quotes TOML reads \t as a tab and \f as a form feed.
 _LATEX = (
     (r"\\[,;:! ]", " "),
     (r"\$|\\[()\[\]]", ""),
@@ -73,13 +73,13 @@ _LATEX = (
 
 
 def shown(text: str) -> str:
-    """What somebody wrote, harmless to a terminal and at most 40 characters of it."""
+    """Returns a user's text, quoted and safe for a terminal, at most 42 characters."""
     quoted = repr(text)
     return quoted if len(quoted) <= 42 else quoted[:38] + "...'"
 
 
 def plain(text: str) -> str:
-    r"""LaTeX and full-width characters brought to the usual ones: \frac{1}{3} is ((1)/(3))."""
+    r"""Replaces LaTeX and full-width characters with the usual ones: \frac{1}{3} becomes ((1)/(3))."""
     if not text.isascii():
         text = text.translate(_FULL_WIDTH)
     if any(sign in text for sign in ("\\", "{", "$", "\times")):
@@ -89,7 +89,7 @@ def plain(text: str) -> str:
 
 
 def _signs(text: str) -> str:
-    """The many ways to write a sign, brought to one."""
+    """Replaces the many characters for a sign with one for each sign."""
     for theirs, ours in _SAME.items():
         text = text.replace(theirs, ours)
     text = re.sub(r"(?<=\d)\s*[xX]\s*(?=10\^|10[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺])", "*", text)
@@ -105,14 +105,15 @@ def _power(base: Value, exponent: Value) -> Value:
 
 
 class _Parser:
-    """Recursive descent over the grammar above."""
+    """Parses arithmetic by recursive descent over the grammar above."""
 
     def __init__(self, text: str) -> None:
         self._tokens: list[str] = []
         self._depth, end = 0, 0
         while text[end:].strip():
             if not (token := _TOKEN.match(text, end)):
-                raise NotANumber(f"{shown(text)} is no number: I stop at {shown(text[end:].strip()[0])}")
+                bad = shown(text[end:].strip()[0])
+                raise NotANumber(f"{shown(text)} is not a number: {bad} is unexpected")
             self._tokens.append(token[1])
             end = token.end()
         self._text = text
@@ -124,8 +125,8 @@ class _Parser:
         return value
 
     def _lost(self) -> NotANumber:
-        at = f"I stop at {shown(self._tokens[0])}" if self._tokens else "it ends too early"
-        return NotANumber(f"{shown(self._text)} is no number: {at}")
+        at = f"{shown(self._tokens[0])} is unexpected" if self._tokens else "it ends too early"
+        return NotANumber(f"{shown(self._text)} is not a number: {at}")
 
     def _next(self) -> str:
         return self._tokens[0] if self._tokens else ""
@@ -151,14 +152,14 @@ class _Parser:
                 if self._next() == "*":
                     self._take("*")
                 elif self._next()[0].isdigit() or self._next()[0] == ".":
-                    raise self._lost()  # "1 2" is two numbers, not a product
+                    raise self._lost()  # "1 2" are two numbers, not a product
                 value = value * self._factor()
         return value
 
     def _factor(self) -> Value:
-        self._depth += 1  # signs before signs go deep too
+        self._depth += 1  # a sign before a sign recurses too
         if self._depth > _MAX_DEPTH:
-            raise Unreadable(f"{shown(self._text)} has too much within one another")
+            raise Unreadable(f"{shown(self._text)} is nested too deeply")
         if self._next() in ("+", "-"):
             value = self._factor() if self._take("+", "-") == "+" else -self._factor()
         else:
@@ -184,7 +185,7 @@ class _Parser:
             self._take("√")
             self._depth += 1
             if self._depth > _MAX_DEPTH:
-                raise Unreadable(f"{shown(self._text)} has too much within one another")
+                raise Unreadable(f"{shown(self._text)} is nested too deeply")
             value = math.sqrt(self._atom())
             self._depth -= 1
             return value
@@ -202,10 +203,10 @@ class _Parser:
 
 
 def read_number(text: str) -> Number:
-    """One number: an integer, a decimal, a fraction or arithmetic, with its precision.
+    """Reads one number with its precision: an integer, a decimal, a fraction or arithmetic.
 
     Raises:
-      Unreadable: it is none, or no float64 can hold it.
+      Unreadable: the text is not a number, or the number is out of the range of float64.
     """
     if len(text) > _MAX_NUMBER:
         raise Unreadable(f"{shown(text)} is too long for a number")
@@ -231,7 +232,7 @@ def read_number(text: str) -> Number:
     except OverflowError as error:
         raise Unreadable(f"{shown(text)} is too large for a float64") from error
     except ValueError as error:
-        raise Unreadable(f"{shown(text)} is too large, or has no value") from error
+        raise Unreadable(f"{shown(text)} is too large or has no value") from error
     except ZeroDivisionError as error:
         raise Unreadable(f"{shown(text)} divides by zero") from error
     if not math.isfinite(nearest):
@@ -242,7 +243,7 @@ def read_number(text: str) -> Number:
 
 
 def _float(value: Fraction) -> float:
-    """A float64 near it, inf beyond the largest."""
+    """Returns the nearest float64; inf beyond the largest."""
     try:
         return float(value)
     except OverflowError:
@@ -261,16 +262,16 @@ def split(text: str, separators: str) -> list[str]:
 
 
 def split_row(text: str) -> list[str]:
-    """The numbers of a row as text: separated by commas, or where there is none by blanks.
+    """Returns the numbers of a row as text: separated by commas, or by blanks if there is no comma.
 
     Raises:
       Unreadable: commas and blanks are mixed, or a number is missing.
     """
-    # Blanks around these cannot separate numbers.
+    # Blanks around an operator do not separate numbers.
     text = re.sub(r" ?([*·×⋅/^]) ?| (?=%)", r"\1", unbracketed(re.sub(r"\s+", " ", plain(text))))
     pieces = split(text, ",")
     if len(pieces) > 1 and re.search(r"[\d)] [\d(]", text):
-        raise Unreadable(f"{shown(text)} mixes commas and blanks: one of them, please; decimals have a point")
+        raise Unreadable(f"{shown(text)} mixes commas and blanks: use only one; decimals have a point")
     if len(pieces) == 1:
         pieces = [piece for piece in split(text, " ") if piece]
     elif not pieces[-1].strip():
@@ -281,7 +282,7 @@ def split_row(text: str) -> list[str]:
 
 
 def unbracketed(text: str) -> str:
-    """Without the one pair of brackets or parentheses around everything."""
+    """Removes the pair of brackets or parentheses that encloses the whole text, if there is one."""
     text = text.strip()
     for opening, closing in ("[]", "()"):
         if text.startswith(opening) and text.endswith(closing):
@@ -296,14 +297,14 @@ def unbracketed(text: str) -> str:
 
 
 def split_matrix(text: str) -> list[list[str]]:
-    """The rows of a matrix, each as the texts of its numbers; an empty row is empty.
+    """Returns the rows of a matrix, each as a list of its numbers' texts; an empty row is an empty list.
 
-    Rows end with ";" or a line, or stand in brackets: "1 2; 3 4", "[1 2; 3 4]", "[[1, 2], [3, 4]]".
+    A ";" or a line break ends a row, or brackets enclose it: "1 2; 3 4", "[1 2; 3 4]", "[[1, 2], [3, 4]]".
 
     Raises:
       Unreadable: a row cannot be split into numbers.
     """
-    # Runs of blanks are brought to one character, or the expressions below would take their time.
+    # Long runs of blanks would slow the expressions below, so we shorten each run to one character.
     text = re.sub(r"\s+", lambda m: "\n" if "\n" in m[0] else " ", plain(text))
     text = unbracketed(text)
     if "[" in text:

@@ -1,4 +1,4 @@
-"""Question 2: a residual net on CIFAR-10, told from the logs of its runs."""
+"""Answers question 2: a residual net on CIFAR-10, described by the logs of its runs."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,15 +21,15 @@ from hw.ops.layer_language import parse_layers
 
 _FIELDS = {
     "test_accuracy": "test accuracy",
-    "test_accuracy_tta": "test accuracy with test-time views",
+    "test_accuracy_tta": "test accuracy with test-time augmentation",
     "test_loss": "test loss, nats",
 }
-# What a layer is called in a drawing: in hwnet, and in the field's own nets.
+# Names of layers in a drawing: True for hwnet, False for standard nets.
 _WORDS = {
     True: {
         "BatchNorm": "normalisation, GELU",
         "ChannelGates": "channels gated by their means",
-        "Dense": "largest of each channel, linear head",
+        "Dense": "maximum of each channel, linear head",
     },
     False: {
         "BatchNorm": "normalisation, ReLU",
@@ -40,7 +40,7 @@ _WORDS = {
 
 
 def _initialize(run: Run) -> dict[str, Any]:
-    """The variables of the run's model, built anew from its config; shapes alone."""
+    """Returns the shapes of the variables of the run's model, built again from its config."""
     config = ConfigDict(run.config)
     classes = run.summary["dataset"]["classes"]
     module = models.build(config.model, num_outputs=len(classes), platform="cpu")
@@ -49,21 +49,23 @@ def _initialize(run: Run) -> dict[str, Any]:
 
 
 def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
-    """Every parameter of the run's model: name -> shape."""
+    """Returns the shape of every parameter of the run's model by its name."""
     return shapes(_initialize(run)["params"])
 
 
 def _gated(net: Mapping[str, Any]) -> bool:
-    """Whether hwnet has gates; runs from before there were any do not say."""
+    """Returns whether hwnet has gates; runs from before the option existed have none."""
     return net.get("channel_gates", False)
 
 
 def layers(run: Run) -> list[dict[str, Any]]:
-    """The model's layers as they are called, for drawing: `what`, `output`, and `skip`, how many layers a
-    skip connection that starts before this one passes over.
+    """Returns the model's layers in the order of their calls, for drawing.
+
+    Each layer has `what` and `output`. If a skip connection starts before it, `skip` is the number of layers
+    that the connection passes over.
     """
     called: list[dict[str, Any]] = []
-    seen: dict[tuple[str, ...], list[int]] = {}  # what each is given, by its path
+    seen: dict[tuple[str, ...], list[int]] = {}  # the input's shape of each module, by its path
     net = run.config["model"].get("hwnet", {}) if run.config["model"]["name"] == "hwnet" else {}
     convolutions = count()
 
@@ -75,7 +77,7 @@ def layers(run: Run) -> list[dict[str, Any]]:
     ) -> Any:
         output = call(*arguments, **keywords)
         module = context.module
-        # A class of ours that extends one of linen's is called through both, and is one layer.
+        # A class of ours that extends a linen class is intercepted twice, but is one layer.
         first = module.path not in seen
         if context.method_name == "__call__" and len(module.path) == 1 and first:
             seen[module.path] = list(arguments[0].shape[1:])
@@ -86,10 +88,10 @@ def layers(run: Run) -> list[dict[str, Any]]:
             if isinstance(module, Conv) and module.pool:
                 entry["what"] += ", 2×2 max-pool"
             elif net and called and output.ndim == 4 and output.shape[1] < called[-1]["output"][0]:
-                entry["what"] = f"2×2 max-pool, {entry['what']}"  # at the end of the stage before
-            # A stage's first convolution changes the width; its others have a skip connection.
+                entry["what"] = f"2×2 max-pool, {entry['what']}"  # it ends the previous stage
+            # A stage's first convolution changes the width; the others have a skip connection.
             if net and isinstance(module, Conv) and next(convolutions) % (1 + net["depth"]):
-                branch = 3 if _gated(net) else 2  # with its normalisation and its gates
+                branch = 3 if _gated(net) else 2  # convolution, normalisation and perhaps gates
                 entry |= {"skip": branch} if net["residual"] else {}
             called.append(entry | {"output": list(output.shape[1:])})
         return output
@@ -97,26 +99,26 @@ def layers(run: Run) -> list[dict[str, Any]]:
     with nn.intercept_methods(record):
         _initialize(run)
     stem = f"{net['stem']} 2×2 stem, both signs" if net else None
-    # The stem is no module of its own: its output is what the first convolution sees.
+    # The stem is not a module: its output is the input of the first convolution.
     before = [{"what": stem, "output": next(iter(seen.values()))}] if net else []
     return [{"what": "image", "output": [32, 32, 3]}, *before, *called]
 
 
-# The routes to the number of parameters. They share nothing.
+# These routes give the number of parameters. They share no code.
 
 
 def params_by_log(run: Run) -> int:
-    """As the run counted them."""
+    """Returns the number that the run logged."""
     return run.summary["params"]
 
 
 def params_by_model(run: Run) -> int:
-    """By the shapes of the model, built anew from its config."""
+    """Computes the number from the shapes of the model, built again from its config."""
     return sum(math.prod(shape) for shape in _shapes(run).values())
 
 
 def params_by_arithmetic(run: Run) -> int:
-    """By the integers of `hw.ops.conv_arithmetic`, from hwnet's layers in words; norms and gates beside."""
+    """Computes the number by `hw.ops.conv_arithmetic` from hwnet's layers, and adds norms, gates and stem."""
     net = run.config["model"]["hwnet"]
     widths, depth = net["widths"], net["depth"]
     conv = "conv{}k3samenobias"
@@ -130,29 +132,29 @@ def params_by_arithmetic(run: Run) -> int:
     return filters + head.total_params + norms + gates + learned_stem
 
 
-# The routes to the accuracy of a run.
+# These routes give the accuracy of a run.
 
 
 def accuracy_by_log(run: Run) -> float:
-    """As the run's last line of metrics says."""
+    """Returns the accuracy in the last evaluation line of the metrics."""
     return next(line["accuracy"] for line in reversed(run.metrics) if line["split"] == "eval")
 
 
 def accuracy_by_confusion(run: Run) -> float:
-    """The share of the confusion matrix that lies on its diagonal."""
+    """Computes the share of the confusion matrix on its diagonal."""
     confusion = run.evaluation["confusion"]
     return sum(row[k] for k, row in enumerate(confusion)) / sum(map(sum, confusion))
 
 
 def accuracy_by_classes(run: Run) -> float:
-    """Every class's accuracy, weighed by how many images it has."""
+    """Computes the mean of the classes' accuracies, weighted by their numbers of images."""
     sizes = [sum(row) for row in run.evaluation["confusion"]]
     shares = (share or 0.0 for share in run.evaluation["per_class"])  # null for a class without images
     return sum(n * share for n, share in zip(sizes, shares, strict=True)) / sum(sizes)
 
 
 def claims(runs: Sequence[Run]) -> tuple[Claim, ...]:
-    """The parameters, and every seed's accuracy."""
+    """Returns claims for the number of parameters and every seed's accuracy."""
     found = []
     if runs[0].config["model"]["name"] == "hwnet":
         routes = {"log": params_by_log, "model": params_by_model, "arithmetic": params_by_arithmetic}
@@ -178,21 +180,21 @@ def claims(runs: Sequence[Run]) -> tuple[Claim, ...]:
 
 
 def _calibration(runs: Sequence[Run]) -> Table:
-    """Likelihood and calibration of every seed, before and after temperature scaling."""
+    """Returns a table of every seed's loss and calibration error, before and after temperature scaling."""
     names = ("nll", "ece", "temperature", "nll_calibrated", "ece_calibrated")
     rows = tuple(
         (f"seed {run.summary['seed']}", *("–" if (v := run.evaluation[n]) is None else v for n in names))
         for run in runs
     )
-    header = ("", "loss, nats", "calibration error", "temperature", "loss at it", "calibration error at it")
+    header = ("", "loss, nats", "calibration error", "temperature", "scaled loss", "scaled calibration error")
     return Table("Calibration on the test set", header, rows)
 
 
 def answer(runs: Sequence[Run]) -> Answer:
-    """The net, its runs over all seeds, and how far its predictions can be believed.
+    """Returns the answer: the net, its runs over all seeds, and the calibration of its predictions.
 
     Args:
-      runs: of one recipe, a seed each; at least one.
+      runs: runs of one recipe, one per seed; at least one.
     """
     built = _shapes(runs[0])
     rows = tuple((name, notation.times(shape), math.prod(shape)) for name, shape in built.items())
@@ -219,8 +221,8 @@ def answer(runs: Sequence[Run]) -> Answer:
     return Answer(
         number=2,
         title="A residual net on CIFAR-10",
-        question="Build a residual net of your own and train it on CIFAR-10, if you can to 90 % test "
-        "accuracy; hand in code and training log.",
+        question="Design a residual net and train it on CIFAR-10, if possible to 90 % test accuracy. Hand in "
+        "the code and the training log.",
         answer=f"{mean:.2%} test accuracy, mean of {len(runs)} seed{'s' if len(runs) > 1 else ''}{within}",
         steps=(
             Step(
@@ -233,24 +235,25 @@ def answer(runs: Sequence[Run]) -> Answer:
             ),
             Step(
                 "Test accuracy",
-                "Trained on all training images; the test set is looked at once, after the last step.",
+                "We train on all training images and evaluate the test set once, after the last step.",
                 table=table,
             ),
             Step(
                 "Class by class",
-                "The confusion matrices of all seeds added.",
-                table=Table("Accuracy", ("class", "accuracy", "most often taken for"), per_class),
+                "We add the confusion matrices of all seeds.",
+                table=Table("Accuracy", ("class", "accuracy", "most often mistaken for"), per_class),
             ),
             Step(
-                "How far to believe a probability",
-                "Label smoothing makes the net say less than it knows; one temperature, fitted on held-out "
-                "training images, mends most of that.",
+                "Calibration",
+                "Label smoothing makes the net underconfident. One temperature, fitted on held-out training "
+                "images, corrects most of that.",
                 table=_calibration(runs),
             ),
             Step("The logs", table=provenance(runs)),
         ),
-        why="A residual connection hands the gradient on unchanged beside every branch, so that depth costs "
-        "no reach; whitening, copies as a start and orthogonalised updates let every step count.",
+        why="A residual connection passes the gradient unchanged beside every branch, so it also reaches the "
+        "first layers of a deep net. Whitening, initialisation with copies of channels and orthogonalised "
+        "updates make training fast.",
         claims=claims(runs),
         figures=figures,
     )

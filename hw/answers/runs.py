@@ -1,4 +1,4 @@
-"""Finished runs as values: what the answers that are trained, not derived, are made of."""
+"""Holds finished runs as values, and summarises them for the answers that need training."""
 
 import math
 import statistics
@@ -16,14 +16,14 @@ from hw.answers.claims import Table
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run of a recipe.
+    """A run is one finished training of a recipe.
 
     Attributes:
-      summary, evaluation, config: what summary.json, evaluation.json and config.json hold.
+      summary, evaluation, config: the contents of summary.json, evaluation.json and config.json.
       metrics: the lines of metrics.jsonl.
-      samples: samples.txt, where there is one.
-      sha256: of each of those files, by its name: which log a number was read from.
-      folder: where they lie.
+      samples: the content of samples.txt, or "" without that file.
+      sha256: the hash of each of these files by its name; it identifies the log of a number.
+      folder: the folder of these files.
     """
 
     summary: Mapping[str, Any]
@@ -36,7 +36,7 @@ class Run:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float, float]:
-    """(mean, standard deviation, lower, upper): the mean's 95 % interval by Student's t.
+    """Returns (mean, standard deviation, lower, upper): the mean's 95 % interval by Student's t.
 
     With one value the last three are nan.
     """
@@ -49,13 +49,13 @@ def interval(values: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 def shapes(params: Any) -> dict[str, tuple[int, ...]]:
-    """Every parameter of a tree by its path, such as `head/kernel`, with its shape."""
+    """Returns the shape of every parameter of a tree by its path, such as `head/kernel`."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {"/".join(key.key for key in path): leaf.shape for path, leaf in leaves}
 
 
 def over_seeds(runs: Sequence[Run], fields: Mapping[str, str]) -> Table:
-    """Mean, deviation, interval, and every seed, a row each; a column a field, named by `fields`."""
+    """Returns a table with rows for mean, deviation, interval and every seed; `fields` names its columns."""
     columns = []
     for name in fields:
         values = [run.summary[name] for run in runs]
@@ -68,10 +68,10 @@ def over_seeds(runs: Sequence[Run], fields: Mapping[str, str]) -> Table:
 
 
 def hardware_in_short(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """The hardware of some runs in a few words; of runs on several kinds of machines every one of them.
+    """Returns the hardware of runs in a few words; it lists each kind of machine once.
 
-    Of a run on a GPU or TPU the processor is left out, since it does not set the pace there. A run of an
-    earlier version does not tell its processor.
+    It omits the processor of a run on a GPU or TPU, because the processor does not limit the speed there.
+    Runs of earlier versions do not record their processor.
     """
 
     def one(device: Mapping[str, Any]) -> str:
@@ -86,11 +86,11 @@ def hardware_in_short(summaries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def software_in_short(summaries: Sequence[Mapping[str, Any]], *names: str) -> str:
-    """The versions of some packages under which runs were made, and the precision where a run tells it.
+    """Returns the package versions of runs, and the precision if a run records it.
 
     Args:
-      summaries: of the runs.
-      names: of the packages, as in the summary's `versions`; none for all of them.
+      summaries: the summaries of the runs.
+      names: names of packages in the summary's `versions`; without names, all packages.
     """
 
     def one(summary: Mapping[str, Any]) -> str:
@@ -102,23 +102,23 @@ def software_in_short(summaries: Sequence[Mapping[str, Any]], *names: str) -> st
 
 
 def provenance(runs: Sequence[Run]) -> Table:
-    """Which data, hardware and versions, and the hash of every log that was read."""
+    """Returns a table of data, hardware and versions, and the hash of every log."""
     data = runs[0].summary["dataset"]
     summaries = [run.summary for run in runs]
     seconds = interval([run.summary["seconds"]["total"] for run in runs])[0]
     rows = [
         ("data", f"{data['name']} ({data['source']}): {data['note']}"),
         ("hardware", hardware_in_short(summaries)),
-        ("a whole run", f"{seconds / 60:.1f} minutes (mean)"),
+        ("time of a run", f"{seconds / 60:.1f} minutes (mean)"),
         ("versions", software_in_short(summaries)),
     ]
     for run in runs:
         rows += [(f"seed {run.summary['seed']}, {name}", sha) for name, sha in sorted(run.sha256.items())]
-    return Table("Where these numbers come from", ("", ""), tuple(rows))
+    return Table("The origin of these numbers", ("", ""), tuple(rows))
 
 
 def curves(runs: Sequence[Run], name: str) -> dict[str, Any]:
-    """A metric of every seed's training, for drawing: {"epoch": [...], "seeds": [[...], …]}."""
+    """Returns a metric of every seed's training, for drawing: {"epoch": [...], "seeds": [[...], …]}."""
     of_train = [[line for line in run.metrics if line["split"] == "train"] for run in runs]
     return {
         "epoch": [line["epoch"] for line in of_train[0]],

@@ -1,4 +1,4 @@
-"""Question 3: the tanh RNN unrolled: its graph, its nested expression, and how h_T depends on every input."""
+"""Answers question 3: unrolls the tanh RNN as a graph and an expression, and measures ∂h_T/∂x_t."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,9 +18,9 @@ from hw.files import parse_json
 from hw.ops import rnn as ops
 
 _DIGITS = 40  # of the mpmath routes
-MAX_STEPS = 50  # beyond, nobody reads the graph
-MAX_WITH_NUMBERS = 100  # steps of a file of parameters
-MAX_HIDDEN = 512  # units of such a file
+MAX_STEPS = 50  # nobody reads a larger graph
+MAX_WITH_NUMBERS = 100  # steps in a file of parameters
+MAX_HIDDEN = 512  # hidden units in a file of parameters
 
 
 Vector = tuple[float, ...]
@@ -28,9 +28,9 @@ Rows = tuple[Vector, ...]
 
 
 class Problem(NamedTuple):
-    """Weights as in the equations (vectors are columns), inputs and ∂L/∂y_t, as nested tuples of floats.
+    """A problem has weights, inputs and ∂L/∂y_t as nested tuples of floats.
 
-    wxh [n, i], whh [n, n], why [o, n], bh [n], by [o], x [T, i], dy [T, o].
+    wxh [n, i], whh [n, n], why [o, n], bh [n], by [o], x [T, i], dy [T, o]; vectors are columns.
     """
 
     wxh: Rows
@@ -42,7 +42,7 @@ class Problem(NamedTuple):
     dy: Rows
 
 
-# The sheet gives no numbers: these are ours, two hidden units and three steps.
+# The sheet gives no numbers. We chose two hidden units and three steps.
 SHEET = Problem(
     wxh=((0.5,), (-0.3,)),
     whh=((0.8, -0.4), (0.3, 0.6)),
@@ -62,18 +62,18 @@ def read_problem(content: bytes, path: Path) -> Problem:
     """Reads JSON with Wxh, Whh, Why, bh, by, x (T vectors) and dy (T vectors).
 
     Args:
-      content: of the file.
-      path: its name, for what is said of it.
+      content: the bytes of the file.
+      path: the file's name, for messages.
 
     Raises:
-      UserError: it is no JSON, or something is missing, no number, or of the wrong shape.
+      UserError: the file is not JSON, or a value is missing, not a number, or of the wrong shape.
     """
     try:
         values = parse_json(content)
     except ValueError as error:
-        raise UserError(f"{path} is no JSON of finite numbers ({error})") from error
+        raise UserError(f"{path} is not JSON with finite numbers ({error})") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path}: needs an object with {', '.join(_FILE_NAMES)}")
+        raise UserError(f"{path} needs an object with {', '.join(_FILE_NAMES)}")
     if unknown := sorted(values.keys() - _FILE_NAMES.keys()):
         name = shorten(repr(unknown[0]), 60)
         raise UserError(f"{path}: unknown name {name}; the names are {', '.join(_FILE_NAMES)}")
@@ -85,7 +85,7 @@ def read_problem(content: bytes, path: Path) -> Problem:
     hidden, inputs = arrays["Wxh"].shape
     outputs, steps = len(arrays["Why"]), len(arrays["x"])
     if hidden > MAX_HIDDEN:
-        raise UserError(f"{path}: Wxh has {hidden} hidden units: at most {MAX_HIDDEN}, please")
+        raise UserError(f"{path}: Wxh has {hidden} hidden units; at most {MAX_HIDDEN} are allowed")
     wanted = {
         "Whh": (hidden, hidden),
         "Why": (outputs, hidden),
@@ -102,7 +102,7 @@ def read_problem(content: bytes, path: Path) -> Problem:
                 "Why [output, hidden], x and dy one vector a step)"
             )
     if not 1 <= steps <= MAX_WITH_NUMBERS:
-        raise UserError(f"{path}: x has {steps} steps: from 1 to {MAX_WITH_NUMBERS}, please")
+        raise UserError(f"{path}: x has {steps} steps; it must have from 1 to {MAX_WITH_NUMBERS}")
     vectors = {name: tuple(arrays[name].tolist()) for name in ("bh", "by")}
     matrices = {name: tuple(map(tuple, arrays[name].tolist())) for name in ("Wxh", "Whh", "Why", "x", "dy")}
     return Problem(
@@ -117,15 +117,15 @@ def read_problem(content: bytes, path: Path) -> Problem:
 
 
 def _array(value: Any, axes: int, where: str) -> np.ndarray:
-    shape = f"needs {'a list' if axes == 1 else 'a list of lists'} of numbers"
+    shape = f"must be {'a list' if axes == 1 else 'a list of lists'} of numbers"
     rows = [value] if axes == 1 else value
     if not isinstance(rows, list) or not rows or not all(isinstance(row, list) and row for row in rows):
-        raise UserError(f"{where}: {shape}")
-    # JSON's true is a number to numpy.
+        raise UserError(f"{where} {shape}")
+    # numpy would read JSON's true as 1.
     if not all(type(number) in (int, float) for row in rows for number in row):
-        raise UserError(f"{where}: {shape}")
+        raise UserError(f"{where} {shape}")
     if any(len(row) != len(rows[0]) for row in rows):
-        raise UserError(f"{where}: rows of different lengths")
+        raise UserError(f"{where}: the rows have different lengths")
     try:
         array = np.array(rows, float)
     except OverflowError as error:
@@ -134,17 +134,16 @@ def _array(value: Any, axes: int, where: str) -> np.ndarray:
 
 
 def arrays(problem: Problem) -> tuple[ops.RNNParams, jax.Array, jax.Array]:
-    """(params, x_ti, dy_to) as float64 arrays; to be called under `jax.enable_x64`."""
+    """Returns (params, x_ti, dy_to) as float64 arrays; the caller must set `jax.enable_x64`."""
     *params, x_ti, dy_to = (jnp.asarray(np.array(m, float)) for m in problem)
     return ops.RNNParams(*params), x_ti, dy_to
 
 
-# The routes: functions of a problem that return "hidden" [T, n] and "depends" [1, T], ‖∂h_T/∂x_t‖ for
-# every t.
+# A route is a function of a problem that returns "hidden" [T, n] and "depends" [1, T], ‖∂h_T/∂x_t‖ for all t.
 
 
 def by_ops(problem: Problem) -> dict[str, np.ndarray]:
-    """By `hw.ops.rnn`: the recurrence, and the product of Jacobians, one factor more a step back."""
+    """Computes the results by `hw.ops.rnn`: the recurrence, and a product of Jacobians from t = T back."""
     with jax.enable_x64(True):
         params, x_ti, _ = arrays(problem)
         h_tn, _ = ops.forward(params, x_ti)
@@ -157,7 +156,7 @@ def by_ops(problem: Problem) -> dict[str, np.ndarray]:
 
 
 def by_autodiff(problem: Problem) -> dict[str, np.ndarray]:
-    """By a loop written anew, and its `jax.jacobian`."""
+    """Computes the results by a second loop and its `jax.jacobian`."""
     with jax.enable_x64(True):
         wxh, whh, _, bh, _, x, _ = (jnp.asarray(np.array(m, float)) for m in problem)
 
@@ -174,7 +173,7 @@ def by_autodiff(problem: Problem) -> dict[str, np.ndarray]:
 
 
 def by_digits(problem: Problem) -> dict[str, list[list[mpmath.mpf]]]:
-    """By loops over numbers of 40 digits, and central differences."""
+    """Computes the results by loops over numbers of 40 digits, and central differences."""
     with mpmath.workdps(_DIGITS):
 
         def hidden(x: list[list[mpmath.mpf]]) -> list[list[mpmath.mpf]]:
@@ -210,7 +209,7 @@ ROUTES: dict[str, Callable[[Problem], Mapping[str, Any]]] = {
 
 
 def claims(problem: Problem = SHEET) -> tuple[Claim, ...]:
-    """The hidden states, and how much the last depends on every input."""
+    """Returns claims for the hidden states and the norms ‖∂h_T/∂x_t‖."""
     titles = {"hidden": "hidden states h_1 … h_T", "depends": "‖∂h_T/∂x_t‖ for t = 1 … T"}
     return claims_of(3, titles, ROUTES, problem, tolerance=1e-10)
 
@@ -223,12 +222,12 @@ def _forward_and_back(params: ops.RNNParams, x_ti: jax.Array, dy_to: jax.Array) 
 
 
 def worked(problem: Problem) -> dict[str, np.ndarray]:
-    """Hidden states h [T, n], outputs y [T, o], and every gradient by `ops.bptt`, under the names in JSON.
+    """Computes hidden states h [T, n], outputs y [T, o] and the gradients by `ops.bptt`, by their JSON names.
 
     Raises:
       UserError: a result is too large for a float64.
     """
-    with jax.enable_x64(True), jax.disable_jit(False):  # whatever the environment says
+    with jax.enable_x64(True), jax.disable_jit(False):  # JAX_DISABLE_JIT has no effect here
         found = jax.device_get(jax.jit(_forward_and_back)(*arrays(problem)))
     for name, values in found.items():
         if not np.isfinite(values).all():
@@ -237,7 +236,7 @@ def worked(problem: Problem) -> dict[str, np.ndarray]:
 
 
 def to_the_end(problem: Problem, h_tn: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(t, ∂h_T/∂h_t [n, n]) for t = T … 1: the products of `ops.jacobian`, each from the one before.
+    """Yields (t, ∂h_T/∂h_t [n, n]) for t = T … 1: the products of `ops.jacobian`, each from the previous one.
 
     Args:
       problem: the weights.
@@ -246,23 +245,23 @@ def to_the_end(problem: Problem, h_tn: np.ndarray) -> Iterator[tuple[int, np.nda
     whh_nk, product = np.array(problem.whh, float), np.eye(len(problem.bh))
     for t in range(len(h_tn), 0, -1):
         yield t, product
-        with np.errstate(all="ignore"):  # weights near a float64's limit: the caller sees what is not finite
+        with np.errstate(all="ignore"):  # large weights may overflow; the caller handles inf and nan
             product = product @ ((1 - h_tn[t - 1] ** 2)[:, None] * whh_nk)
 
 
 # The graph and the expression, for any T.
 
 _QUESTION = (
-    "Unroll the tanh RNN over its time steps, and explain how the last hidden state depends on the whole "
-    "input sequence."
+    "Unroll the tanh RNN over its time steps. Explain how the last hidden state depends on the whole input "
+    "sequence."
 )
-_WHY = "A function of h_{t-1} and x_t, put into itself, is a function of all x so far."
+_WHY = "h_t is a function of h_{t-1} and x_t. By substitution it is a function of all inputs up to x_t."
 
 
 def graph(steps: int) -> dict[str, list[dict[str, str | int]]]:
-    """The unrolled graph: nodes by kind and time, edges with the weight that they carry.
+    """Returns the unrolled graph: nodes with kind and time, edges with their weight.
 
-    Edges with the same weight share one matrix: that is what "shared across time" means.
+    Edges with the same weight share one matrix: the weights are shared across time.
     """
     nodes: list[dict[str, str | int]] = [{"id": "h0", "kind": "h", "time": 0, "label": "h₀ = 0"}]
     edges = list[dict[str, str | int]]()
@@ -278,7 +277,7 @@ def graph(steps: int) -> dict[str, list[dict[str, str | int]]]:
 
 
 def nested(steps: int) -> Line:
-    """h_T as one expression of x_1 … x_T, every hidden state put into the next."""
+    """Returns h_T as one expression in x_1 … x_T: each hidden state is substituted into the next."""
     tex = ""
     for t in range(1, steps + 1):
         inner = rf" + W_{{hh}} {tex}" if tex else ""
@@ -286,20 +285,20 @@ def nested(steps: int) -> Line:
     return Line(f"h_{{{steps}}} = {tex}")
 
 
-# Titles and texts of what can be said without numbers, with placeholders. The page says the same of a
-# reader's own number of steps.
+# These are the titles and texts of the steps without numbers, with placeholders. The page's widget uses them
+# for a reader's number of time steps.
 SENTENCES = {
     "unrolled_title": "The network unrolled for {time_steps}",
-    "unrolled_text": "At every time the same three matrices and two biases: W_xh from input to hidden state, "
-    "W_hh from one hidden state to the next, W_hy from hidden state to output.",
+    "unrolled_text": "Every time step uses the same three matrices and two biases: W_xh from input to hidden "
+    "state, W_hh from one hidden state to the next, W_hy from hidden state to output.",
     "nested_title": "{last} as one expression",
-    "nested_text": "Each hidden state put into the next: every input up to now is inside, and one that came "
-    "long ago is under as many tanh and W_hh as steps have passed since.",
+    "nested_text": "We substitute each hidden state into the next, so the expression contains every input. "
+    "Each step after an input adds one more W_hh and one more tanh around it.",
 }
 
 
 def symbolic(steps: int) -> tuple[Step, ...]:
-    """What can be said without numbers."""
+    """Returns the steps that need no numbers."""
     lines = list[Line]()
     for t in range(1, steps + 1):
         before = "0" if t == 1 else f"h_{{{t - 1}}}"
@@ -323,13 +322,13 @@ def symbolic(steps: int) -> tuple[Step, ...]:
 
 
 def expressions(steps: int) -> Answer:
-    """The answer without numbers.
+    """Returns the answer without numbers.
 
     Raises:
-      UserError: no such number of steps.
+      UserError: the number of steps is out of range.
     """
     if not 1 <= steps <= MAX_STEPS:
-        raise UserError(f"--steps={steps}: from 1 to {MAX_STEPS}, please")
+        raise UserError(f"--steps={steps} must be from 1 to {MAX_STEPS}")
     return Answer(
         number=3,
         title="An RNN unrolled",
@@ -342,7 +341,7 @@ def expressions(steps: int) -> Answer:
 
 
 def answer(problem: Problem = SHEET) -> Answer:
-    """The graph, the expression, and the dependence measured on numbers.
+    """Returns the answer: the graph, the expression, and the norms ‖∂h_T/∂x_t‖ in numbers.
 
     Raises:
       UserError: a result is too large for a float64.
@@ -364,13 +363,13 @@ def answer(problem: Problem = SHEET) -> Answer:
         answer=written(nested(steps)),
         steps=(
             *symbolic(steps),
-            Step("With numbers", "The weights and inputs put in.", table=states, code=ops.forward),
+            Step("With numbers", "We insert the weights and inputs.", table=states, code=ops.forward),
             Step(
                 f"h{subscript(steps)} depends on every input",
-                "∂h_T/∂x_t = (∂h_T/∂h_t)(∂h_t/∂x_t): the table has its size for every input. The hidden "
-                "state is all that the network carries from one step to the next: whatever it is to know "
-                f"later of x_1 … x_t must be in h_t, {size} numbers, whatever t is. That is why it is "
-                "called the network's memory, and why that memory is a lossy one.",
+                "∂h_T/∂x_t = (∂h_T/∂h_t)(∂h_t/∂x_t); the table shows its norm for every input. Only the "
+                "hidden state passes from one step to the next, so it is called the network's memory. Later "
+                f"steps know x_1 … x_t only through h_t, which has {size} numbers for any t: the memory is "
+                "lossy.",
                 table=Table(f"‖∂h{subscript(steps)}/∂x_t‖", ("input", "norm"), tuple(rows)),
                 code=ops.jacobian,
             ),

@@ -1,1 +1,1 @@
-"""A student's answers to the problem set, judged: sheets and variants, what is asked, marks, the form."""
+"""Judges a student's answers to the problem set: sheets and their variants, questions, marks, the form."""

@@ -1,4 +1,4 @@
-"""Question 6 of a form: attention step by step, and how each step goes wrong."""
+"""Defines question 6 of the form: attention step by step, and the known mistakes in each step."""
 
 from collections.abc import Callable
 
@@ -21,115 +21,115 @@ from hw.ops import attention as ops
 
 Q_TIMES_K = Misconception(
     "q_times_k",
-    "Q K instead of Q Kᵀ: it conforms, for K is square, but pairs queries with the wrong numbers",
-    "A score compares a query with a key, and a key is a row of K. What have you paired each row of Q with?",
+    "this is Q K, not Q Kᵀ: the sizes fit because K is square, but the sums pair the wrong entries",
+    "A score compares a query with a key, and a key is a row of K. What did you multiply each row of Q with?",
 )
 SCALED_ALREADY = Misconception(
     "scaled_already",
-    "scaled already: the raw scores come first",
-    "The raw scores are only the matrix product.",
+    "these are the scaled scores: the raw scores come first",
+    "The raw scores are the matrix product alone. What did you do after it?",
 )
 UNSCALED = Misconception(
     "unscaled",
-    "not divided by √d_k",
-    "Something in the formula stands between the product of Q and K and the softmax. Has it been used?",
+    "the division by √d_k is missing",
+    "One operation stands between the product of Q and K and the softmax. Have you used it?",
 )
 DIVIDED_BY_D_K = Misconception(
     "divided_by_d_k",
-    "divided by d_k, not by its square root",
-    "Look at the denominator of the formula once more, sign by sign.",
+    "the divisor is d_k instead of its square root",
+    "Read the denominator of the formula once more, symbol by symbol.",
 )
 ROOT_OF_QUERIES = Misconception(
     "root_of_queries",
-    "divided by the root of the number of queries: d_k is how long each query and key is",
-    "Which of the sizes of Q is d_k: how many queries there are, or how long each is?",
+    "the divisor is the root of the number of queries: d_k is the length of each query and key",
+    "Which size of Q is d_k: the number of queries, or the length of each query?",
 )
 MULTIPLIED = Misconception(
     "multiplied_by_root",
-    "multiplied by √d_k where one divides",
-    "The factor is there to keep scores from growing. Which way does yours go?",
+    "the scores are multiplied by √d_k instead of divided",
+    "The factor keeps the scores from growing with d_k. Does yours?",
 )
 OVER_COLUMNS = Misconception(
     "softmax_over_columns",
-    "softmax over columns: each row, a query's, must sum to one",
-    "A query shares out its attention among the keys. Along which direction must the weights sum to one?",
+    "the softmax runs over columns: each row belongs to a query and must sum to one",
+    "A query distributes its attention over the keys. Along which direction must the weights sum to one?",
 )
 OVER_ALL = Misconception(
     "softmax_over_all",
-    "one softmax over the whole matrix: each row has its own",
-    "Each query shares out its own attention. How many shares of one are there?",
+    "one softmax runs over the whole matrix: each row needs a softmax",
+    "Each query distributes its own attention. Which entries must sum to one together?",
 )
 NO_EXPONENTIAL = Misconception(
     "no_exponential",
-    "divided by the row's sum without exponentials",
-    "What does softmax do to a score before it divides by the sum, and what if a score were negative?",
+    "the scores are divided by their row's sum without exponentials",
+    "What does the softmax do to a score before it divides by the sum? What if a score were negative?",
 )
 NOT_NORMALISED = Misconception(
     "not_normalised",
-    "exponentials that are not divided by their sum",
-    "Weights of one query sum to one. What do yours sum to?",
+    "the exponentials are not divided by their sum",
+    "The weights of one query sum to one. What is the sum of yours?",
 )
 POWERS_OF_TWO = Misconception(
     "powers_of_two",
-    "powers of two where softmax has powers of e",
-    "Which base has the exponential function?",
+    "these are powers of two: the softmax uses powers of e",
+    "Which base does the exponential function have?",
 )
 WEIGHTS_TRANSPOSED = Misconception(
     "weights_transposed",
-    "the weights' transpose times V",
-    "A row of the weights belongs to one query. Which row of the output should it make?",
+    "this is the transpose of the weights times V",
+    "A row of the weights belongs to one query. Which row of the output does it give?",
 )
 V_TRANSPOSED = Misconception(
     "v_transposed",
-    "V transposed: the weights mix rows of V, one row a key",
-    "The output of a query is a mean of values, and a value is a row of V.",
+    "V is transposed: the weights average the rows of V, and each row belongs to a key",
+    "The output of a query is a weighted mean of values. A value is a row of V.",
 )
 SOFTMAX_LEFT_OUT = Misconception(
     "softmax_left_out",
-    "scores times V: the softmax is left out",
-    "Which matrix multiplies V in the formula: scores, or weights?",
+    "these are scores times V: the softmax is missing",
+    "Which matrix multiplies V in the formula: the scores or the weights?",
 )
 LARGEST_ONLY = Misconception(
     "largest_only",
-    "the value of the best key alone: softmax is soft, every key has a say",
-    "A weight near one is not one. What do the others add?",
+    "this is the value of the best key alone: the softmax gives a weight to every key",
+    "A weight near one is not exactly one. What do the other keys add?",
 )
 EQUAL_WEIGHTS = Misconception(
     "equal_weights",
-    "the plain mean of the values: the weights have not been used",
-    "Do all keys weigh the same for this query?",
+    "this is the plain mean of the values: the weights are not used",
+    "Do all keys have the same weight for this query?",
 )
 SHAPE_OF_WEIGHTS = Misconception(
     "shape_of_weights",
-    "the shape of the weights, not of the output",
-    "What does the product with V do to the columns?",
+    "this is the shape of the weights, not of the output",
+    "How does the product with V change the number of columns?",
 )
 SHAPE_OF_V = Misconception(
     "shape_of_v",
-    "the shape of V: the rows come from the queries",
-    "How many answers does a set of queries get?",
+    "this is the shape of V: the rows of the output come from the queries",
+    "How many rows of output do the queries give?",
 )
 
 
 def matrices(sheet: Sheet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Q, K and V as float64."""
+    """Returns Q, K and V as float64 arrays."""
     q, k, v = (np.array(m, float) for m in sheet.case[:3])
     return q, k, v
 
 
 def softmax(z_ts: np.ndarray) -> np.ndarray:
-    """Each row's softmax in float64, by the code that the language model runs."""
+    """Returns each row's softmax in float64, computed by the code that the language model runs."""
     with jax.enable_x64(True):
         return np.asarray(ops.masked_softmax(jnp.asarray(z_ts)))
 
 
 def product(left: np.ndarray, right: np.ndarray) -> np.ndarray | None:
-    """A matrix product; None where the sizes do not meet: nobody can have computed it."""
+    """Returns the matrix product; None if the inner sizes differ, since then no student computed it."""
     return left @ right if left.shape[1] == right.shape[0] else None
 
 
 def root_d_k(sheet: Sheet) -> float:
-    """√d_k."""
+    """Returns √d_k."""
     return float(np.sqrt(len(sheet.case.q[0])))
 
 
@@ -139,7 +139,7 @@ def _scores(sheet: Sheet, own: Answers) -> np.ndarray:
 
 
 def _from_scores(act: Callable[[np.ndarray, float, int], np.ndarray]) -> Value:
-    """What `act(S, √d_k, n_q)` makes of the student's scores."""
+    """Returns a value that applies `act(S, √d_k, n_q)` to the student's scores S."""
     return lambda sheet, own: act(own["6.scores"], root_d_k(sheet), len(sheet.case.q))
 
 
@@ -148,12 +148,12 @@ def _from_scaled(act: Callable[[np.ndarray], np.ndarray]) -> Value:
 
 
 def _with_v(act: Callable[[np.ndarray, np.ndarray], np.ndarray | None]) -> Value:
-    """What `act(weights, V)` makes of the student's weights."""
+    """Returns a value that applies `act(weights, V)` to the student's weights."""
     return lambda sheet, own: act(own["6.weights"], matrices(sheet)[2])
 
 
 def _shape(rows: str, columns: str) -> Value:
-    """(rows or columns of one matrix, of another), as in ("q0", "v1")."""
+    """Returns a value of two sizes: ("q0", "v1") gives the rows of Q and the columns of V."""
 
     def value(sheet: Sheet, own: Answers) -> tuple[int, int]:
         sizes = {
@@ -180,7 +180,8 @@ FIELDS = (
             (Q_TIMES_K, lambda sheet, own: product(*matrices(sheet)[:2])),
             (SCALED_ALREADY, lambda sheet, own: _scores(sheet, own) / root_d_k(sheet)),
         ),
-        "One query, one key: multiply entry by entry, add up. The query gives the row, the key the column.",
+        "Multiply one query with one key entry by entry and add up. The query gives the row, the key the "
+        "column.",
         slack=EXACTLY,
     ),
     Field(
@@ -194,7 +195,7 @@ FIELDS = (
             (MULTIPLIED, _from_scores(lambda s, root, n: s * root)),
             (ROOT_OF_QUERIES, _from_scores(lambda s, root, n: s / np.sqrt(n))),
         ),
-        "Every raw score is divided by the same number. Which one?",
+        "Every raw score is divided by the same number. Which number?",
         after=("6.scores",),
         slack=BY_HAND,
     ),
@@ -212,7 +213,7 @@ FIELDS = (
             (NOT_NORMALISED, _from_scaled(np.exp)),
             (POWERS_OF_TWO, _from_scaled(_powers_of_two)),
         ),
-        "Take one query at a time: exponentials of its scaled scores, each over their sum.",
+        "Take one query at a time. Exponentiate its scaled scores, then divide each result by their sum.",
         after=("6.scaled",),
         slack=BY_HAND,
     ),
@@ -229,7 +230,7 @@ FIELDS = (
             (LARGEST_ONLY, _with_v(lambda a, v: v[a.argmax(1)])),
             (EQUAL_WEIGHTS, _with_v(lambda a, v: np.tile(v.mean(0), (len(a), 1)))),
         ),
-        "Each row of the output is a mean of the rows of V, weighted by one query's weights.",
+        "Each row of the output is the mean of the rows of V, weighted by the weights of one query.",
         after=("6.weights",),
         slack=BY_HAND,
     ),
@@ -243,7 +244,7 @@ FIELDS = (
             (SHAPE_OF_V, _shape("v0", "v1")),
             (TRANSPOSED, _shape("v1", "q0")),
         ),
-        "Inner sizes meet and are summed away. Which outer ones are left, after both products?",
+        "A product sums over the inner size and keeps the outer ones. Which sizes does each product keep?",
     ),
 )
 FREE = (
@@ -251,9 +252,9 @@ FREE = (
         "6.why",
         "Why does that shape make sense, given the inputs?",
         (
-            "a row for every query, for each asks by itself",
-            "a column for every component of a value, for the output is a mean of values",
-            "the number of keys is summed away, and d_k with it in the scores",
+            "the output has one row for each query, because each query gets its own mean",
+            "it has one column for each component of a value, because the output is a mean of values",
+            "the products sum over the number of keys, and over d_k in the scores",
         ),
     ),
 )

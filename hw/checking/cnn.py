@@ -1,4 +1,4 @@
-"""Question 1 of a form: sizes after each layer, elements, parameters, and how they are got wrong."""
+"""Defines question 1 of the form: output sizes, elements and parameters, and the known mistakes in them."""
 
 import math
 from collections.abc import Callable
@@ -7,118 +7,120 @@ from hw.checking.fields import Answers, Field, Misconception, Value
 from hw.checking.sheet import Sheet
 from hw.ops.conv_arithmetic import conv_params, source
 
-_LAYERS = ("1.conv1", "1.pool1", "1.conv2", "1.pool2", "1.flatten")  # by their place in the sheet's layers
+_LAYERS = ("1.conv1", "1.pool1", "1.conv2", "1.pool2", "1.flatten")  # in the order of the sheet's layers
 
 SAME_AS_VALID = Misconception(
     "same_as_valid",
     '"same" padding taken for "valid": the image has shrunk',
-    'What is the padding called "same" there to keep?',
+    'Which size does the padding called "same" keep?',
 )
 SAME_GROWS = Misconception(
     "same_grows",
-    "the padding added to the output: it grows the input, and the filter takes that back",
-    "Pad first, then slide the filter over what is padded: how many places does it find?",
+    "the padding is added to the output: it enlarges the input, and the filter removes that again",
+    "Pad the image first, then slide the filter over it. At how many places does the filter fit?",
 )
 VALID_AS_SAME = Misconception(
     "valid_as_same",
     '"valid" padding taken for "same": the image should shrink',
-    "Without padding, can the middle of a filter stand on a pixel at the edge?",
+    "Can the centre of a filter stand on a pixel at the edge when there is no padding?",
 )
 OFF_BY_ONE = Misconception(
     "off_by_one",
-    "the filter's size taken off, and the first place forgotten",
-    "Take a row just as long as the filter and count at how many places it fits.",
+    "the filter's size is subtracted, but the first place is not counted",
+    "Take a row that is exactly as long as the filter. At how many places does the filter fit?",
 )
 ONE_SIDE = Misconception(
     "one_side",
-    "the border taken off on one side only",
-    "A filter keeps its middle away from both ends of a row.",
+    "the border is removed on one side only",
+    "A filter keeps its centre away from both ends of a row.",
 )
 CHANNELS_KEPT = Misconception(
     "channels_kept",
-    "the input's channels carried through a convolution, its filters forgotten",
-    "Each filter makes one map. How many maps come out?",
+    "these are the input's channels: a convolution gives one channel for each filter",
+    "Each filter gives one feature map. How many maps does the layer give?",
 )
 CHANNELS_MULTIPLIED = Misconception(
     "channels_multiplied",
-    "filters times input channels: each filter sums over the input's channels, and makes one map",
-    "What does a filter do with the channels of its input: keep them apart, or add them up?",
+    "this is filters times input channels: each filter sums over the input's channels and gives one map",
+    "Does a filter keep the channels of its input apart, or does it add them up?",
 )
 CHANNELS_FORGOTTEN = Misconception(
     "channels_forgotten",
-    "the channels are forgotten",
-    "An image of several channels has that many numbers at every pixel.",
+    "the channels are missing",
+    "Every pixel of an image has one number for each channel.",
 )
 POOL_STRIDE_ONE = Misconception(
     "pool_stride_one",
-    "pooling with the stride forgotten: the window moves by more than one pixel",
-    "How far does the window move before it looks again?",
+    "the pooling uses stride one: the window moves by more than one pixel",
+    "How many pixels does the pooling window move at each step?",
 )
 POOLS_CHANNELS = Misconception(
     "pools_channels",
-    "pooling over the channels too",
-    "Pooling looks at each channel by itself. What does that leave alone?",
+    "the pooling also runs over the channels",
+    "Pooling treats each channel separately. Which size does it leave unchanged?",
 )
 POOL_ONE_AXIS = Misconception(
     "pool_one_axis",
-    "pooled along one axis only",
-    "The window has a height and a width, and moves both ways.",
+    "the pooling runs along one axis only",
+    "The window has a height and a width and moves along both axes.",
 )
 POOL_FORGOTTEN = Misconception(
     "pool_forgotten",
-    "as if nothing were pooled",
-    "What becomes of the pixels under one window of the pooling?",
+    "the pooling is missing",
+    "How many numbers does the pooling give for all the pixels under one window?",
 )
 POOL_ROUNDS_UP = Misconception(
     "pool_rounds_up",
-    "rounded up: a window that does not fit is not counted",
-    "An odd row leaves a pixel over. Does a whole window fit there?",
+    "the size is rounded up: a window that does not fit is not counted",
+    "In a row of odd length one pixel is left over. Does a whole window fit there?",
 )
 SIZES_ADDED = Misconception(
     "sizes_added",
-    "the sizes added instead of multiplied",
-    "How many squares has a chessboard, and how do you know without counting?",
+    "the sizes are added instead of multiplied",
+    "How many squares does a chessboard have? How do you know that without counting?",
 )
 BIAS_FORGOTTEN = Misconception(
     "bias_forgotten",
-    "the biases are forgotten",
-    "The sheet says what parameters include. Which kind is missing?",
+    "the biases are missing",
+    "The question names two kinds of parameters. Which kind is missing?",
 )
 ONE_BIAS = Misconception(
     "one_bias",
-    "one bias for the whole layer: each filter has its own",
-    "Who owns a bias: the layer, or each of its filters?",
+    "there is only one bias for the whole layer: each filter has a bias",
+    "Does the layer have a bias, or does each of its filters have one?",
 )
 BIAS_PER_SLICE = Misconception(
     "bias_per_slice",
-    "a bias for every channel of every filter: a filter has one for all of its channels",
-    "A filter makes one sum over all channels. How often is a bias added to one sum?",
+    "there is a bias for every channel of every filter: a filter has one bias for all its channels",
+    "A filter computes one sum over all channels. How often is a bias added to that sum?",
 )
 INPUT_CHANNELS_FORGOTTEN = Misconception(
     "input_channels_forgotten",
-    "the input's channels are forgotten: a filter is as deep as its input",
-    "A filter is a box, not a square. How deep is it?",
+    "the input's channels are missing: a filter is as deep as its input",
+    "A filter has a height, a width and a depth. What is its depth?",
 )
 ONE_FILTER = Misconception(
     "one_filter",
-    "the parameters of one filter: there are more",
-    "You have one filter right. How many are there?",
+    "these are the parameters of one filter: the layer has more filters",
+    "You have counted one filter correctly. How many filters are there?",
 )
 KERNEL_NOT_SQUARED = Misconception(
     "kernel_not_squared",
-    "the filter's side in place of its area",
-    "How many weights lie on one channel of a filter? Draw it.",
+    "this uses the filter's side instead of its area",
+    "Draw one channel of a filter. How many weights does it have?",
 )
 WEIGHTS_NOT_SHARED = Misconception(
     "weights_not_shared",
-    "weights counted anew at every pixel: a convolution uses the same ones everywhere",
-    "Does a filter change while it slides over the image?",
+    "the weights are counted again at every pixel: a convolution uses the same weights everywhere",
+    "Do the weights of a filter change while it slides over the image?",
 )
-_HINT_SIZE = "Count the places at which the window fits, along the height and along the width; then the maps."
+_HINT_SIZE = (
+    "Count the places where the window fits, along the height and along the width. Then count the maps."
+)
 
 
 def _before(sheet: Sheet, own: Answers, place: int) -> tuple[int, ...]:
-    """The image that goes into a layer, by the answer before it."""
+    """Returns the shape of a layer's input: the answer before it, or the image for the first layer."""
     return tuple(map(int, own[_LAYERS[place - 1]])) if place else sheet.cnn.image
 
 
@@ -132,7 +134,7 @@ def _after(place: int) -> Value:
 
 
 def _conv_as(place: int, along: Callable[[int, int], int]) -> Value:
-    """A convolution's output where each axis is `along(n, k)` long."""
+    """Returns a value: a convolution's output in which each axis has length `along(n, k)`."""
 
     def value(sheet: Sheet, own: Answers) -> tuple[int, ...] | None:
         *sizes, _ = _before(sheet, own, place)
@@ -144,7 +146,7 @@ def _conv_as(place: int, along: Callable[[int, int], int]) -> Value:
 
 
 def _conv_channels(place: int, channels: Callable[[int, int], int]) -> Value:
-    """A convolution's output with `channels(c_in, filters)` in place of its filters."""
+    """Returns a value: a convolution's output with `channels(c_in, filters)` channels."""
 
     def value(sheet: Sheet, own: Answers) -> tuple[int, ...]:
         *_, c_in = _before(sheet, own, place)
@@ -155,7 +157,7 @@ def _conv_channels(place: int, channels: Callable[[int, int], int]) -> Value:
 
 
 def _pool_as(place: int, change: Callable[..., tuple[int, int, int]]) -> Value:
-    """A pooling's output as `change(n, m, c, k)` of its input and its window has it."""
+    """Returns a value: a pooling's output `change(n, m, c, k)`, for input n × m × c and window k."""
 
     def value(sheet: Sheet, own: Answers) -> tuple[int, ...]:
         return change(*_before(sheet, own, place), sheet.layers.pools[place // 2].kernel[0])
@@ -182,7 +184,7 @@ def _pool_mistakes(place: int) -> tuple[tuple[Misconception, Value], ...]:
 
 
 def _params_as(count: Callable[[int, int, int], int]) -> Value:
-    """The first convolution's parameters as `count(k, c_in, filters)` has them."""
+    """Returns a value: the first convolution's parameters as `count(k, c_in, filters)`."""
 
     def value(sheet: Sheet, own: Answers) -> int:
         conv = sheet.layers.convs[0]
@@ -256,12 +258,12 @@ FIELDS = (
             (SIZES_ADDED, lambda sheet, own: own["1.pool2"].sum()),
             (POOL_FORGOTTEN, lambda sheet, own: math.prod(map(int, own["1.conv2"]))),
         ),
-        "Every number of the last image, one after another: how many are there?",
+        "Flatten writes every number of the last image one after another. How many numbers are there?",
         after=("1.pool2",),
     ),
     Field(
         "1.conv1_params",
-        "The number of trainable parameters of layer (a), weights and biases.",
+        "The number of trainable parameters of layer (a): weights and biases.",
         "count",
         _params,
         (
@@ -273,7 +275,7 @@ FIELDS = (
             (KERNEL_NOT_SQUARED, _params_as(lambda k, c, f: k * c * f + f)),
             (WEIGHTS_NOT_SHARED, _params_everywhere),
         ),
-        "Count one filter's weights, then its bias, then the filters.",
+        "Count the weights of one filter and its bias. Then count the filters.",
     ),
 )
 FREE = ()

@@ -1,4 +1,4 @@
-"""What a form asks for: fields with their right answers, the misconceptions known, rubrics for free text."""
+"""Defines the items of a form: fields with right answers and known misconceptions, free text with rubrics."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from hw.checking.sheet import Sheet
 
 # Answers by the id of their field: sizes and counts as whole numbers, vectors [n], matrices [rows, columns].
 Answers = Mapping[str, np.ndarray]
-# A result from a sheet and the answers before it; None where this sheet has no such result.
+# Computes a result from a sheet and the answers before it; returns None if the sheet has no such result.
 Value = Callable[[Sheet, Answers], ArrayLike | None]
 
 
 @dataclass(frozen=True)
 class Misconception:
-    """A way to go wrong.
+    """A misconception explains a wrong answer.
 
     Attributes:
       id: its name in JSON.
-      says: it in words, as in "wrong: SAYS".
-      hint: what leads out of it; no figures, and never the answer.
+      says: the mistake in words, as in "wrong: SAYS".
+      hint: a question or advice that corrects it; it contains neither digits nor the answer.
     """
 
     id: str
@@ -31,11 +31,11 @@ class Misconception:
 
 @dataclass(frozen=True)
 class Item:
-    """One question of a form.
+    """An item asks one thing in a form.
 
     Attributes:
       id: question and name, such as "6.weights".
-      asks: the question, on one line.
+      asks: the wording, on one line.
     """
 
     id: str
@@ -52,15 +52,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Field(Item):
-    """One answer that a form asks for and that can be judged.
+    """A field asks for an answer that we can judge.
 
     Attributes:
       kind: a key of `entries.READERS`.
-      right: the right answer, from the answers before it.
-      mistakes: wrong answers by the misconception that leads to them, likeliest first.
-      hint: what leads on where no misconception is recognised; no figures, and never the answer.
-      after: the fields that `right` starts from.
-      slack: how far off a number may be, relative to itself; see `entries.near`.
+      right: computes the right answer from the answers before it.
+      mistakes: misconceptions and the wrong answers that they lead to, likeliest first.
+      hint: help if no misconception is recognised; it contains neither digits nor the answer.
+      after: the fields whose answers `right` uses.
+      slack: the largest accepted relative error; see `entries.near`.
     """
 
     kind: str
@@ -73,35 +73,35 @@ class Field(Item):
 
 @dataclass(frozen=True)
 class FreeText(Item):
-    """A question answered in words: shown with what a good answer has in it, not judged."""
+    """A free text is answered in words: we show a rubric for it and do not judge it."""
 
     rubric: tuple[str, ...]
 
 
-# By hand, with intermediate results rounded: an error of a hundredth is none of understanding.
+# Students round intermediate results. We accept 1 % relative error: it is rounding, not a misconception.
 BY_HAND = 1e-2
-# Sums and products of whole numbers: nothing needs rounding.
+# Sums and products of whole numbers need no rounding.
 EXACTLY = 1e-6
 
-# What can go wrong with any field; `marking` finds them without a value of their own.
+# These mistakes can happen in any field. `marking` recognises them from the right answer alone.
 CUT_SHORT = Misconception(
     "cut_short",
-    "rounded away: too few significant digits are left to tell",
-    "Round to significant digits, not to decimals: a small number still has leading digits of its own.",
+    "the answer has too few significant digits",
+    "Round to significant digits, not to decimals. Count digits from the first one that is not zero.",
 )
 TRANSPOSED = Misconception(
     "transposed",
-    "the transpose: rows and columns have changed places",
-    "Say in words what one row stands for, and what one column; then look at how you have laid them out.",
+    "this is the transpose: rows and columns are exchanged",
+    "Say in words what one row means and what one column means. Then check how you have written them.",
 )
 REVERSED = Misconception(
     "reversed",
-    "the right sizes in another order",
-    "The form says in which order the sizes go; for a matrix, rows come before columns.",
+    "the sizes are right, but their order is not",
+    "The form gives the order of the sizes. For a matrix, rows come before columns.",
 )
 NEGATED = Misconception(
     "negated",
-    "the sign is turned",
-    "The sizes are right. Follow the sign through your working, line by line.",
+    "the sign is wrong",
+    "The absolute values are right. Follow the sign through your working, line by line.",
 )
 GENERAL = (CUT_SHORT, TRANSPOSED, REVERSED, NEGATED)

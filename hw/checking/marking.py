@@ -1,8 +1,8 @@
-"""A student's answers marked: right, wrong and why, not understood; errors are carried forward.
+"""Marks a student's answers: right, wrong with a reason, or not understood. Errors are carried forward.
 
-Every field is compared with up to three right answers: from the true answers before it; from the student's
-own, each with all its digits where it is itself right from what came before; and from the student's own as
-written, rounded as they are. So an error costs once, and rounding nothing.
+We compare every field with up to three right answers. They are computed from the key's earlier answers; from
+the student's earlier answers, each replaced by its unrounded value if it is right; and from the student's
+earlier answers as written. So an error costs only once, and rounding costs nothing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +22,11 @@ from hw.cli import UserError
 
 
 def _value(value: Value, sheet: Sheet, before: Answers) -> np.ndarray | None:
-    """A right or wrong answer as an array; None where there is none, or no finite one."""
+    """Returns a right or wrong answer as an array; None if there is no finite one."""
     try:
         with np.errstate(all="ignore"):
             found = value(sheet, before)
-    except UserError:  # a layer does not fit the student's own image
+    except UserError:  # a layer does not fit the student's earlier image
         return None
     if found is None:
         return None
@@ -36,10 +36,10 @@ def _value(value: Value, sheet: Sheet, before: Answers) -> np.ndarray | None:
 
 @lru_cache(maxsize=64)
 def right_answers(sheet: Sheet) -> Answers:
-    """The key: the right answer of every field that is judged.
+    """Returns the key: the right answer of every field that we judge.
 
     Raises:
-      ValueError: the sheet has none for a field.
+      ValueError: the sheet has no right answer for a field.
     """
     answers: dict[str, np.ndarray] = {}
     for field in FIELDS:
@@ -57,21 +57,21 @@ def _agrees(entry: Entry, wanted: np.ndarray | None, slack: float, **precision: 
 
 
 def _resembles(entry: Entry, wanted: np.ndarray | None, slack: float) -> bool:
-    """Whether most numbers agree, and the others have lost their digits in rounding."""
+    """Returns whether at least half of the numbers agree and the others are rounded too much."""
     if wanted is None or entry.values.shape != wanted.shape or not slack:
         return False
     agree = near(entry, wanted, slack)
     return bool((agree | cut_short(entry, wanted)).all() and agree.mean() >= 0.5)
 
 
-# Whether an entry agrees with a value, given the slack of its field.
+# Returns whether an entry agrees with a value, given the slack of its field.
 _Agrees = Callable[[Entry, np.ndarray | None, float], bool]
 
 
 def _named(
     field: Field, sheet: Sheet, entry: Entry, starts: Sequence[Answers], agrees: _Agrees = _agrees
 ) -> list[Misconception]:
-    """The misconceptions that lead to an entry from any of the starts, likeliest first."""
+    """Returns the misconceptions that lead from any of the starts to the entry, likeliest first."""
     found = []
     for misconception, value in field.mistakes:
         wrong = (_value(value, sheet, before) for before in starts)
@@ -81,7 +81,7 @@ def _named(
 
 
 def _general(field: Field, entry: Entry, wanted: Sequence[np.ndarray]) -> Misconception | None:
-    """What can go wrong with any answer."""
+    """Returns the mistake that can happen in any field, if the entry shows one."""
     for right in wanted:
         same = entry.values.shape == right.shape
         if field.slack:
@@ -103,18 +103,18 @@ _AXES = {
 
 
 def _unnamed(field: Field, entry: Entry, right: np.ndarray) -> str:
-    """Where a wrong answer differs, if no misconception is known to lead there."""
+    """Returns where a wrong answer differs, if no known misconception explains it."""
     if entry.values.shape != right.shape:
-        return f"{times(entry.values.shape)} numbers cannot be it: think of the sizes first"
+        return f"{times(entry.values.shape)} numbers do not fit: find the sizes first"
     differs = ~near(entry, right, field.slack)
     if axes := _AXES.get(field.kind):
-        return f"look at the {' and the '.join(x for x, off in zip(axes, differs, strict=True) if off)}"
+        return f"check the {' and the '.join(x for x, off in zip(axes, differs, strict=True) if off)}"
     if differs.size == 1:
-        return "another number comes out"
+        return "the right number is different"
     place = np.argwhere(differs)[0] + 1
     where = f"row {place[0]}, column {place[1]}" if len(place) == 2 else f"number {place[0]}"
     count = int(differs.sum())
-    verb = "numbers are off, the first in" if count > 1 else "numbers is off:"
+    verb = "numbers are wrong, the first in" if count > 1 else "numbers is wrong:"
     return f"{count} of {differs.size} {verb} {where}"
 
 
@@ -122,16 +122,16 @@ def mark(sheet: Sheet, written: Mapping[str, object]) -> list[Mark]:
     """Marks a form.
 
     Args:
-      sheet: its numbers.
-      written: what stands in its fields, by id, as TOML has it; fields may be missing.
+      sheet: the sheet of the form.
+      written: the answers by the id of their field, as TOML has them; fields may be missing.
 
     Returns:
-      a mark for each question of the form, in its order.
+      a mark for each item of the form, in its order.
     """
     truth = right_answers(sheet)
-    followed: dict[str, np.ndarray] = {}  # the student's own, with all digits where they are right
-    rounded: dict[str, np.ndarray] = {}  # the student's own as written
-    untrue: set[str] = set()  # fields whose answer is not the true one, be it right from what came before
+    followed: dict[str, np.ndarray] = {}  # the student's answers; a right one with all its digits
+    rounded: dict[str, np.ndarray] = {}  # the student's answers as written
+    untrue: set[str] = set()  # fields whose answer differs from the key, even if it follows from earlier ones
     marks = []
     for item in ITEMS.values():
         value = written.get(item.id, "")
@@ -141,7 +141,7 @@ def mark(sheet: Sheet, written: Mapping[str, object]) -> list[Mark]:
             continue
         starts = (truth, followed, rounded)
         wanted = [_value(item.right, sheet, before) for before in starts]
-        # Where the student's own leads nowhere, the true one is what later steps start from.
+        # If the student's earlier answers give no result, later steps start from the key.
         followed[item.id] = truth[item.id] if wanted[1] is None else wanted[1]
         rounded[item.id] = truth[item.id] if wanted[2] is None else wanted[2]
         own_before = [name for name in item.after if name in untrue]
@@ -158,7 +158,7 @@ def mark(sheet: Sheet, written: Mapping[str, object]) -> list[Mark]:
         found = _judged(item, sheet, entry, starts, wanted, own_before)
         marks.append(found)
         if entry.values.shape != truth[item.id].shape:
-            continue  # no later step can start from it
+            continue  # a later step cannot start from a wrong shape
         rounded[item.id] = entry.values
         if found.verdict == "wrong":
             followed[item.id] = entry.values
@@ -177,12 +177,12 @@ def _judged(
     wanted: Sequence[np.ndarray | None],
     own_before: Sequence[str],
 ) -> Mark:
-    """The mark of an entry that could be read; `own_before` names untrue answers that it starts from."""
+    """Returns the mark of a readable entry; `own_before` names the untrue answers that it starts from."""
     if _agrees(entry, wanted[0], field.slack):
         return Mark(field.id, "right")
     if not own_before and any(_agrees(entry, right, field.slack) for right in wanted[1:]):
-        return Mark(field.id, "right")  # by the student's own rounding
-    # Numbers written with some eight digits may cancel to 1e-8 where the student's own came to nothing.
+        return Mark(field.id, "right")  # it follows from the student's rounded numbers
+    # Numbers written with about eight digits cancel to 1e-8 where the exact result is zero.
     if own_before and any(_agrees(entry, right, field.slack, dust=1e-7) for right in wanted[1:]):
         return Mark(field.id, "right", f"from your own {' and '.join(own_before)}", carried=True)
     rights = [right for right in wanted if right is not None]

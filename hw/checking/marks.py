@@ -1,4 +1,4 @@
-"""What is to be said of an answer. Imports nothing, so that who only prints it starts fast."""
+"""Defines the mark of one answer. This module imports nothing of ours, so printing marks starts fast."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Mark:
-    """What is to be said of one answer.
+    """A mark says how one answer was judged.
 
     Attributes:
       id: the field.
       verdict: "right", "wrong", "not understood", "not graded" or "empty".
-      message: in words; never the answer.
-      misconception: the likeliest one's id.
-      carried: whether it is judged from an earlier answer that is not the true one.
-      hint: what leads on; neither figures nor the answer.
+      message: the reason in words; it never contains the answer.
+      misconception: the id of the likeliest misconception.
+      carried: whether the answer is judged from an earlier answer that differs from the key.
+      hint: a question or advice that helps the student on; it contains neither digits nor the answer.
     """
 
     id: str
@@ -25,6 +25,6 @@ class Mark:
     hint: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """What `hw.check --json` prints of it."""
+        """Returns the fields that `hw.check --json` prints."""
         names = ("id", "verdict", "misconception", "message", "carried")
         return {name: getattr(self, name) for name in names}

@@ -1,4 +1,4 @@
-"""Question 7 of a form: the sizes of multi-head attention, and how they are got wrong."""
+"""Defines question 7 of the form: the sizes of multi-head attention, and the known mistakes in them."""
 
 from collections.abc import Callable
 
@@ -10,53 +10,53 @@ from hw.ops.attention import multi_head_params, multi_head_shapes
 
 HEAD_AS_D_MODEL = Misconception(
     "head_as_d_model",
-    "d_model taken for the size of one head",
-    "All heads together have the width of the model. How much of it has one?",
+    "d_model is used as the size of one head",
+    "All heads together have the width of the model. Which share of it does one head have?",
 )
 PROJECTION_TRANSPOSED = Misconception(
     "projection_transposed",
-    "the projection's transpose: Q stands on its left",
-    "In Q W, which sizes must meet?",
+    "this is the transpose of the projection: Q stands on its left",
+    "Which two sizes must be equal in the product Q W?",
 )
 ROWS_FROM_SEQUENCE = Misconception(
     "rows_from_sequence",
-    "the sequence's length taken for a size of the weights: weights do not know how long a text is",
-    "Would the same weights do for a longer sequence? Then which size can they not have?",
+    "the sequence length is used as a size of the weights: weights do not depend on the length of a text",
+    "The same weights also serve a longer sequence. Which size can they therefore not have?",
 )
 HEAD_BY_HEAD = Misconception(
     "head_by_head",
-    "the head's size on both sides: what goes in has the width of the model",
-    "Which width has a row of Q before it is projected?",
+    "both sizes are the head's: one side of a projection has the width of the model",
+    "Which width does a row have outside the heads, and which width inside?",
 )
 ONE_HEADS_OUTPUT = Misconception(
     "one_heads_output",
-    "W^O for a single head: it is applied to all heads joined",
-    "What stands on the left of W^O, and how wide is it?",
+    "this is W^O for a single head: it multiplies the concatenation of all heads",
+    "Which matrix stands on the left of W^O, and how wide is it?",
 )
 FULL_WIDTH = Misconception(
     "full_width",
-    "the width of all heads joined, not of one",
-    "One head, before the concatenation: how wide are the values that it mixes?",
+    "this is the width of all heads together, not of one head",
+    "Consider one head before the concatenation. How wide are the values that it averages?",
 )
 HEAD_AS_SCORES = Misconception(
     "head_as_scores",
-    "the shape of the scores, not of the head's output",
-    "The weights have yet to be multiplied by the values.",
+    "this is the shape of the scores, not of the head's output",
+    "The weights must still be multiplied with the values.",
 )
 FEATURES_BY_FEATURES = Misconception(
     "features_by_features",
-    "features by features: the scores pair queries with keys",
-    "How many pairs of a query and a key are there? The scores have an entry for each.",
+    "these sizes are features by features: the scores pair queries with keys",
+    "The scores have one entry for each pair of a query and a key. How many pairs are there?",
 )
 SCORES_AS_HEAD = Misconception(
     "scores_as_head",
-    "the shape of the projected queries, not of their scores against the keys",
-    "Which size is summed away when queries meet keys?",
+    "this is the shape of the projected queries, not of their scores",
+    "Over which size does the product of queries and keys sum?",
 )
 ONE_HEADS_PARAMS = Misconception(
     "one_heads_params",
-    "the projections of one head only",
-    "Every head has projections of its own. Have you counted all?",
+    "the projections of only one head are counted",
+    "Every head has separate projections. Have you counted them all?",
 )
 OUTPUT_FORGOTTEN = Misconception(
     "output_projection_forgotten",
@@ -65,18 +65,18 @@ OUTPUT_FORGOTTEN = Misconception(
 )
 FULL_HEADS = Misconception(
     "full_heads",
-    "every head counted at full width",
-    "How wide is what a head's projection makes: as wide as the model?",
+    "every head is counted at full width",
+    "How wide is the output of one head's projection? Is it as wide as the model?",
 )
 BIAS_COUNTED = Misconception(
     "biases_counted",
-    "biases are counted, which the question leaves out",
-    "The formula multiplies by matrices, and adds nothing. Read again what is to be counted.",
+    "biases are counted, but the question excludes them",
+    "The formula multiplies by matrices and adds nothing. Read again which parameters you must count.",
 )
 ONE_FOR_THREE = Misconception(
     "one_for_three",
-    "one projection for Q, K and V: there are three",
-    "Are queries, keys and values made by the same matrix?",
+    "Q, K and V share one projection here: each of them has a projection",
+    "Does the same matrix give the queries, the keys and the values?",
 )
 
 
@@ -89,7 +89,7 @@ def _ledger(name: str) -> Value:
 
 
 def _sizes(act: Callable[[int, int, int, int], int | tuple[int, int]]) -> Value:
-    """What `act(n, d_model, h, d)` says; the sheet's d is d_k and d_v at once."""
+    """Returns a value that calls `act(n, d_model, h, d)`; d is both d_k and d_v of the sheet."""
     return lambda sheet, own: act(sheet.heads.n_q, sheet.heads.d_model, sheet.heads.heads, sheet.heads.d_k)
 
 
@@ -105,7 +105,8 @@ def _projection(letter: str, meaning: str) -> Field:
             (ROWS_FROM_SEQUENCE, _sizes(lambda n, m, h, d: (n, d))),
             (HEAD_BY_HEAD, _sizes(lambda n, m, h, d: (d, d))),
         ),
-        "What comes in has one width, what goes out another. Which is which, and what is left to one head?",
+        "The input and the output of the projection have different widths. Which is the model's, and which "
+        "is the head's?",
     )
 
 
@@ -114,7 +115,7 @@ def _head(sheet: Sheet, own: Answers) -> tuple[int, int]:
 
 
 def _params(sheet: Sheet, own: Answers) -> int:
-    """From the student's own matrices: h heads of three, and W^O."""
+    """Returns the number of weights of the student's matrices: three for each of h heads, and W^O."""
     if all(np.array_equal(own[f"7.W_{x}"], _shape(sheet, f"W_{x}")) for x in "QKVO"):
         each = sheet.heads
         counts = multi_head_params(heads=each.heads, d_model=each.d_model, d_k=each.d_k, d_v=each.d_v)
@@ -137,7 +138,7 @@ FIELDS = (
             (ROWS_FROM_SEQUENCE, _sizes(lambda n, m, h, d: (n, m))),
             (HEAD_BY_HEAD, _sizes(lambda n, m, h, d: (d, d))),
         ),
-        "W^O takes all heads side by side and must give back what came in.",
+        "W^O takes all heads side by side and must restore the width of the input.",
     ),
     Field(
         "7.head",
@@ -148,7 +149,7 @@ FIELDS = (
             (FULL_WIDTH, _sizes(lambda n, m, h, d: (n, m))),
             (HEAD_AS_SCORES, _sizes(lambda n, m, h, d: (n, n))),
         ),
-        "A row for every query; and how many columns do the projected values have?",
+        "There is one row for each query. How many columns do the projected values have?",
         after=("7.W_V",),
     ),
     Field(
@@ -160,11 +161,11 @@ FIELDS = (
             (FEATURES_BY_FEATURES, _sizes(lambda n, m, h, d: (d, d))),
             (SCORES_AS_HEAD, _sizes(lambda n, m, h, d: (n, d))),
         ),
-        "Every query meets every key once.",
+        "Every query has one score for every key.",
     ),
     Field(
         "7.params",
-        "The number of weights in all projections of all heads and in W^O, biases left out.",
+        "The number of weights in all projections of all heads and in W^O, without biases.",
         "count",
         _params,
         (
@@ -174,26 +175,27 @@ FIELDS = (
             (BIAS_COUNTED, _sizes(lambda n, m, h, d: 3 * h * m * d + m * m + 3 * h * d + m)),
             (ONE_FOR_THREE, _sizes(lambda n, m, h, d: h * m * d + m * m)),
         ),
-        "Rows times columns of each matrix, as many of it as there are.",
+        "Multiply rows by columns for each matrix, and count each kind of matrix as often as it occurs.",
         after=("7.W_Q", "7.W_K", "7.W_V", "7.W_O"),
     ),
 )
 FREE = (
     FreeText(
         "7.b",
-        "What makes the output of the joined heads have the input's dimensions?",
+        "Why does the output of the concatenated heads have the input's dimensions?",
         (
-            "the concatenation has the input's dimensions already, for h heads of d_model/h make d_model",
-            "the product with W^O keeps them, and mixes the heads, which lie side by side before it",
+            "the concatenation already has the input's dimensions, because h heads of d_model/h give d_model",
+            "the product with W^O keeps these dimensions and mixes the heads",
         ),
     ),
     FreeText(
         "7.c",
-        "One head in full, with the dimensions of every matrix.",
+        "Write one head in full, with the dimensions of every matrix.",
         (
-            "softmax of projected queries times projected keys transposed, over √d_k; times projected values",
-            "d_k of one head under the root, not d_model",
-            "sizes written at every matrix, and inner ones that meet",
+            "the projected queries times the transposed projected keys, divided by √d_k",
+            "a softmax of these scores, times the projected values",
+            "the d_k of one head under the root, not d_model",
+            "the sizes of every matrix, with equal inner sizes",
         ),
     ),
 )

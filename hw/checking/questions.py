@@ -1,4 +1,4 @@
-"""The questions of a form, in order: each as text with a sheet's numbers, and what it asks for."""
+"""Lists the questions of a form in order, each with its text for a sheet's numbers and its items."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from hw.checking.sheet import Sheet, last_gradient
 
 
 class Question(NamedTuple):
-    """A number, the lines that state it for a sheet, and its items in order."""
+    """A question has a number, a function that states it for a sheet as lines, and its items in order."""
 
     number: str
     states: Callable[[Sheet], list[str]]
@@ -34,23 +34,23 @@ def _rnn(sheet: Sheet) -> list[str]:
     rnn = sheet.rnn
     inputs = ", ".join(f"x_{t} = {text(x)}" for t, (x,) in enumerate(rnn.x, 1))
     return [
-        "An RNN: h_t = tanh(W_xh x_t + W_hh h_{t-1} + b_h), y_t = W_hy h_t + b_y, h_0 = 0, three steps.",
-        f"Numbers to work with: W_xh = {matrix(rnn.wxh)}, W_hh = {matrix(rnn.whh)},",
+        "An RNN has three steps: h_t = tanh(W_xh x_t + W_hh h_{t-1} + b_h), y_t = W_hy h_t + b_y, h_0 = 0.",
+        f"Use these numbers: W_xh = {matrix(rnn.wxh)}, W_hh = {matrix(rnn.whh)},",
         f"b_h = {matrix([rnn.bh])} as a column, {inputs}.",
     ]
 
 
 def _bptt(sheet: Sheet) -> list[str]:
     return [
-        f"The same RNN and numbers. Let ∂L/∂h_3 = {matrix([last_gradient(sheet)])} as a column, and let",
-        "the loss see nothing but y_3: no other gradient reaches h_1 and h_2.",
+        "Use the RNN and the numbers of question 3. The loss depends on y_3 alone: gradients reach h_1 and",
+        f"h_2 only through h_3. Let ∂L/∂h_3 = {matrix([last_gradient(sheet)])} as a column.",
     ]
 
 
 def _attention(sheet: Sheet) -> list[str]:
     q, k, v = (matrix(m) for m in sheet.case[:3])
     return [
-        "Attention(Q, K, V) = softmax(Q Kᵀ/√d_k) V, the softmax of each row, with",
+        "Compute Attention(Q, K, V) = softmax(Q Kᵀ/√d_k) V, with a softmax over each row, for",
         f"Q = {q}, K = {k}, V = {v}, d_k = {len(sheet.case.q[0])}.",
     ]
 
@@ -66,8 +66,8 @@ def _multi_head(sheet: Sheet) -> list[str]:
 
 def _gradient(sheet: Sheet) -> list[str]:
     return [
-        "The way back through the attention of question 6, A = softmax(Q Kᵀ/√d_k) the weights.",
-        f"Numbers to work with: ∂L/∂Output = {matrix(sheet.gradient.dout)}.",
+        "Compute the gradients of the attention of question 6, where A = softmax(Q Kᵀ/√d_k) are the weights.",
+        f"Use ∂L/∂Output = {matrix(sheet.gradient.dout)}.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Questions 3 and 4 of a form: hidden states and the gradients that come back, and how they go wrong."""
+"""Defines questions 3 and 4 of the form: hidden states, their gradients, and the known mistakes in them."""
 
 from collections.abc import Callable
 
@@ -9,78 +9,78 @@ from hw.checking.sheet import Sheet, last_gradient
 
 BIAS_LEFT_OUT = Misconception(
     "rnn_bias_forgotten",
-    "the bias b_h is left out",
-    "Count the terms inside tanh in the equation for the hidden state, and in your own.",
+    "the bias b_h is missing",
+    "Count the terms inside tanh in the equation for the hidden state. Does yours have as many?",
 )
 TANH_LEFT_OUT = Misconception(
     "tanh_forgotten",
-    "tanh is left out: that is what goes into it",
-    "A hidden state lies between minus one and one. What sees to that?",
+    "tanh is missing: this is its argument",
+    "A hidden state lies between minus one and one. Which function keeps it there?",
 )
 SIGMOID = Misconception(
     "sigmoid_for_tanh",
-    "the logistic function in place of tanh",
+    "this uses the logistic function instead of tanh",
     "Which function does the cell's equation name, and can it be negative?",
 )
 INPUT_LEFT_OUT = Misconception(
     "input_forgotten",
-    "the input of this step is left out",
+    "the input of this step is missing",
     "Follow every arrow into this hidden state in the unrolled graph.",
 )
 RECURRENCE_LEFT_OUT = Misconception(
     "recurrence_forgotten",
-    "the hidden state before is left out: the network has no memory so",
-    "Follow every arrow into this hidden state in the unrolled graph: not only the one from below.",
+    "the previous hidden state is missing: without it the network has no memory",
+    "Follow every arrow into this hidden state in the unrolled graph. Does only the input point to it?",
 )
 WHH_TRANSPOSED_FORWARD = Misconception(
     "w_transposed_forward",
-    "the transpose of W_hh in the forward pass",
-    "In W h, which entries does the first row of W meet?",
+    "the forward pass uses the transpose of W_hh",
+    "Which entries of h does the first row of W multiply in the product W h?",
 )
 STEP_SKIPPED = Misconception(
     "step_skipped",
-    "built on the hidden state of two steps before",
-    "Which hidden state does the recurrence reach back to?",
+    "this uses the hidden state of two steps before",
+    "Which earlier hidden state does the recurrence use?",
 )
 W_NOT_TRANSPOSED = Misconception(
     "w_not_transposed",
-    "W_hh instead of its transpose: going back, a column of W_hh gathers",
-    "One unit reaches all units of the next step. Which entries of W_hh carry it: a row, or a column?",
+    "this uses W_hh instead of its transpose: each unit gathers gradient through its column of W_hh",
+    "One unit reaches all units of the next step. Which entries of W_hh carry it: a row or a column?",
 )
 SLOPE_LEFT_OUT = Misconception(
     "tanh_slope_forgotten",
-    "the slope of tanh is left out",
-    "Between one hidden state and the next lies not only a matrix. What else has a derivative?",
+    "the derivative of tanh is missing",
+    "A matrix and a second operation lie between two hidden states. What is the derivative of the second?",
 )
 SLOPE_OF_WRONG_STEP = Misconception(
     "slope_of_wrong_step",
-    "the slope of tanh taken at the hidden state that is reached, not at the one that is left",
-    "The slope belongs to the tanh that the gradient passes through. Which hidden state is its output?",
+    "the derivative of tanh is taken at the earlier hidden state instead of the later one",
+    "The derivative belongs to the tanh that the gradient passes. Which hidden state is its output?",
 )
 SLOPE_NOT_SQUARED = Misconception(
     "slope_not_squared",
-    "the slope of tanh with h in place of its square",
-    "Differentiate tanh once more, and write the result by tanh itself.",
+    "the derivative of tanh contains h instead of its square",
+    "Differentiate tanh again, and express the result by tanh.",
 )
 SLOPE_IS_SQUARE = Misconception(
     "slope_is_square",
-    "the square of h taken for the slope of tanh",
-    "Where tanh saturates, is its slope large or small? And what does yours say there?",
+    "the square of h is used as the derivative of tanh",
+    "Is the derivative of tanh large or small where tanh saturates? Is yours?",
 )
 SLOPE_AFTER_W = Misconception(
     "slope_after_w",
-    "the factors in the wrong order: the slope applied after the transpose of W_hh",
-    "Going forward, W_hh comes first and tanh after it. In which order does one come back?",
+    "the order of the factors is wrong: the derivative of tanh acts after the transpose of W_hh",
+    "In the forward pass W_hh acts first and tanh second. In which order does the gradient pass them?",
 )
 W_LEFT_OUT = Misconception(
     "w_forgotten",
-    "W_hh is left out",
-    "Which matrix stands between one hidden state and the next?",
+    "W_hh is missing",
+    "Which matrix links one hidden state to the next?",
 )
 CHAIN_CUT = Misconception(
     "chain_cut",
-    "one factor only: the way between the first and the last hidden state has two steps",
-    "Draw the path from the loss back to the first hidden state, and count the hidden states on it.",
+    "there is only one factor: two steps lie between the first and the last hidden state",
+    "Draw the path from the loss back to the first hidden state. How many hidden states does it pass?",
 )
 
 
@@ -94,7 +94,7 @@ def _hidden(
     turned: bool = False,
     back: int = 1,
 ) -> Value:
-    """h_t = act(W_xh x_t + W_hh h_{t−1} + b_h), with what a student may have changed in it."""
+    """Returns a value: h_t = act(W_xh x_t + W_hh h_{t−1} + b_h). The options are a student's mistakes."""
 
     def value(sheet: Sheet, own: Answers) -> np.ndarray:
         wxh, whh, _, bh, _, x, _ = (np.array(m, float) for m in sheet.rnn)
@@ -122,7 +122,7 @@ def _forward_mistakes(step: int) -> tuple[tuple[Misconception, Value], ...]:
 
 
 def _back(step: int, rule: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Value:
-    """∂L/∂h_t as `rule(W_hh, h_{t+1}, h_t, ∂L/∂h_{t+1})` has it."""
+    """Returns a value: ∂L/∂h_t computed by `rule(W_hh, h_{t+1}, h_t, ∂L/∂h_{t+1})`."""
 
     def value(sheet: Sheet, own: Answers) -> np.ndarray:
         later = np.array(last_gradient(sheet)) if step == 2 else own[f"4.dh{step + 1}"]
@@ -148,19 +148,19 @@ def _backward_mistakes(step: int) -> tuple[tuple[Misconception, Value], ...]:
 
 
 _HINT_FORWARD = (
-    "Put the numbers into the cell's equation: what the input brings, what the state before brings, the "
+    "Put the numbers into the cell's equation: add the term of the input, the term of the previous state "
 )
-_HINT_FORWARD += "bias; add them up, then tanh entry by entry."
+_HINT_FORWARD += "and the bias. Then apply tanh entry by entry."
 _HINT_BACK = (
-    "From one hidden state back to the one before, two things were passed on the way forward. Each brings a "
+    "Two operations lie between a hidden state and the next one. Each contributes a factor to the gradient, "
 )
-_HINT_BACK += "factor, in the opposite order."
+_HINT_BACK += "in the opposite order."
 
 FIELDS = (
     *(
         Field(
             f"3.h{step}",
-            f"The hidden state h_{step}." + " Give it four digits: question 4 builds on it." * (step == 1),
+            f"The hidden state h_{step}." + " Give four digits: question 4 uses it." * (step == 1),
             "vector",
             _hidden(step),
             _forward_mistakes(step),
@@ -172,9 +172,9 @@ FIELDS = (
     ),
     Field(
         "4.dh2",
-        "∂L/∂h_2, through h_3, from ∂L/∂h_3.",
+        "∂L/∂h_2, computed from ∂L/∂h_3 through h_3.",
         "vector",
-        # ∂h_3/∂h_2 = diag(1 − h_3²) W_hh (`hw.ops.rnn.step_jacobians`), transposed.
+        # The factor is the transpose of ∂h_3/∂h_2 = diag(1 − h_3²) W_hh (`hw.ops.rnn.step_jacobians`).
         _back(2, lambda w, h, _, d: w.T @ ((1 - h**2) * d)),
         _backward_mistakes(2),
         _HINT_BACK,
@@ -183,7 +183,7 @@ FIELDS = (
     ),
     Field(
         "4.dh1",
-        "∂L/∂h_1, through h_2 and h_3, from ∂L/∂h_3.",
+        "∂L/∂h_1, computed from ∂L/∂h_3 through h_3 and h_2.",
         "vector",
         _back(1, lambda w, h, _, d: w.T @ ((1 - h**2) * d)),
         ((CHAIN_CUT, _chain_cut), *_backward_mistakes(1)),
@@ -195,10 +195,10 @@ FIELDS = (
 FREE = (
     FreeText(
         "3.a",
-        "(a) The unrolled graph: describe it, or say where you have drawn it.",
+        "(a) Describe the unrolled graph, or say where you have drawn it.",
         (
-            "a node for every input, hidden state and output, and the state of zeros that it begins with",
-            "arrows from each input and each earlier state into a hidden state, from there to the output",
+            "a node for every input, every hidden state and every output, and for the initial state of zeros",
+            "arrows into each hidden state from its input and the previous state, and from it to its output",
             "the same three matrices at every step, marked as shared",
         ),
     ),
@@ -206,35 +206,35 @@ FREE = (
         "3.b",
         "(b) How does h_3 depend on the whole input, and why is it called the memory?",
         (
-            "each state put into the next, until every input stands inside h_3",
-            "the state is all that is handed on: what it has lost is lost to all later steps",
-            "older inputs have gone through more tanh and more W_hh than newer ones",
+            "substituting each state into the next shows that h_3 is a function of every input",
+            "only the state passes from step to step: later steps cannot recover information that it lost",
+            "older inputs have passed more tanh and more W_hh than newer ones",
         ),
     ),
     FreeText(
         "4.a",
-        "(a) ∂L/∂h_1 in terms of ∂L/∂h_3 as an expression, the chain rule through h_2 shown.",
+        "(a) Express ∂L/∂h_1 in terms of ∂L/∂h_3. Show the chain rule through h_2.",
         (
-            "a product of two Jacobians, of h_3 by h_2 and of h_2 by h_1",
-            "each Jacobian the slopes of tanh, as a diagonal matrix, times W_hh",
-            "order and transposes that fit the layout chosen, for rows or for columns",
+            "a product of two Jacobians: of h_3 by h_2, and of h_2 by h_1",
+            "each Jacobian is the diagonal matrix of tanh derivatives times W_hh",
+            "an order and transposes that fit the chosen layout, rows or columns",
         ),
     ),
     FreeText(
         "4.b",
         "(b) How do repeated factors make the gradient vanish?",
         (
-            "one factor a step: slopes of tanh times W_hh",
-            "factors below one in norm leave a product that falls exponentially with the distance",
-            "both matter: slopes of at most one do not suffice where W_hh is large",
+            "each step contributes one factor: the derivatives of tanh times W_hh",
+            "if the norms of all factors stay below a bound less than one, the product falls exponentially",
+            "both parts matter: derivatives of at most one do not suffice if W_hh is large",
         ),
     ),
     FreeText(
         "4.c",
-        "(c) What does that do to learning long-range dependencies?",
+        "(c) How does that affect the learning of long-range dependencies?",
         (
-            "what happened long ago has next to no gradient, so that recent steps alone move the weights",
-            "the network could hold the memory, but does not learn to",
+            "early steps receive almost no gradient, so recent steps alone change the weights",
+            "the network could store the information, but it does not learn to",
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""The numbers of a sheet: the problem set's own, or a variant of the same kind drawn from a seed."""
+"""Gives the numbers of a sheet: those of the problem set, or a variant of the same kind from a seed."""
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -17,7 +17,7 @@ Drawn = TypeVar("Drawn")
 
 
 class Layers(NamedTuple):
-    """The layers of question 1 that have sizes: conv, pool, conv, pool, then flatten, then dense."""
+    """The layers of question 1 are conv, pool, conv, pool, flatten and dense; flatten has no numbers."""
 
     convs: tuple[Conv, Conv]
     pools: tuple[Pool, Pool]
@@ -25,10 +25,10 @@ class Layers(NamedTuple):
 
 
 class Sheet(NamedTuple):
-    """One sheet: the problems of questions 1, 3 and 4, 7, 6 and 8.
+    """A sheet holds the problems of questions 1, 3 and 4, 7, 6 and 8.
 
-    `variant` is its seed, None the problem set's own. `cnn` has the problem set's six layers: convolution
-    "same", pooling, convolution "valid", pooling, flatten, dense.
+    `variant` is its seed, or None for the problem set. `cnn` has the six layers of the problem set:
+    convolution "same", pooling, convolution "valid", pooling, flatten, dense.
     """
 
     variant: int | None
@@ -39,15 +39,15 @@ class Sheet(NamedTuple):
 
     @property
     def case(self) -> attention.Case:
-        """Q, K and V of questions 6 and 8."""
+        """Returns Q, K and V of questions 6 and 8."""
         return self.gradient.case
 
     @property
     def layers(self) -> Layers:
-        """The layers of question 1.
+        """Returns the layers of question 1.
 
         Raises:
-          ValueError: `cnn` has others.
+          ValueError: `cnn` has other layers.
         """
         match [layer for _, layer in self.cnn.layers]:
             case [
@@ -66,7 +66,7 @@ SHEET = Sheet(None, cnn.SHEET, unrolled_rnn.SHEET, multi_head.SHEET, attention_g
 
 
 class _Draw:
-    """Choices from a seed by `Random.random` alone, the one method that Python keeps the same for ever."""
+    """Draws choices from a seed by `Random.random` alone, which Python promises never to change."""
 
     def __init__(self, seed: int) -> None:
         self._random = Random(seed)
@@ -75,7 +75,7 @@ class _Draw:
         return options[int(self._random.random() * len(options))]
 
     def some(self, options: Sequence[Drawn], count: int) -> list[Drawn]:
-        """Different ones, in any order."""
+        """Returns `count` different options, in any order."""
         left = list(options)
         return [left.pop(int(self._random.random() * len(left))) for _ in range(count)]
 
@@ -83,18 +83,17 @@ class _Draw:
         return tuple(tuple(self.one(options) for _ in range(columns)) for _ in range(rows))
 
     def until(self, draw: Callable[["_Draw"], Drawn], sound: Callable[[Drawn], bool]) -> Drawn:
-        """The first that is sound. The conditions must never change, or a seed would give another sheet."""
+        """Draws until `sound` accepts a result. If `sound` changed, a seed would give another sheet."""
         while not sound(drawn := draw(self)):
             pass
         return drawn
 
 
 def variant(seed: int) -> Sheet:
-    """A fresh sheet: the same seed gives the same one, for ever and on every machine.
+    """Returns the sheet of a seed: the same seed gives the same sheet on every machine and in every version.
 
-    Sizes and numbers are drawn so that an exercise stays fit for paper, and so that common mistakes lead
-    to different results: sizes that play different parts differ, no softmax is saturated or flat, nothing
-    is symmetric.
+    We draw numbers that can be worked on paper and for which common mistakes give different results: sizes
+    with different roles differ, no softmax is saturated or flat, and no matrix is symmetric.
     """
     draw = _Draw(seed)
     return Sheet(
@@ -117,7 +116,8 @@ def _draw_cnn(draw: _Draw) -> cnn.Problem:
 
 
 def _draw_heads(draw: _Draw) -> multi_head.Problem:
-    heads = draw.one((2, 4, 5))  # with three, one head's projections count as much as three heads' one
+    # With three heads, the three projections of one head have as many weights as one projection of all heads.
+    heads = draw.one((2, 4, 5))
     d_k = draw.one([d for d in (3, 4, 5, 6, 8) if d != heads])
     taken = (heads, d_k, heads * d_k)
     seq = draw.one([n for n in (5, 6, 7, 9, 10, 11) if n not in taken])
@@ -135,12 +135,12 @@ def _draw_rnn(draw: _Draw) -> unrolled_rnn.Problem:
         bh=draw.matrix(1, 2, _TENTHS[6:12])[0],
         by=(0.0,),
         x=draw.matrix(3, 1, (-1.0, -0.75, -0.5, 0.5, 0.75, 1.0)),
-        dy=((0.0,), (0.0,), (1.0,)),  # the loss sees the last output alone, so that ∂L/∂h_3 is W_hy
+        dy=((0.0,), (0.0,), (1.0,)),  # the loss depends on the last output alone: ∂L/∂h_3 is W_hyᵀ
     )
 
 
 def _telling_rnn(problem: unrolled_rnn.Problem) -> bool:
-    """Hidden states neither near zero nor saturated nor alike, W_hh far from its transpose."""
+    """Returns whether hidden states differ, are neither small nor saturated, and W_hh is not symmetric."""
     (a, b), (c, d) = problem.whh
     if min(abs(a), abs(b), abs(c), abs(d)) < 0.2 or abs(b - c) < 0.3 or abs(a - d) < 0.2:
         return False
@@ -160,10 +160,10 @@ def _telling_rnn(problem: unrolled_rnn.Problem) -> bool:
     return abs(problem.why[0][0]) != abs(problem.why[0][1])
 
 
-# (queries, keys, d_k, d_v). K is square in all, as on the sheet: then Q·K conforms too, and is wrong.
+# (queries, keys, d_k, d_v). K is always square, as on the sheet: then Q K has fitting sizes but is wrong.
 _SIZES = ((3, 2, 2, 2), (3, 2, 2, 3), (2, 3, 3, 2), (2, 2, 2, 3))
 _QUERIES, _KEYS = (-3, -2, -1, 1, 2, 3, 4), (-2, -1, 1, 2, 3)
-_DOUBLED = (-4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8)  # V and ∂L/∂Output go in halves
+_DOUBLED = (-4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8)  # twice the entries of V and ∂L/∂Output
 
 
 def _draw_attention(draw: _Draw) -> attention_gradient.Problem:
@@ -182,19 +182,19 @@ def _draw_attention(draw: _Draw) -> attention_gradient.Problem:
 
 
 def _products(left: Integers, right: Integers) -> Integers:
-    """Rows of `left` with rows of `right`."""
+    """Returns left · rightᵀ: the dot products of the rows."""
     return [[sum(a * b for a, b in zip(x, y, strict=True)) for y in right] for x in left]
 
 
 def _varied(matrix: Integers) -> bool:
-    """Whether no row or column repeats an entry, and the matrix is not its own transpose."""
+    """Returns whether no row or column repeats an entry and the matrix is not symmetric."""
     lines = (*matrix, *zip(*matrix, strict=True))
     transpose = list(map(list, zip(*matrix, strict=True)))
     return all(len(set(line)) == len(line) for line in lines) and list(map(list, matrix)) != transpose
 
 
 def _telling_scores(matrices: tuple[Integers, Integers]) -> bool:
-    """No score is zero, no softmax saturated or flat, no two queries attend alike."""
+    """Returns whether no score is zero, no softmax is saturated or flat, and no two queries attend alike."""
     q, k = matrices
     scores = _products(q, k)
     if not (_varied(q) and _varied(k)) or any(x == 0 for row in scores for x in row):
@@ -213,7 +213,7 @@ def _telling_scores(matrices: tuple[Integers, Integers]) -> bool:
 
 
 def _telling_values(matrices: tuple[Integers, Integers]) -> bool:
-    """Nothing repeats; no weight's gradient is zero, no row of them constant: a softmax feels no constant."""
+    """Returns whether V and ∂L/∂O are varied, and ∂L/∂A has no zero and no constant row (where ∂L/∂Z = 0)."""
     v, dout = matrices
     by_weights = _products(dout, v)
     if any(x == 0 for row in by_weights for x in row) or any(len(set(row)) == 1 for row in by_weights):
@@ -222,7 +222,7 @@ def _telling_values(matrices: tuple[Integers, Integers]) -> bool:
 
 
 def numbers(sheet: Sheet) -> dict[str, dict[str, Any]]:
-    """A sheet's numbers by question and by the names that the form gives them, for a program to read."""
+    """Returns a sheet's numbers by question and by their names in the form, for a program to read."""
     (first, second), (pool, last), dense = sheet.layers
     as_floats = lambda m: [[float(x) for x in row] for row in m]  # noqa: E731
     rnn = sheet.rnn
@@ -250,7 +250,7 @@ def numbers(sheet: Sheet) -> dict[str, dict[str, Any]]:
 
 
 def last_gradient(sheet: Sheet) -> list[float]:
-    """∂L/∂h_3 = W_hyᵀ ∂L/∂y_3 of question 4, where every later derivative starts."""
+    """Returns ∂L/∂h_3 = W_hyᵀ ∂L/∂y_3 of question 4, from which the other gradients are computed."""
     rnn = sheet.rnn
     return [
         sum(w * d for w, d in zip(column, rnn.dy[-1], strict=True)) for column in zip(*rnn.why, strict=True)

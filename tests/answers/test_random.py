@@ -49,7 +49,7 @@ def printed_equations(answer) -> list[tuple[str, float, int]]:
 def test_a_window_that_would_start_past_the_end():
     # By hand: ⌈(3 − 2)/3⌉ + 1 = 2, but the second window would start at 3, past the end: ⌈3/3⌉ = 1.
     answer = cnn.answer(cnn.Problem((3, 3, 1), tuple(parse_layers("pool2s3ceil"))))
-    wanted = "height: ⌈3/3⌉ = 1: no window starts past the end; 1 pixel at the end seen by no window"
+    wanted = "height: ⌈3/3⌉ = 1: no window starts past the end; pixels at the end that no window covers: 1"
     assert written(answer.steps[0].lines[0]) == wanted
 
 

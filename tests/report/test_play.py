@@ -718,7 +718,7 @@ def test_attention_follows_the_keyboard(read):
     sheet = widget.working
     assert "0.9999998246" in sheet and "∂L/∂K" in sheet
     widget.type("Q", "1 0; 0 1")
-    assert widget.errors == ["Error: dout is 3 × 2, the output 2 × 2: they must be alike"]
+    assert widget.errors == ["Error: dout is 3 × 2, the output is 2 × 2: they must have the same shape"]
     assert widget.working == sheet
     widget.type("∂L/∂O", "")
     assert widget.errors == []
