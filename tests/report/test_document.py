@@ -358,7 +358,7 @@ def test_a_run_without_samples_is_no_mistake(tmp_path):
     folder = _copy_run(tmp_path / "run")
     (folder / "samples.txt").unlink()
     text = Elements(page.page(document.build(only=[5], workdirs=[folder]))).text
-    assert "What it writes" not in text
+    assert "Text that the model writes" not in text
 
 
 def test_many_heads_are_drawn_in_part():
