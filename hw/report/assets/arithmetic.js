@@ -27,7 +27,7 @@
   /** The nearest float64. */
   function toNumber({ n, d }) {
     const bits = (x) => abs(x).toString(2).length;
-    // The quotient has 65 bits or more, and its last bit says if there is a remainder: so Number() rounds it right.
+    // The quotient has 65 bits or more; its last bit says if there is a remainder. So Number() rounds it right.
     const shift = bits(d) - bits(n) + 66;
     const [top, bottom] = shift >= 0 ? [n << BigInt(shift), d] : [n, d << BigInt(-shift)];
     const odd = top % bottom === 0n ? 0n : 1n;
