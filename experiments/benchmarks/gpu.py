@@ -91,7 +91,7 @@ def parse_steps(only: str) -> list[tuple[str, int]]:
         name, _, count = word.partition(":")
         if name not in LIMITS or (count and (name not in SEEDS or not count.isdecimal() or not int(count))):
             raise UserError(
-                f"--only={word}: choose from {', '.join(LIMITS)}; {', '.join(SEEDS)} take seeds, as in resnet:5"
+                f"--only={word}: choose from {', '.join(LIMITS)}; studies take seeds, as in resnet:5"
             )
         found.append((name, int(count or SEEDS.get(name, 0))))
     return found
@@ -194,7 +194,7 @@ def compare(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, flo
 
 
 def read_junit(path: Path) -> dict[str, Any]:
-    """Reads pytest's XML report: the counts, and each failed or skipped test with its message's first line."""
+    """Reads pytest's XML report: counts, and failed or skipped tests with the first line of their message."""
     cases = list(ElementTree.parse(path).getroot().iter("testcase"))
 
     def having(*tags: str) -> list[tuple[str, str]]:
