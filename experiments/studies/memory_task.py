@@ -47,7 +47,7 @@ def run(cell: str, delay: int, seed: int) -> dict[str, Any]:
 
 
 def curve(runs: Runs, cell: str) -> dict[str, list[Any]]:
-    """Returns a cell's accuracies by delay: each seed's, their mean and range, and the mean's 95 % interval."""
+    """Returns a cell's accuracies by delay, with their mean, range, and 95 % interval of the mean."""
     found: dict[str, list[Any]] = {k: [] for k in ("delay", "accuracies", "mean", "low", "high", "interval")}
     names = [name for name in runs.by_name if name.startswith(f"{cell}-")]
     for delay in sorted(int(name.rpartition("-")[2]) for name in names):

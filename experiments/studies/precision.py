@@ -3,7 +3,7 @@
     python -m experiments.studies.precision [--seeds=3] [--bfloat16-seeds=2] [--only=resnet|gru|attention …]
 
 Each recipe is shortened to a few minutes and evaluated on held-out training data, never on the test set. The
-n seeds in float32 show how far runs of one recipe differ by chance. Let m be their mean and s their deviation.
+n seeds in float32 show how far runs of one recipe differ by chance. Let m be their mean, s their deviation.
 If the precision makes no difference, the mean of k more runs lies in 95 of 100 cases within
 
     m ± t(0.975, n − 1) · s · √(1/n + 1/k),
