@@ -77,7 +77,7 @@ def torch_runs(module: nn.Module, variables: VariableDict) -> dict[str, Run]:
 
     params = variables["params"]
     device = torch.device("cuda" if jax.devices()[0].platform == "gpu" else "cpu")
-    torch.backends.cudnn.allow_tf32 = False  # cuDNN's layers use TF32 by default; float32 products do not
+    torch.backends.cudnn.allow_tf32 = False  # cuDNN's layers use TF32 by default; PyTorch's products do not
 
     def tensor(x: ArrayLike) -> torch.Tensor:
         return torch.from_numpy(np.array(x)).to(device)

@@ -44,7 +44,7 @@ class Section:
     Attributes:
       number, title: of the question.
       answer: None if there is no log.
-      figures: drawn figures, and missing ones with the command that makes them.
+      figures: drawn figures, and missing figures with the command that makes them.
       verdicts: of the answer's claims.
       runs: the logged runs that the answer describes.
       images: a study of test images with their predictions, or None.

@@ -189,7 +189,7 @@ def residual_net(name: str, layers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def multi_head(name: str, ledger: Mapping[str, Sequence[int]], heads: int) -> str:
-    """Draws h heads side by side, which share one input and whose joined outputs W^O mixes.
+    """Draws h heads side by side: they share one input, and W^O mixes their joined outputs.
 
     Args:
       name: of the drawing.
@@ -234,7 +234,7 @@ def multi_head(name: str, ledger: Mapping[str, Sequence[int]], heads: int) -> st
     return svg(name, "Multi-head attention", description, (width, top + 255), parts)
 
 
-# Width of a character's cell, height of a line, and characters a line.
+# A character's cell is this wide, a line is this high, and so many characters fit a line.
 _CELL, _LINE, _COLUMNS = 8.2, 19.0, 64
 
 

@@ -84,7 +84,7 @@ def write_pdf(document: Document, out: Output) -> None:
         command = [
             browser,
             "--headless",
-            "--no-sandbox",  # Chromium refuses root a sandbox; the page is ours and loads nothing
+            "--no-sandbox",  # Chromium has no sandbox for root; the page is ours and loads nothing
             "--disable-gpu",
             "--disable-background-networking",
             "--disable-component-update",
@@ -119,7 +119,7 @@ def write_zip(document: Document, out: Output) -> None:
             for name in (*_RUN_FILES, "samples.txt", "params.npz"):
                 add(run.folder / name, f"{where}/{name}")
         if any(logs.RESULTS in run.folder.parents for run in section.runs):
-            # Committed logs lie without weights, so the released weights are added.
+            # The committed logs have no weights beside them, so the released weights are added.
             for path in (logs.RELEASED / _RELEASED[section.number]).glob("*"):
                 add(path, f"question-{section.number}/weights/{path.name}")
     for pattern in _CODE:

@@ -62,7 +62,7 @@ def page(name: str, report: Mapping[str, Any], characters: Sequence[tuple[str, f
     Args:
       name: of the text.
       report: the report that hw.score prints.
-      characters: those that the model read, each with its nats; None for one that was given.
+      characters: those that the model read, each with its nats; None for a given one.
 
     Returns:
       HTML, in which the text and its name are escaped.
