@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.gpu --out=DIR [--airbench=FILE.py] [--only=STEP,STEP…] [--seconds=N]
         [--smoke]
 
-Steps, in the order in which `--only` names them (default: all, as here):
+The steps run in the order in which `--only` names them (default: all, in this order):
 
   tests        tests/ops and tests/training/test_parallel.py, float32 products in full precision
   resnet[:N]   configs/resnet.py:gpu, N seeds (default 10); the first has an empty compilation cache

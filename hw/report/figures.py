@@ -31,7 +31,7 @@ MEASURES = {
     "jacobian": "norm of the softmax's Jacobian",
 }
 # These are the two forms that float32_attention_gradient compares.
-FORMS = {"textbook": "textbook form", "twice": "row sum taken away twice"}
+FORMS = {"textbook": "textbook form", "twice": "row sum subtracted twice"}
 
 
 @dataclass(frozen=True)
