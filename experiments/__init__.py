@@ -1,4 +1,4 @@
-"""What is published, made again: each is a command, `python -m experiments.NAME`."""
+"""These commands reproduce all published results: each is `python -m experiments.NAME`."""
 
 import importlib.abc
 import importlib.machinery
@@ -9,15 +9,15 @@ from pathlib import Path
 from types import ModuleType
 
 _HERE = Path(__file__).parent
-# Commands by the names that they had: those that were `experiments.NAME` before there were rooms for them,
-# and those that have had another name since.
+# Old names of commands keep working: `experiments.NAME` from before the folders studies/ and benchmarks/
+# existed, and names that have changed since.
 MOVED = {f"{__name__}.{path.stem}": path for path in _HERE.glob("*/[a-z]*.py")}
 for _old in ("pictures", "studies.pictures"):
     MOVED[f"{__name__}.{_old}"] = _HERE / "studies" / "predictions.py"
 
 
 class _OldNames(importlib.abc.MetaPathFinder):
-    """Finds a command by its old name, and says the new one."""
+    """Finds a command by its old name, and prints the new one."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,11 +1,11 @@
-"""Releases a finished run's weights, small enough to be committed, and says how well what is released does.
+"""Releases a finished run's weights, small enough to be committed, and evaluates the released weights.
 
     python -m experiments.release --workdir=DIR --model=gru|attention|resnet
 
-Weights go to `experiments/pretrained/MODEL/params.npz` in half precision, with the run's config.json and
-summary.json; they are read back as every command reads them and evaluated anew (evaluation.json: of the
-released weights, not of the run's), and a language model writes samples.txt, each sample under the command
-that makes it.
+The weights go to `experiments/pretrained/MODEL/params.npz` in half precision, with the run's config.json and
+summary.json. They are read back as every command reads them and evaluated again: evaluation.json describes
+the released weights, not those of the run. A language model also writes samples.txt, where each sample
+stands under the command that makes it.
 """
 
 import shlex
@@ -24,16 +24,16 @@ from hw.cli import UserError
 from hw.inference import evaluation
 from hw.training import checkpoint, saved
 
-LIMIT = 10 * 10**6  # bytes of a release
+LIMIT = 10 * 10**6  # bytes of params.npz
 TEMPERATURES = (0.5, 0.8, 1.0)
 PROMPT, LENGTH = "ROMEO:", 1000
 
 
 def halve(tree: Any) -> Any:
-    """Every float32 array as float16.
+    """Converts every float32 array to float16.
 
     Raises:
-      UserError: a number is too large for it.
+      UserError: a number is too large for float16.
     """
 
     def one(x: Any) -> np.ndarray:
@@ -50,17 +50,17 @@ def halve(tree: Any) -> Any:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.ArgumentParser(prog="experiments.release", description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="a finished run")
-    parser.add_argument("--model", choices=["resnet", "gru", "attention"], required=True)
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of a finished run")
+    parser.add_argument("--model", choices=["resnet", "gru", "attention"], required=True, help="its new name")
     options = parser.parse_args(argv)
     if not (options.workdir / "summary.json").exists():
-        raise UserError(f"{options.workdir} holds no finished run")
+        raise UserError(f"--workdir={options.workdir}: this folder holds no finished run")
     variables = saved.load_run(options.workdir, cli.say).variables
     folder = REPOSITORY / "experiments" / "pretrained" / options.model
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save_params(folder / "params.npz", halve(variables))
     if (size := (folder / "params.npz").stat().st_size) > LIMIT:
-        raise UserError(f"{folder / 'params.npz'} has {size:,} bytes: more than {LIMIT:,}")
+        raise UserError(f"{folder / 'params.npz'} has {size:,} bytes: the limit is {LIMIT:,}")
     for name in ("config.json", "summary.json"):
         files.write_atomic(folder / name, (options.workdir / name).read_bytes())
     report = evaluation.evaluate(folder, data_dir="", batch_size=0)

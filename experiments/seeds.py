@@ -1,13 +1,13 @@
-"""One recipe, several seeds: runs them, keeps what proves them, sums them up.
+"""Runs one recipe with several seeds, keeps the files that prove the runs, and summarises them.
 
     python -m experiments.seeds --config=FILE.py[:VARIANT] --seeds=5 [--study=NAME]
         [--results=DIR] [--config.a.b=V …]
 
-Each seed is a process of its own, `python -m hw.train`, in `runs/studies/NAME/seed-K`; its summary,
-metrics, config, evaluation and samples are copied to `experiments/results/NAME/seed-K` when it is finished.
-Beside them lie `seeds.json` (every value, mean, deviation, 95 % interval of the mean) and `seeds.svg`. The
-same command again continues after any interruption; seeds that are done are not run again. With --results=DIR
-the study is DIR/NAME, and the runs are in DIR/runs.
+Each seed runs as a separate process, `python -m hw.train`, in `runs/studies/NAME/seed-K`. At its end, its
+summary, metrics, config, evaluation and samples are copied to `experiments/results/NAME/seed-K`. The study
+also writes `seeds.json` (every value, mean, deviation, 95 % interval of the mean) and `seeds.svg`. After an
+interruption, the same command continues; it does not repeat finished seeds. With --results=DIR the study is
+DIR/NAME, and the runs are in DIR/runs.
 """
 
 import json
@@ -23,41 +23,41 @@ from hw.answers.runs import interval
 from hw.cli import UserError
 from hw.training import log
 
-# What proves a run, and no more: the rest can be drawn from it.
+# These files prove a run. Other files are not kept, since they can be made from these.
 KEPT = ("summary.json", "metrics.jsonl", "config.json", "evaluation.json", "samples.txt")
-# What may be summed up over seeds, where a task has it.
+# These values are summarised over seeds, if a task has them.
 _VALUES = ("test_accuracy", "test_accuracy_tta", "test_loss", "val_nats_cold256", "val_nats_stateful")
 
 
 def run_seed(arguments: Sequence[str], seed: int, folder: Path, workdir: Path) -> dict[str, Any]:
-    """One seed of a study, unless `folder` has it already; returns its summary.
+    """Runs one seed of a study, unless `folder` has it already; returns its summary.
 
     Args:
       arguments: of hw.train.
-      seed: which one.
-      folder: where what proves the run is kept.
-      workdir: where it runs.
+      seed: of the run.
+      folder: keeps the files that prove the run.
+      workdir: of the run.
     """
     if not (folder / "summary.json").exists():
         train([*arguments, f"--config.seed={seed}"], workdir)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in sorted(KEPT, key=lambda name: name == "summary.json"):  # last: it says "done"
+        for name in sorted(KEPT, key=lambda name: name == "summary.json"):  # last: it marks the seed done
             if (workdir / name).exists():  # images have no samples
                 shutil.copyfile(workdir / name, folder / name)
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
 def check_recipe(study: Path, arguments: Sequence[str]) -> None:
-    """Raises UserError where a study was begun with other arguments: its seeds would not be comparable."""
+    """Raises UserError if a study was begun with other arguments: its seeds would not be comparable."""
     path = study / "seeds.json"
     if path.exists() and (before := json.loads(path.read_text(encoding="utf-8"))["arguments"]) != list(
         arguments
     ):
-        raise UserError(f"{study} was begun with {' '.join(before)}: give the same, or another --study")
+        raise UserError(f"{study} was begun with {' '.join(before)}: give these, or another --study")
 
 
 def sum_up(study: Path, arguments: Sequence[str]) -> dict[str, Any]:
-    """Writes seeds.json and seeds.svg of a study; returns what seeds.json holds."""
+    """Writes seeds.json and seeds.svg of a study; returns the content of seeds.json."""
     runs = summaries(study)
     report: dict[str, Any] = {"arguments": list(arguments), "seeds": [run["seed"] for run in runs]}
     there = [name for name in _VALUES if all(run.get(name) is not None for run in runs)]
@@ -72,7 +72,7 @@ def sum_up(study: Path, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _draw(study: Path, seeds: Sequence[int]) -> None:
-    """The training loss of all seeds, smoothed: their mean in the band between the lowest and highest."""
+    """Draws the smoothed training loss: the mean over the seeds, in the band from lowest to highest."""
     runs = []
     for seed in seeds:
         lines = log.read_metrics(study / f"seed-{seed}" / "metrics.jsonl")
@@ -87,10 +87,10 @@ def _draw(study: Path, seeds: Sequence[int]) -> None:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.ArgumentParser(prog="experiments.seeds", description=__doc__)
-    parser.add_argument("--config", required=True, metavar="FILE.py[:VARIANT]")
+    parser.add_argument("--config", required=True, metavar="FILE.py[:VARIANT]", help="the recipe")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 … N-1 (default: 5)")
-    parser.add_argument("--study", help="name of the results' folder (default: NAME[-VARIANT])")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="(default: experiments/results)")
+    parser.add_argument("--study", help="name of the study's folder (default: FILE[-VARIANT])")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="default: experiments/results")
     options, rest = parser.parse_known_args(argv)
     stray = [a for a in rest if not a.startswith("--config.")]
     if stray or any(a.startswith("--config.seed") for a in rest):

@@ -1,4 +1,4 @@
-"""What studies stand on: where results and runs lie, data that is drawn anew, runs that are resumed."""
+"""Provides what all studies share: folders of results and runs, resumable runs, and redrawn figures."""
 
 import json
 import signal
@@ -17,7 +17,7 @@ RUNS = REPOSITORY / "runs" / "studies"
 
 
 def summaries(study: Path) -> list[dict[str, Any]]:
-    """The summaries of a study's runs, by seed."""
+    """Returns the summaries of a study's runs, ordered by seed."""
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in study.glob("seed-*/summary.json")]
     return sorted(runs, key=lambda run: run["seed"])
 
@@ -26,12 +26,12 @@ def train(arguments: Sequence[str], workdir: Path) -> dict[str, Any]:
     """Runs `hw.train` as a process; returns the run's summary.
 
     Raises:
-      Stopped: by a signal, which the process was handed.
+      Stopped: a signal stopped the run.
       UserError: the run failed.
     """
     command = [sys.executable, "-m", "hw.train", *arguments, f"--workdir={workdir}"]
     with subprocess.Popen(command, cwd=REPOSITORY) as process:
-        # SIGINT reaches the child from the terminal itself; both wait until it has saved.
+        # The terminal sends SIGINT to the child too, so this process only waits until the child has saved.
         before = {
             signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
             signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
@@ -49,22 +49,23 @@ def train(arguments: Sequence[str], workdir: Path) -> dict[str, Any]:
 
 
 class Runs:
-    """A study's finished runs, each saved in runs.json as soon as it is finished, none run twice.
+    """A study's finished runs, which are saved in runs.json one by one, so that none is repeated.
 
-    runs.json holds {"recipe": SHA-256, "runs": {name: {seed: run}}}. A run is what the study keeps of its
-    summary, and the `arguments` of hw.train that make it again.
+    runs.json holds {"recipe": SHA-256, "runs": {name: {seed: run}}}. A run holds the part of its summary that
+    the study keeps, and the `arguments` of hw.train that reproduce it.
     """
 
     def __init__(self, path: Path, recipe: Any, arguments: Callable[[str, int], list[str]]) -> None:
-        """Reads the runs that are there.
+        """Reads the saved runs.
 
         Args:
           path: of runs.json.
-          recipe: JSON that all runs stand on, such as the recipe before the study changes it.
-          arguments: of hw.train, for a name and a seed; KeyError: the study has no such run (any more).
+          recipe: JSON that all runs share, such as the recipe before the study changes it.
+          arguments: returns the arguments of hw.train for a name and a seed; raises KeyError if the study
+            has no such run, or no longer has it.
 
         Raises:
-          UserError: the runs are of another recipe, or one has other arguments than it would have now.
+          UserError: the runs are of another recipe, or the arguments of one would be different now.
         """
         self._path, self._arguments = path, arguments
         self._recipe = cli.sha256(cli.to_json(recipe))
@@ -74,7 +75,7 @@ class Runs:
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved.get("recipe") != self._recipe:
             folder = RUNS / path.parent.name
-            raise UserError(f"the runs in {path} are of another recipe: remove it, and {folder} with it")
+            raise UserError(f"the runs in {path} are of another recipe: remove this file and {folder}")
         self.by_name = saved["runs"]
         for name, by_seed in self.by_name.items():
             for seed, run in by_seed.items():
@@ -83,10 +84,10 @@ class Runs:
                 except KeyError:
                     same = False
                 if not same:
-                    raise UserError(f"{path}: {name!r}, seed {seed}, is of another recipe: remove it there")
+                    raise UserError(f"{path}: {name!r}, seed {seed}, is of another recipe: remove this run")
 
     def done(self, name: str, seed: int) -> bool:
-        """Whether a run is there."""
+        """Returns whether a run is saved."""
         return str(seed) in self.by_name.get(name, {})
 
     def save(self, name: str, seed: int, run: Mapping[str, Any]) -> None:
@@ -97,29 +98,31 @@ class Runs:
         files.write_atomic(self._path, cli.to_json(saved, indent=2) + "\n")
 
     def of(self, name: str) -> list[dict[str, Any]]:
-        """The runs of that name, by seed."""
+        """Returns the runs of a name, ordered by seed."""
         by_seed = self.by_name[name]
         return [by_seed[seed] for seed in sorted(by_seed, key=int)]
 
 
 def study_parser(name: str, doc: str | None) -> cli.ArgumentParser:
-    """The parser of a study whose figure can be drawn anew from its data."""
+    """Returns the parser of a study that can draw its figure again from its data."""
     parser = cli.ArgumentParser(prog=f"experiments.studies.{name}", description=doc)
-    parser.add_argument("--draw", action="store_true", help="measure nothing: draw data.json anew")
+    parser.add_argument(
+        "--draw", action="store_true", help="measure nothing: draw the figure again from data.json"
+    )
     return parser
 
 
 def measured(folder: Path, measure: Callable[[], Any], *, draw: bool, indent: int | None = None) -> Any:
-    """Measures and writes data.json; returns what it holds.
+    """Measures and writes data.json; returns its content.
 
     Args:
       folder: of the study's results.
       measure: returns the data.
-      draw: read the data that is there instead.
+      draw: whether to read the existing data instead.
       indent: of the JSON.
 
     Raises:
-      UserError: there is no data to draw.
+      UserError: `draw` is set and there is no data.
     """
     path = folder / "data.json"
     if not draw:

@@ -1,8 +1,8 @@
-"""The tables and the plot of results, made from the committed logs: `python -m experiments.table`.
+"""Makes the tables and the plot of results from the committed logs: `python -m experiments.table`.
 
-They stand in the README and in the recipes' docstrings. Each folder of `experiments/results/` that holds
-`seed-K/summary.json` is a study: one recipe, run once a seed. Nothing in a table is typed by hand; tests
-compare.
+They stand in the documentation and in the recipes' docstrings. Each folder of `experiments/results/` that
+holds `seed-K/summary.json` is a study: one recipe, run once for each seed. Nobody types a table by hand;
+tests compare the tables with the logs.
 """
 
 import json
@@ -15,19 +15,19 @@ from experiments.study import RESULTS, summaries
 from hw import cli, files, plotting
 from hw.answers.runs import hardware_in_short, interval, software_in_short
 
-if TYPE_CHECKING:  # imported where something is drawn: see `hw.plotting`
+if TYPE_CHECKING:  # matplotlib is imported only to draw: see `hw.plotting`
     from matplotlib.axes import Axes
 
 
 def studies(task: str = "images", split: str = "test") -> list[tuple[Path, list[dict[str, Any]]]]:
-    """The studies of a task judged on a split, each with its runs."""
+    """Returns the studies of a task that are evaluated on a split, each with its runs."""
     folders = sorted(p for p in RESULTS.iterdir() if p.is_dir())
     found = [(folder, summaries(folder)) for folder in folders]
     return [(f, r) for f, r in found if r and r[0]["task"] == task and r[0]["eval_split"] == split]
 
 
 def peers() -> list[dict[str, Any]]:
-    """Others' programs on the same task and machine, each with what is known of its run."""
+    """Returns other authors' programs on the same task and machine, each with the known facts of its run."""
     return [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "peers").glob("*.json"))
     ]
@@ -41,23 +41,23 @@ def _percent(values: Sequence[float]) -> str:
 
 
 def _recipe(study: Path, first: dict[str, Any]) -> str:
-    """The recipe's name, linked to its logs."""
+    """Returns the recipe's name, linked to its logs."""
     variant = f":{first['variant']}" if first["variant"] else ""
     return f"[`configs/{first['config']}.py{variant}`](experiments/results/{study.name})"
 
 
 def _cost(runs: Sequence[dict[str, Any]]) -> str:
-    """Seeds, time of a whole run, the hardware, and jax's version with the precision, as four cells."""
+    """Returns four cells: seeds, time of a whole run, hardware, and jax's version with the precision."""
     seconds = interval([run["seconds"]["total"] for run in runs])[0]
     time = f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
     return f"{len(runs)} | {time} | {hardware_in_short(runs)} | {software_in_short(runs, 'jax')}"
 
 
 def table() -> str:
-    """The table of all image studies, as Markdown."""
+    """Returns the table of all image studies, as Markdown."""
     rows = [
-        "| recipe, logs | data | parameters | test accuracy | with test views | seeds | whole run | device "
-        "| software |",
+        "| recipe, logs | data | parameters | test accuracy | with test-time augmentation "
+        "| seeds | whole run | device | software |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for study, runs in studies():
@@ -81,7 +81,7 @@ def _nats(values: Sequence[float]) -> str:
 
 
 def text_table() -> str:
-    """The table of all language models, as Markdown."""
+    """Returns the table of all language models, as Markdown."""
     rows = [
         "| recipe, logs | text | parameters | nats per character, windows of 256 | state carried "
         "| seeds | whole run | device | software |",
@@ -101,7 +101,7 @@ def text_table() -> str:
 
 
 def measured(config: str) -> str:
-    """What the committed logs say of a recipe: two lines a study, as they stand in the recipe's docstring.
+    """Returns a recipe's results from the committed logs: two lines a study, as in the recipe's docstring.
 
     Args:
       config: the recipe's name, such as "gru".
@@ -128,7 +128,7 @@ def measured(config: str) -> str:
 
 
 def points() -> list[dict[str, Any]]:
-    """The plot's points, runs on CPUs: name, minutes of a whole run, accuracy without views, ours or not."""
+    """Returns the plot's points, all on CPUs: name, minutes of a whole run, accuracy, and if it is ours."""
     ours = [
         {
             "name": study.name,
@@ -149,7 +149,7 @@ def points() -> list[dict[str, Any]]:
 
 
 def draw(path: Path) -> None:
-    """Draws test accuracy against the minutes of a whole run; the drawn numbers go beside it."""
+    """Draws test accuracy against the minutes of a whole run, and writes the drawn numbers beside it."""
     found = points()
     devices = {point["device"] for point in found if point["ours"]}
 
@@ -159,10 +159,10 @@ def draw(path: Path) -> None:
             x, y = point["minutes"], 100 * point["accuracy"]
             if point["ours"]:
                 low, high = (100 * v for v in point["interval"])
-                if low == low:  # with one seed there is none
+                if low == low:  # one seed has no interval, and gives NaN
                     axes.plot([x, x], [low, high], color=colour, linewidth=2, alpha=0.5)
             axes.plot(x, y, marker, color=colour)
-            # Minutes of two processors do not compare: each point then says which one is its own.
+            # Minutes of two processors are not comparable, so each point then names its processor.
             several = len(devices) > 1 and point["ours"]
             name = f"{point['name']}\n{point['device']}" if several else point["name"]
             axes.annotate(name, (x, y), xytext=(7, -3), textcoords="offset points", fontsize=9)
@@ -171,8 +171,8 @@ def draw(path: Path) -> None:
         axes.set_xticks(ticks, [str(minutes) for minutes in ticks])
         axes.set_xticks([], minor=True)
         axes.set(
-            xlabel="minutes on two CPU cores (whole run; of others: training alone)",
-            ylabel="test accuracy without test views, %",
+            xlabel="minutes on two CPU cores (whole run; peers: training only)",
+            ylabel="test accuracy without test-time augmentation, %",
         )
 
     title = "CIFAR-10: accuracy against time"

@@ -97,9 +97,7 @@ def test_one_line_for_each_answer(run, form):
     assert lines["6.scaled"] == "right: from your own 6.scores"
     assert lines["6.weights"].startswith("not understood: 'x' is not a number")
     assert lines["6.output"] == "empty" and lines["6.why"].startswith("not graded: a good answer has: ")
-    expected = (
-        "2 right (1 from an earlier answer that is not), 3 wrong, 1 not understood, 22 empty, 11 not graded"
-    )
+    expected = "2 right (1 after a wrong earlier answer), 3 wrong, 1 not understood, 22 empty, 11 not graded"
     assert err == expected + "\n"
 
 

@@ -1,1 +1,1 @@
-"""Benchmarks: how fast, against what. Each is a command, `python -m experiments.benchmarks.NAME`."""
+"""Benchmarks that compare speed with other programs: `python -m experiments.benchmarks.NAME`."""

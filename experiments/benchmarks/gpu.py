@@ -1,22 +1,22 @@
-"""Everything that a GPU must show, in one command with one time limit.
+"""Runs all tests and measurements that need a GPU, in one command with one time limit.
 
     python -m experiments.benchmarks.gpu --out=DIR [--airbench=FILE.py] [--only=STEP,STEP…] [--seconds=N]
         [--smoke]
 
-Steps, in the order in which `--only` names them (default: all, as here):
+The steps run in the order in which `--only` names them (default: all, in this order):
 
   tests        tests/ops and tests/training/test_parallel.py, float32 products in full precision
-  resnet[:N]   configs/resnet.py:gpu, N seeds (default 10): the first with an empty cache of programs
-  airbench     airbench94_muon.py, the file that `--airbench` names, on the very same images
+  resnet[:N]   configs/resnet.py:gpu, N seeds (default 10); the first has an empty compilation cache
+  airbench     airbench94_muon.py, the file that `--airbench` names, on the same images
   text[:N]     configs/gru.py:gpu and configs/attention.py:gpu, N seeds each (default 1)
   resnet96[:N] configs/resnet.py:gpu96, N seeds (default 2)
   sampling     experiments/benchmarks/sampling.py
 
-Each step is a process with a time limit of its own. What it prints is in DIR/gpu/STEP.log, what it showed in
-DIR/gpu/STEP.json, written when it ends; the studies are DIR/gpu-resnet, DIR/gpu-text-gru,
-DIR/gpu-text-attention and DIR/gpu-resnet96. A step that fails does not stop the others. The same command
-runs the steps again, but not the seeds that are done. Two such commands with one DIR take turns, so that no
-step is timed while another one works. `--smoke` takes tiny nets and data: to try this program on a CPU.
+Each step is a process with its own time limit. Its output goes to DIR/gpu/STEP.log. At its end it writes its
+results to DIR/gpu/STEP.json. The studies are DIR/gpu-resnet, DIR/gpu-text-gru, DIR/gpu-text-attention and
+DIR/gpu-resnet96. A step that fails does not stop the others. The same command repeats the steps, but not the
+finished seeds. Two such commands with one DIR take turns, so that no step is timed while another one works.
+`--smoke` uses tiny nets and data, to try this program on a CPU.
 """
 
 import fcntl
@@ -43,7 +43,7 @@ from hw import cli, hardware
 from hw.cli import Stopped, UserError
 from hw.data.images import load_images
 
-# Seconds that a step may take, by what such programs take on a GPU, several times over.
+# Seconds that a step may take: several times the usual time on a GPU.
 LIMITS = {"tests": 200, "resnet": 200, "airbench": 240, "text": 240, "resnet96": 240, "sampling": 120}
 SEEDS = {"resnet": 10, "text": 1, "resnet96": 2}
 STUDIES = {
@@ -52,7 +52,7 @@ STUDIES = {
     "resnet96": {"gpu-resnet96": "configs/resnet.py:gpu96"},
 }
 AIRBENCH_RUNS = 10
-# A step that cannot have so many seconds is not begun; a process that is told to end gets so many to save.
+# Seconds: a step starts only if at least _LEAST are left; a process has _GRACE to save when it must end.
 _LEAST, _GRACE = 20, 10
 
 _TINY_IMAGES = {
@@ -77,36 +77,36 @@ SMOKE = {
 }
 
 
-# --- What runs are worth: pure ---
+# --- Evaluation of runs, by pure functions ---
 
 
 def parse_steps(only: str) -> list[tuple[str, int]]:
-    """ "resnet:5,airbench" -> [("resnet", 5), ("airbench", 0)]: steps with their seeds, or 0.
+    """Parses steps and their seeds: "resnet:5,airbench" -> [("resnet", 5), ("airbench", 0)].
 
     Raises:
-      UserError: a step does not exist, or has no such number of seeds.
+      UserError: a step does not exist, or cannot have this number of seeds.
     """
     found = []
     for word in only.split(","):
         name, _, count = word.partition(":")
         if name not in LIMITS or (count and (name not in SEEDS or not count.isdecimal() or not int(count))):
             raise UserError(
-                f"--only={word}: choose from {', '.join(LIMITS)}; seeds, as in resnet:5, of studies"
+                f"--only={word}: choose from {', '.join(LIMITS)}; studies take seeds, as in resnet:5"
             )
         found.append((name, int(count or SEEDS.get(name, 0))))
     return found
 
 
 def patch_airbench(text: str, runs: int, plain_compile: bool = False) -> tuple[str, list[str]]:
-    """The peer's program with fewer runs, and what was changed; nothing else of it is touched.
+    """Reduces the runs of the peer's program; returns the program and the list of changes.
 
     Args:
       text: the file as published.
-      runs: how many instead of 200.
+      runs: number of runs, instead of 200.
       plain_compile: whether PyTorch compiles without its search for the fastest kernels.
 
     Raises:
-      UserError: the text has no such place.
+      UserError: the text does not hold each changed place exactly once.
     """
     changes = [("for run in range(200)", f"for run in range({runs})")]
     if plain_compile:
@@ -119,10 +119,10 @@ def patch_airbench(text: str, runs: int, plain_compile: bool = False) -> tuple[s
 
 
 def read_airbench(log: str) -> list[dict[str, float]]:
-    """The runs of the peer's log, its warm-up left out: seconds of training, of all, and accuracies.
+    """Reads the runs of the peer's log, without its warm-up: seconds of training, of all, and accuracies.
 
-    Its clock runs during training and, at last, during test-time augmentation; never while it evaluates
-    without, compiles or loads.
+    The peer's clock runs during training and during the final test-time augmentation. It stands still during
+    other evaluations, compilation and loading.
     """
     runs: list[dict[str, Any]] = []
     last: dict[str, float] | None = None
@@ -139,10 +139,10 @@ def read_airbench(log: str) -> list[dict[str, float]]:
 
 
 def steady_step_seconds(metrics: Sequence[Mapping[str, Any]], per_dispatch: int) -> float | None:
-    """Seconds of a training step while dispatch follows dispatch: the median over a run's dispatches.
+    """Returns the seconds of a training step in steady state: the median over a run's dispatches.
 
-    From the times at which the first step of each dispatch was logged. The first dispatches and the last are
-    left out: they wait for programs, and for the end. None where a run has too few.
+    It uses the times at which the first step of each dispatch was logged. The first dispatches and the last
+    are left out, since they wait for compilation and for the end. None: the run has too few dispatches.
     """
     at = [
         line["seconds"]
@@ -154,7 +154,7 @@ def steady_step_seconds(metrics: Sequence[Mapping[str, Any]], per_dispatch: int)
 
 
 def digest_runs(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a study's summaries say of time: a cold start (the first seed) and warm ones (medians)."""
+    """Summarises a study's times: of the cold start (the first seed) and of warm starts (medians)."""
     named = {"cold": runs[:1], "warm": runs[1:]}
     found: dict[str, Any] = {
         name: {part: statistics.median(r["seconds"][part] for r in some) for part in some[0]["seconds"]}
@@ -166,12 +166,11 @@ def digest_runs(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def compare(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Our seconds to theirs, medians over runs, and both accuracies, means over runs.
+    """Compares our seconds with theirs (medians over runs), and both accuracies (means over runs).
 
-    Of training alone, `train` is the whole loop of ours (data order, waiting, a checkpoint at the end) and
-    `step` the compiled steps with the wait for them. A whole run of ours is a process from its start to its
-    last file; theirs, by its own clock, starts compiled, with its data loaded, and ends with test-time
-    augmentation.
+    Our `train` is the whole loop: data order, waiting, and a checkpoint at the end. Our `step` is the
+    compiled steps with the wait for them. Our whole run lasts from the start of the process to its last
+    file. Their clock starts after compilation and loading, and ends with test-time augmentation.
     """
     warm = ours[1:] or ours
     ours_seconds = {p: statistics.median(r["seconds"][p] for r in warm) for p in ("train", "step", "total")}
@@ -195,7 +194,7 @@ def compare(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, flo
 
 
 def read_junit(path: Path) -> dict[str, Any]:
-    """Counts of pytest's XML report, and the names of what failed, with the first line of why."""
+    """Reads pytest's XML report: counts, and failed or skipped tests with the first line of their message."""
     cases = list(ElementTree.parse(path).getroot().iter("testcase"))
 
     def having(*tags: str) -> list[tuple[str, str]]:
@@ -222,7 +221,7 @@ def read_junit(path: Path) -> dict[str, Any]:
 
 
 def _query(*fields: str) -> str:
-    """What nvidia-smi says of the card; empty where there is none."""
+    """Returns the fields of nvidia-smi for the card; "" if there is no card."""
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
@@ -231,7 +230,7 @@ def _query(*fields: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """The card, its driver, and the versions of what computes on it."""
+    """Describes the card, its driver, the processor, and the versions of the packages."""
     versions = {"python": sys.version.split()[0]}
     for name in (
         *("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "flax", "optax", "orbax-checkpoint"),
@@ -256,10 +255,10 @@ def run_limited(
     *,
     cwd: Path = REPOSITORY,
 ) -> int | None:
-    """Runs a command, all that it prints appended to `log`; returns its exit code, None at the limit.
+    """Runs a command and appends its output to `log`; returns its exit code, or None at the time limit.
 
-    At the limit it gets SIGTERM, upon which a training run saves, and a few seconds later SIGKILL; its
-    children too, as when this program itself is stopped. `env` is added to the environment of this program.
+    At the limit the command gets SIGTERM, on which a training run saves. A few seconds later it and its
+    children get SIGKILL. They also get it when this program is stopped. `env` is added to the environment.
     """
     with log.open("a", encoding="utf-8") as file:
         print(f"$ {' '.join(map(str, command))}", file=file, flush=True)
@@ -288,7 +287,7 @@ def run_limited(
 
 @contextmanager
 def _turn(path: Path, deadline: float) -> Generator[bool]:
-    """Waits until no other such command works with the same folder; False where that takes too long."""
+    """Waits until no other such command uses the same folder; yields False if that takes too long."""
     with path.open("w", encoding="utf-8") as file:
         while True:
             try:
@@ -303,7 +302,7 @@ def _turn(path: Path, deadline: float) -> Generator[bool]:
                 return
 
 
-# --- The steps: each does its work within `seconds` and returns what it showed ---
+# --- The steps: each works within `seconds` and returns its results ---
 
 
 @dataclass(frozen=True)
@@ -313,7 +312,7 @@ class Session:
     Attributes:
       out: DIR.
       airbench: the peer's program, if given.
-      smoke: whether everything is to be tiny.
+      smoke: whether nets and data are tiny.
     """
 
     out: Path
@@ -324,12 +323,12 @@ class Session:
         return self.out / "gpu" / f"{step}.log"
 
     def env(self, step: str) -> dict[str, str]:
-        """Each kind of step has a cache of its own: what text compiled must not warm images' cold start."""
+        """Gives each kind of step a separate cache, so that no other step warms the images' cold start."""
         kind = "images" if step in ("resnet", "resnet96", "airbench") else step
         return {"XDG_CACHE_HOME": str(self.out / "cache" / kind)}
 
     def without_torch(self) -> dict[str, str]:
-        """Hides PyTorch: tensorboardX imports it where it is installed, seconds of every start."""
+        """Hides PyTorch: tensorboardX would import it, which costs seconds at every start."""
         folder = self.out / "gpu" / "without-torch"
         folder.mkdir(exist_ok=True)
         (folder / "torch.py").write_text(
@@ -339,7 +338,7 @@ class Session:
 
 
 def run_tests(session: Session, count: int, seconds: float) -> dict[str, Any]:
-    """The tests of the operations and of parallel steps, where the GPU is."""
+    """Runs the tests of the operations and of parallel steps on the GPU."""
     del count
     report = session.out / "gpu" / "tests.xml"
     report.unlink(missing_ok=True)
@@ -355,9 +354,9 @@ def run_tests(session: Session, count: int, seconds: float) -> dict[str, Any]:
         session.log("tests"),
         seconds,
         {
-            # float32 tests hold to 1e-5; a GPU's own choice for float32 products, TF32, has three digits.
+            # The float32 tests demand 1e-5; TF32, a GPU's default for float32 products, has three digits.
             "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # many processes on one card
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # many processes share one card
             **session.env("tests"),
             **session.without_torch(),
         },
@@ -367,7 +366,7 @@ def run_tests(session: Session, count: int, seconds: float) -> dict[str, Any]:
 
 
 def run_studies(step: str) -> Callable[[Session, int, float], dict[str, Any]]:
-    """The step that runs the recipes of STUDIES[step] by experiments.seeds."""
+    """Returns the step that runs the recipes of STUDIES[step] by experiments.seeds."""
 
     def run(session: Session, count: int, seconds: float) -> dict[str, Any]:
         found: dict[str, Any] = {"code": 0}
@@ -375,7 +374,7 @@ def run_studies(step: str) -> Callable[[Session, int, float], dict[str, Any]]:
         for study, recipe in STUDIES[step].items():
             command = [sys.executable, "-m", "experiments.seeds", f"--config={recipe}", f"--study={study}"]
             command += [f"--seeds={count}", f"--results={session.out}"]
-            # Where the data is missing, the step must fail at once, not train on the fallback data.
+            # If the data is missing, the step must fail at once and not train on the fallback data.
             changes = SMOKE[recipe] if session.smoke else {"data.source": "tfds"}
             command += [f"--config.{k}={v}" for k, v in changes.items()]
             left = max(1.0, deadline - time.monotonic())
@@ -389,7 +388,7 @@ def run_studies(step: str) -> Callable[[Session, int, float], dict[str, Any]]:
 
 
 def read_study(folder: Path) -> dict[str, Any]:
-    """What the study of a folder shows so far."""
+    """Returns the results so far of the study in a folder."""
     runs = summaries(folder)
     if not runs:
         return {"seeds": []}
@@ -413,7 +412,7 @@ def read_study(folder: Path) -> dict[str, Any]:
 
 
 def write_images(folder: Path, smoke: bool) -> str:
-    """Writes train.pt and test.pt as the peer's loader keeps them; returns the images' fingerprint."""
+    """Writes train.pt and test.pt in the format of the peer's loader; returns the images' fingerprint."""
     import torch
 
     config = configs.resnet.get_config().data
@@ -428,9 +427,9 @@ def write_images(folder: Path, smoke: bool) -> str:
 
 
 def run_airbench(session: Session, count: int, seconds: float) -> dict[str, Any]:
-    """The peer's program on the images that ours reads; then the comparison with the study of step resnet.
+    """Runs the peer's program on our images, and compares it with the study of the step resnet.
 
-    If it fails as published, it is tried once more without the search for the fastest kernels.
+    If the published program fails, it runs once more without the search for the fastest kernels.
     """
     del count
     if session.airbench is None:
@@ -457,7 +456,7 @@ def run_airbench(session: Session, count: int, seconds: float) -> dict[str, Any]
         code = run_limited([sys.executable, program], log, max(1.0, left), cwd=folder)
         runs = read_airbench(log.read_text(encoding="utf-8"))
         found |= {"code": code, "changes": changes, "runs": runs, "process_seconds": time.monotonic() - start}
-        if runs:  # also some of them, where the time ran out
+        if runs:  # the time may have run out before the last one
             break
         log.rename(log.with_suffix(".failed.log"))
     ours = summaries(session.out / "gpu-resnet")
@@ -467,7 +466,7 @@ def run_airbench(session: Session, count: int, seconds: float) -> dict[str, Any]
 
 
 def run_sampling(session: Session, count: int, seconds: float) -> dict[str, Any]:
-    """The speed of sampling, with the arithmetic that a CPU has, so that greedy texts agree."""
+    """Measures the speed of sampling in float32, as on a CPU, so that greedy texts agree."""
     del count
     out = session.out / "gpu"
     command = [sys.executable, "-m", "experiments.benchmarks.sampling", f"--out={out}", "--dtype=float32"]
@@ -488,7 +487,7 @@ STEPS: dict[str, Callable[[Session, int, float], dict[str, Any]]] = {
 
 
 def take(session: Session, step: str, count: int, deadline: float) -> dict[str, Any]:
-    """Takes a step when its turn comes, and writes its JSON; whatever goes wrong in it is only noted."""
+    """Runs a step when its turn comes, and writes its JSON; an error in the step is only recorded."""
     folder = session.out / "gpu"
     with _turn(folder / ".lock", deadline - _LEAST) as ours:
         seconds = min(LIMITS[step], deadline - time.monotonic() - _GRACE - 2)
@@ -499,11 +498,11 @@ def take(session: Session, step: str, count: int, deadline: float) -> dict[str, 
             found = STEPS[step](session, count, seconds)
         except Stopped:
             raise
-        except Exception as error:  # one step must not cost the others
+        except Exception as error:  # one step must not stop the others
             found = {"code": None, "error": f"{type(error).__name__}: {error}"}
         card = _query("clocks.sm", "temperature.gpu", "power.draw")
         report = {"step": step, "seconds": time.monotonic() - start, "card_after": card, **found}
-        name = "sampling-step" if step == "sampling" else step  # sampling.json is the study's own
+        name = "sampling-step" if step == "sampling" else step  # the benchmark itself writes sampling.json
         (folder / f"{name}.json").write_text(
             cli.to_json(report | machine(), indent=2) + "\n", encoding="utf-8"
         )
@@ -513,11 +512,13 @@ def take(session: Session, step: str, count: int, deadline: float) -> dict[str, 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.ArgumentParser(prog="experiments.benchmarks.gpu", description=__doc__)
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
-    parser.add_argument("--airbench", type=Path, metavar="FILE.py")
-    parser.add_argument("--only", default=",".join(LIMITS), metavar="STEP[:SEEDS],…")
-    parser.add_argument("--seconds", type=float, default=3600.0, help="when to end (default: 3600)")
-    parser.add_argument("--smoke", action="store_true", help="tiny nets and data, to try this program")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of all results")
+    parser.add_argument("--airbench", type=Path, metavar="FILE.py", help="the peer's program")
+    parser.add_argument(
+        "--only", default=",".join(LIMITS), metavar="STEP[:SEEDS],…", help="steps to run (default: all)"
+    )
+    parser.add_argument("--seconds", type=float, default=3600.0, help="time limit of all (default: 3600)")
+    parser.add_argument("--smoke", action="store_true", help="use tiny nets and data, to try this program")
     options = parser.parse_args(argv)
     steps = parse_steps(options.only)
     deadline = time.monotonic() + options.seconds
@@ -528,7 +529,7 @@ def main(argv: Sequence[str]) -> int:
     (session.out / "gpu").mkdir(parents=True, exist_ok=True)
 
     def stop(signum: int, frame: Any) -> None:
-        raise Stopped(signum)  # on its way out it ends the process of the step
+        raise Stopped(signum)  # `run_limited` then ends the process of the step
 
     before = signal.signal(signal.SIGTERM, stop)
     codes = []

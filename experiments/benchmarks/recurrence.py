@@ -1,12 +1,13 @@
-"""How fast the recurrent layer trains, and against whom.
+"""Measures the training speed of the recurrent layer, and compares it with flax and PyTorch.
 
     python -m experiments.benchmarks.recurrence [--rounds=5] [--out=DIR]
 
-One GRU layer, forward and backward, on 64 sequences of 256 inputs as wide as the layer, at 256 and 512
-units: this project's hand-derived recurrence (`hw.ops.gru`), the same cell stepped by linen's `nn.scan` and
-differentiated by JAX, flax's own `nn.RNN(nn.GRUCell)`, and PyTorch's `nn.GRU`. Gradients by inputs and all
-weights; jitted, interleaved in one run, the median of the rounds. Before anything is timed, all must agree.
-PyTorch is no part of this package; without it its rows are left out:
+One GRU layer of 256 or 512 units runs forward and backward on 64 sequences of 256 inputs as wide as the
+layer. Four versions are compared: this project's hand-derived recurrence (`hw.ops.gru`); the same cell in
+linen's `nn.scan`, differentiated by JAX; flax's own `nn.RNN(nn.GRUCell)`; and PyTorch's `nn.GRU`. Each
+computes the gradients for inputs and all weights. They run jitted and interleaved, and the median over the
+rounds counts. Before the timing, all gradients must agree. PyTorch is not part of this package; without it,
+its row is left out:
 
     pip install torch==2.13.0
 """
@@ -36,7 +37,7 @@ Layer = Callable[[Any, Array], Any]
 
 
 def flax_params(params: gru.GRUParams) -> dict[str, Any]:
-    """The weights as flax's `GRUCell` names them."""
+    """Returns the weights under the names of flax's `GRUCell`."""
     w, u, b = (jnp.split(x, 3, axis=-1) for x in (params.w_ig, params.u_ng, params.b_g))
     cell: dict[str, Any] = {f"i{gate}": {"kernel": w[k], "bias": b[k]} for k, gate in enumerate("rzn")}
     cell |= {f"h{gate}": {"kernel": u[k]} for k, gate in enumerate("rzn")}
@@ -45,7 +46,7 @@ def flax_params(params: gru.GRUParams) -> dict[str, Any]:
 
 
 def jax_layers(params: gru.GRUParams, x_bti: Array, dh_btn: Array) -> dict[str, tuple[Layer, Any]]:
-    """name -> (the layer, its weights)."""
+    """Returns the layers in JAX: name -> (the layer, its weights)."""
     batch, _, inputs = x_bti.shape
     size = dh_btn.shape[-1]
     h0_bn = jnp.zeros((batch, size))
@@ -63,7 +64,7 @@ def jax_layers(params: gru.GRUParams, x_bti: Array, dh_btn: Array) -> dict[str, 
 
 
 def _both_ways(layer: Layer) -> Callable[[Any, Array, Array], tuple[Any, Array]]:
-    """`(weights, x, dh) -> (dweights, dx)`."""
+    """Returns the layer's forward and backward pass: `(weights, x, dh) -> (dweights, dx)`."""
 
     def run(weights: Any, x: Array, dh: Array) -> tuple[Any, Array]:
         _, vjp = jax.vjp(layer, weights, x)
@@ -75,13 +76,13 @@ def _both_ways(layer: Layer) -> Callable[[Any, Array, Array], tuple[Any, Array]]
 def torch_layer(
     params: gru.GRUParams, x_bti: Array, dh_btn: Array
 ) -> tuple[Callable[[], Any], Callable[[], np.ndarray]]:
-    """PyTorch's layer with the same weights: (the timed call, a call that returns its ∂L/∂x)."""
+    """Builds PyTorch's layer with the same weights: (the timed call, a call that returns its ∂L/∂x)."""
     import torch
 
     size = dh_btn.shape[-1]
     layer = torch.nn.GRU(x_bti.shape[-1], size, batch_first=True)
     tensor = {k: torch.from_numpy(np.array(v)) for k, v in params._asdict().items()}
-    with torch.no_grad():  # PyTorch orders the gates r, z, n too, and has a bias on both sides
+    with torch.no_grad():  # PyTorch also orders the gates r, z, n, and has an input and a hidden bias
         layer.weight_ih_l0.copy_(tensor["w_ig"].T)
         layer.weight_hh_l0.copy_(tensor["u_ng"].T)
         layer.bias_ih_l0.copy_(tensor["b_g"])
@@ -100,10 +101,10 @@ def torch_layer(
 
 
 def measure(width: int, rounds: int, batch: int = BATCH, steps: int = STEPS) -> dict[str, Any]:
-    """Seconds and characters/s of every layer at one width.
+    """Measures every layer at one width, in seconds and characters/s.
 
     Raises:
-      AssertionError: two of them disagree on ∂L/∂x.
+      AssertionError: two layers disagree on ∂L/∂x.
     """
     r = np.random.default_rng(0)
 
@@ -130,7 +131,7 @@ def measure(width: int, rounds: int, batch: int = BATCH, steps: int = STEPS) -> 
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The measurements for reading, Markdown."""
+    """Formats the measurements as Markdown."""
     widths = list(report["widths"])
     names = list(report["widths"][widths[0]])
     lines = [
@@ -146,13 +147,13 @@ def table(report: Mapping[str, Any]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.ArgumentParser(prog="experiments.benchmarks.recurrence", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS / "recurrence")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of measurement (default: 5)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "recurrence", help="folder of the results")
     options = parser.parse_args(argv)
     if options.rounds < 1:
         raise cli.UserError("--rounds must be at least 1")
     if not torch_version():
-        cli.say("PyTorch is not installed: its rows are left out (pip install torch==2.13.0)")
+        cli.say("PyTorch is not installed, so its row is left out (pip install torch==2.13.0)")
     report = {
         "batch": BATCH,
         "steps": STEPS,

@@ -1,14 +1,18 @@
-"""How fast text is sampled, and against whom.
+"""Measures the speed of sampling text, and compares it with PyTorch.
 
     python -m experiments.benchmarks.sampling [--rounds=5] [--dtype=float32] [--out=DIR]
 
-The default GRU language model, its weights at their start (the arithmetic is the same), at temperature 0.8:
-`hw.generation` with one stream and with 64; one step of the same model, sampling included, jitted and called
-from Python character by character, its result left on the device until the end; and PyTorch, one stream,
-step by step, with the same weights, eager and compiled. Interleaved in one run, the median of the rounds.
-Before anything is timed, the greedy texts of all must agree: on a GPU that takes
---dtype=float32, and products in full precision, which is what is timed there. PyTorch is no part of this
-package; without it its rows are left out:
+The model is the default GRU language model at temperature 0.8, with its initial weights: training does not
+change the speed. The benchmark compares
+
+  `hw.generation` with one stream and with 64 streams;
+  one jitted step of the same model, which samples and is called from Python for each character;
+  PyTorch with the same weights, one stream, step by step, eager and compiled.
+
+The jitted step's results stay on the device until the end. All programs run interleaved, and the median over
+the rounds counts. Before the timing, all greedy texts must agree. On a GPU this needs --dtype=float32 and
+products in full precision, so these are timed there. PyTorch is not part of this package; without it, its
+rows are left out:
 
     pip install torch==2.13.0
 """
@@ -39,7 +43,7 @@ PROMPT = np.arange(10, dtype=np.int32)
 
 
 def step_by_step(module: nn.Module, variables: VariableDict) -> Run:
-    """One jitted step called from Python."""
+    """Returns a sampler that calls one jitted step from Python for each character."""
 
     def advance(
         carry: Any, ids: Array, rng: Array, position: Array, temperature: Array, greedy: bool
@@ -68,12 +72,12 @@ def step_by_step(module: nn.Module, variables: VariableDict) -> Run:
 
 
 def torch_runs(module: nn.Module, variables: VariableDict) -> dict[str, Run]:
-    """The same in PyTorch, by its own GRU layers."""
+    """Returns the samplers in PyTorch, built on its own GRU layers."""
     import torch
 
     params = variables["params"]
     device = torch.device("cuda" if jax.devices()[0].platform == "gpu" else "cpu")
-    torch.backends.cudnn.allow_tf32 = False  # its products of float32 are exact by default, its layers' not
+    torch.backends.cudnn.allow_tf32 = False  # cuDNN's layers use TF32 by default; PyTorch's products do not
 
     def tensor(x: ArrayLike) -> torch.Tensor:
         return torch.from_numpy(np.array(x)).to(device)
@@ -133,13 +137,13 @@ def torch_runs(module: nn.Module, variables: VariableDict) -> dict[str, Run]:
     try:
         compiled(4, TEMPERATURE)
         runs["torch, compiled"] = compiled
-    except Exception as error:  # it needs a C++ compiler, and fails in many ways without
+    except Exception as error:  # without a C++ compiler it fails in many ways
         cli.say(f"torch.compile is left out: {str(error).strip().splitlines()[0][:200]}")
     return runs
 
 
 def measure(module: nn.Module, rounds: int, length: int = LENGTH, streams: int = STREAMS) -> dict[str, Any]:
-    """Seconds and characters/s of everything.
+    """Measures all samplers, in seconds and characters/s.
 
     Raises:
       AssertionError: two greedy texts differ.
@@ -176,18 +180,20 @@ def measure(module: nn.Module, rounds: int, length: int = LENGTH, streams: int =
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.ArgumentParser(prog="experiments.benchmarks.sampling", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-    parser.add_argument("--out", type=Path, default=RESULTS / "sampling")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of measurement (default: 5)")
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="of the model"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS / "sampling", help="folder of the results")
     options = parser.parse_args(argv)
     if options.rounds < 1:
         raise cli.UserError("--rounds must be at least 1")
     if not torch_version():
-        cli.say("PyTorch is not installed: its rows are left out (pip install torch==2.13.0)")
+        cli.say("PyTorch is not installed, so its rows are left out (pip install torch==2.13.0)")
     device = jax.devices()[0]
     config = configs.gru.get_config()
     config.model.dtype = options.dtype
-    jax.config.update("jax_default_matmul_precision", "highest")  # no other on a CPU
+    jax.config.update("jax_default_matmul_precision", "highest")  # a CPU has no other precision
     module = models.build(config.model, num_outputs=SYMBOLS, platform=device.platform)
     report = {
         "length": LENGTH,

@@ -1,13 +1,14 @@
-"""One step on more devices: measured as far as this machine goes, compiled as far as TPUs go.
+"""Measures a training step on several simulated devices, or compiles it for up to 256 TPU chips.
 
     python -m experiments.benchmarks.scaling measured [--rounds=5]
     python -m experiments.benchmarks.scaling compiled [--topology=v5e:4x4 …]
 
-`measured`: the milliseconds of a training step of each model, the same global batch on 1, 2, 4 and 8
-simulated devices by jit, on 8 by pmap, and in two processes of four. All share this machine's cores, so this
-is no speed-up: it is what the sharing out costs. `compiled`: the GPU recipes at one global batch on v5e
-topologies of 1 to 256 chips (libtpu must be installed, no TPU): what the compiler says of a step on a chip.
-Results in `experiments/results/scaling/`, and the tables of `experiments/scaling.md` from them.
+`measured` times a training step of each model, in milliseconds. The same global batch runs on 1, 2, 4 and 8
+simulated devices by jit, on 8 by pmap, and in two processes of four devices. All share this machine's cores,
+so nothing gets faster: the times show the cost of sharding. `compiled` compiles the GPU recipes at one global
+batch for v5e topologies of 1 to 256 chips, and records the compiler's counts for a step on a chip. It needs
+libtpu, but no TPU. The results are in `experiments/results/scaling/`, and make the tables of
+`experiments/scaling.md`.
 """
 
 import argparse
@@ -49,13 +50,13 @@ WAYS = {
     "2 processes × 4": ("jit", 2, 4),
 }
 TOPOLOGIES = ("v5e:1x1", "v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:8x8", "v5e:16x16")
-BATCHES = {"resnet": 400, "gru": 64, "attention": 16}  # measured; each divides by eight
+BATCHES = {"resnet": 400, "gru": 64, "attention": 16}  # measured; eight divides each
 COMPILED_BATCH = 2048
 KEPT = ("topology", "devices", "kind", "batch", "flops", "bytes", "memory", "memory_limit", "fits")
 
 
 def take(name: str, parallel: Parallel, rounds: int) -> float:
-    """Median milliseconds of a training step of `name` on the fallback data, compiled and warmed up."""
+    """Returns the median milliseconds of a compiled, warm training step of `name` on the fallback data."""
     config = RECIPES[name].get_config()
     config.data.source = "embedded"
     config.embedded.batch_size = size = BATCHES[name]
@@ -76,7 +77,7 @@ def take(name: str, parallel: Parallel, rounds: int) -> float:
 
 
 def work(options: Any) -> None:
-    """One process of one measurement; the first prints the milliseconds."""
+    """Runs one process of one measurement; the primary process prints the milliseconds."""
     if options.processes > 1:
         jax.distributed.initialize(options.coordinator, options.processes, options.process_id)
     parallel = Parallel(options.mode)
@@ -86,7 +87,7 @@ def work(options: Any) -> None:
 
 
 def measure(name: str, way: str, rounds: int) -> float:
-    """Milliseconds of a step of `name` in `way`, in processes of its own."""
+    """Measures a step of `name` in `way` by new processes; returns its milliseconds."""
     mode, processes, devices = WAYS[way]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -121,7 +122,7 @@ def measure(name: str, way: str, rounds: int) -> float:
 
 
 def compiled(name: str, topology: str) -> dict[str, Any]:
-    """What the compiler counts of a training step of the GPU recipe `name` on `topology`."""
+    """Returns the compiler's counts for a training step of the GPU recipe `name` on `topology`."""
     config = RECIPES[name].get_config("gpu")
     config.train.batch_size = config.eval.batch_size = COMPILED_BATCH
     config.train.steps_per_dispatch = 1
@@ -135,7 +136,7 @@ def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def measured_table(found: dict[str, Any]) -> str:
-    """Milliseconds of a step, and in brackets against one device."""
+    """Formats the milliseconds of a step, with the ratio to one device in brackets."""
     rows = []
     for way in WAYS:
         cells = []
@@ -147,7 +148,7 @@ def measured_table(found: dict[str, Any]) -> str:
 
 
 def compiled_table(found: dict[str, Any]) -> str:
-    """A row for each topology and model."""
+    """Formats the compiler's counts, with a row for each topology and model."""
     rows = []
     for of in found["programs"]:
         rows.append(
@@ -167,7 +168,7 @@ TABLES = {"measured": measured_table, "compiled": compiled_table}
 
 
 def with_table(page: str, name: str, found: dict[str, Any]) -> str:
-    """The page with the table between the marks of `name` made anew."""
+    """Returns the page with a new table between the marks of `name`."""
     mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
     if not mark.search(page):
         raise UserError(f"{PAGE} has no marks for the table {name!r}")
@@ -184,10 +185,10 @@ def _keep(name: str, found: dict[str, Any]) -> None:
 def main(argv: Sequence[str]) -> int:
     """Runs the study; returns its exit code."""
     parser = cli.ArgumentParser(prog="experiments.benchmarks.scaling", description=__doc__)
-    parser.add_argument("what", choices=tuple(TABLES))
-    parser.add_argument("--rounds", type=int, default=5, help="steps to take the median of")
-    parser.add_argument("--topology", action="append", help="where to compile for (default: 1 to 256 chips)")
-    for option in ("--work", "--mode", "--coordinator"):  # of a process that this command starts
+    parser.add_argument("what", choices=tuple(TABLES), help="the table to make")
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps; the median counts (default: 5)")
+    parser.add_argument("--topology", action="append", help="compile for this one (default: 1 to 256 chips)")
+    for option in ("--work", "--mode", "--coordinator"):  # this command starts its processes with them
         parser.add_argument(option, default="", help=argparse.SUPPRESS)
     for option in ("--processes", "--process-id"):
         parser.add_argument(option, type=int, default=1, help=argparse.SUPPRESS)
@@ -203,7 +204,7 @@ def main(argv: Sequence[str]) -> int:
         versions["processor"] = hardware.processor().as_dict()
         _keep("measured", {"milliseconds": times, "batches": BATCHES, "rounds": options.rounds, **versions})
         return 0
-    # Minutes each: what is there is kept, and the same command adds what is missing.
+    # Each program takes minutes, so finished ones are kept, and the same command adds the missing ones.
     path = STUDY / "compiled.json"
     programs = json.loads(path.read_text(encoding="utf-8"))["programs"] if path.exists() else []
     for topology in options.topology or TOPOLOGIES:

@@ -1,12 +1,18 @@
-"""How fast a training step is, where its time goes, and against whom.
+"""Measures the speed of a training step and of its parts, and compares it with flax and PyTorch.
 
     python -m experiments.benchmarks.throughput [--rounds=5] [--out=DIR]
 
-Measures, interleaved in one run and as medians over the rounds, the default recipe's network at full size:
-this machine's matrix product; the whole training step as `hw.train` runs it; the same network with one and
-the same plain update (SGD with Nesterov momentum) in this project's convolutions, in flax's own layers and in
-PyTorch; the parts of the step, each on its own; and, shape by shape, the two ways to convolve that
-`hw.ops.convolution` chooses between. PyTorch is no part of this package; without it its rows are left out:
+All programs run interleaved, and the median over the rounds counts. The network is the default recipe's, at
+full size. The benchmark measures
+
+  this machine's matrix product;
+  the whole training step as `hw.train` runs it;
+  the network with a plain update (SGD with Nesterov momentum) in our convolutions, in flax's layers and in
+    PyTorch;
+  each part of the step alone;
+  for each shape, the two methods of convolution between which `hw.ops.convolution` chooses.
+
+PyTorch is not part of this package; without it, its rows are left out:
 
     pip install torch==2.13.0
 """
@@ -43,7 +49,8 @@ from hw.training.tasks.task import Task
 Array = jax.Array
 _PEAK_SIDE = 2048
 _SIDE = 32
-# Where ways to convolve are compared: the default net at 32² and 24², a wider one, and the field's nets.
+# Shapes at which methods of convolution are compared: of the default net at 32² and 24², of a wider net, and
+# of the field's nets.
 SIZES = (
     *((500, side, c, o) for side in (31, 23) for c, o in ((24, 64), (64, 24))),
     *((500, side, c, o) for side in (15, 11) for c, o in ((64, 64), (64, 128), (128, 64), (64, 256))),
@@ -59,7 +66,7 @@ SIZES = (
 
 
 class FlaxLayers(nn.Module):
-    """`HWNet`, arithmetic and parameters alike, in the layers that flax has for them."""
+    """`HWNet` in flax's own layers, which has the same arithmetic and the same parameters."""
 
     widths: Sequence[int]
     norm_momentum: float
@@ -85,7 +92,7 @@ class FlaxLayers(nn.Module):
 def plain_step(
     module: nn.Module, variables: VariableDict, batch: Batch, smoothing: float
 ) -> Callable[[], None]:
-    """One step of SGD with Nesterov momentum on a fixed batch, state kept from call to call."""
+    """Compiles a step of SGD with Nesterov momentum on a fixed batch; its calls share one state."""
     tx = optax.sgd(1e-3, momentum=0.9, nesterov=True)
 
     def apply_fn(
@@ -114,10 +121,10 @@ def plain_step(
 def torch_steps(
     module: nn.Module, variables: VariableDict, batch: Batch, smoothing: float
 ) -> dict[str, Callable[[], None]]:
-    """The same step in PyTorch: eager with oneDNN on channels-last tensors, and compiled.
+    """Builds the same step in PyTorch: eager with oneDNN on channels-last tensors, and compiled.
 
     Raises:
-      AssertionError: its logits are not those of `module` on the same weights.
+      AssertionError: its logits differ from those of `module` with the same weights.
     """
     import torch
     from torch.nn import functional as F
@@ -177,13 +184,13 @@ def torch_steps(
     try:
         compiled_step()
         steps["torch, compiled"] = compiled_step
-    except Exception as error:  # it needs a C++ compiler, and fails in many ways without
+    except Exception as error:  # without a C++ compiler it fails in many ways
         cli.say(f"torch.compile is left out: {str(error).strip().splitlines()[0][:200]}")
     return steps
 
 
 def layers(widths: Sequence[int], side: int = _SIDE) -> list[tuple[str, int, int, int, int]]:
-    """(name, side, channels in, channels out, multiply-adds an image) of the learned convolutions."""
+    """Returns (name, side, channels in, channels out, multiply-adds an image) of each learned convolution."""
     body = " ".join(f"conv{w}k3samenobias pool2 conv{w}k3samenobias" for w in widths)
     reports = trace((side - 1, side - 1, 24), parse_layers(body)).reports
     height, channels = side - 1, 24
@@ -197,10 +204,10 @@ def layers(widths: Sequence[int], side: int = _SIDE) -> list[tuple[str, int, int
 
 
 def training_flops(widths: Sequence[int], side: int = _SIDE) -> int:
-    """Arithmetic of one image's training step: forward, gradient of weights, gradient of inputs.
+    """Counts the operations of one image's training step: forward, gradients of weights and of inputs.
 
-    2 operations a multiply-add of the direct convolution. The stem is not learned and nothing before the
-    first learned convolution asks for a gradient, so that these two parts are not done and not counted.
+    A multiply-add of the direct convolution counts as 2 operations. The stem is not learned, and nothing
+    before the first learned convolution needs a gradient. So these two gradients are not computed or counted.
     """
     stem = trace((side, side, 3), parse_layers("conv12k2nobias")).total_macs
     first, *others = (macs for *_, macs in layers(widths, side))
@@ -208,7 +215,7 @@ def training_flops(widths: Sequence[int], side: int = _SIDE) -> int:
 
 
 def whole_step(config: ConfigDict, batch: Batch) -> tuple[Callable[[], None], Task]:
-    """The step of `hw.train` with all that belongs to it, on images of noise; and its task."""
+    """Builds the whole step of `hw.train` on images of noise; returns it and its task."""
     count = 4 * config.train.batch_size
     noise = np.random.default_rng(0).integers(0, 256, (count, _SIDE, _SIDE, 3)).astype(np.uint8)
     split = Split(noise, np.resize(np.asarray(batch["label"]), count))
@@ -254,7 +261,7 @@ def _norm_gelu(x: Array) -> Array:
 def parts(
     config: ConfigDict, variables: VariableDict, task: Task, size: int
 ) -> dict[str, tuple[Callable[[], Any], int]]:
-    """The parts of the step, each compiled alone, and how often a step does them (0: another's way)."""
+    """Compiles each part of the step alone; returns it with its uses in a step (0: an alternative method)."""
     rng = jax.random.key(0)
     found: dict[str, Any] = {}
 
@@ -275,7 +282,7 @@ def parts(
     pads = ((1, 1), (1, 1))
     for number, (name, side, c, o, _) in enumerate(layers(config.model.hwnet.widths)):
         x, kernel, dy = normal(size, side, side, c), normal(3, 3, c, o), normal(size, side, side, o)
-        if number % 2 == 0:  # pooled, in one with it or by linen's layer, which share no part of the way back
+        if number % 2 == 0:  # a pooling follows; ours is one with it, so the backward passes share no part
             pooled = normal(size, side // 2, side // 2, o)
             for kind, conv in (("ours", convolution.conv2d_max_pool2), ("xla", _conv_then_pool)):
 
@@ -288,14 +295,14 @@ def parts(
                 ) -> tuple[Array, Array, Array | None]:
                     y, vjp = jax.vjp(partial(conv, padding=pads), x, kernel)
                     dx, dkernel = vjp(dy)
-                    return y, dkernel, dx if number else None  # nothing before the first asks for it
+                    return y, dkernel, dx if number else None  # nothing before the first needs it
 
                 program = compiled(both, x, kernel, pooled)
                 found[f"{kind}: conv {name} and pool, both ways"] = program, kind == "ours"
             for kind, pool in (("ours", convolution.max_pool2), ("flax", _flax_pool)):
                 program = compiled(lambda x, dy, pool=pool: jax.vjp(pool, x)[1](dy), dy, pooled)
                 found[f"{kind}: pool {side}² × {o} alone, both ways"] = program, 0
-            # Twice a stage: after its pooling and in its residual branch.
+            # A stage does this twice: after its pooling and in its residual branch.
             program = compiled(lambda x: jax.vjp(_norm_gelu, x)[1](x), pooled)
             found[f"norm and gelu {side // 2}² × {o}, both ways"] = program, 2
             continue
@@ -320,11 +327,11 @@ def parts(
 
 
 def shapes(sizes: Sequence[tuple[int, int, int, int]], rounds: int) -> list[dict[str, Any]]:
-    """GFLOP/s of 3×3 convolutions by XLA and by our products of patches: what the choice rests on.
+    """Measures 3×3 convolutions by XLA and by our products of patches, in GFLOP/s, and records the choice.
 
     Args:
       sizes: (batch, side, channels in, channels out).
-      rounds: of which the median counts.
+      rounds: their number; the median counts.
     """
     pads = ((1, 1), (1, 1))
     rows: list[dict[str, Any]] = []
@@ -365,7 +372,7 @@ def shapes(sizes: Sequence[tuple[int, int, int, int]], rounds: int) -> list[dict
 def measure(
     config: ConfigDict, rounds: int, sizes: Sequence[tuple[int, int, int, int]] = SIZES
 ) -> dict[str, Any]:
-    """All measurements, as the JSON that is committed."""
+    """Makes all measurements; returns the JSON that is committed."""
     size = config.train.batch_size
     rng = np.random.default_rng(0)
     raw = rng.integers(0, 256, (size, _SIDE, _SIDE, 3)).astype(np.uint8)
@@ -378,7 +385,7 @@ def measure(
     variables = module.fit_stem(variables, batch["image"])
     widths, smoothing = tuple(config.model.hwnet.widths), config.train.label_smoothing
     flax_module = FlaxLayers(widths, config.model.hwnet.norm_momentum, 10)
-    # The optimiser's own start: an update of nothing leaves the head at nothing.
+    # The head starts at zero. Random weights make the comparison of logits with PyTorch's meaningful.
     variables["params"]["head"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), (widths[-1], 10))
     square = jnp.ones((_PEAK_SIDE, _PEAK_SIDE))
     whole, task = whole_step(config, batch)
@@ -394,7 +401,7 @@ def measure(
             for name, step in torch_steps(module, variables, batch, smoothing).items()
         }
     else:
-        cli.say("PyTorch is not installed: its rows are left out (pip install torch==2.13.0)")
+        cli.say("PyTorch is not installed, so its rows are left out (pip install torch==2.13.0)")
     seconds = interleaved(programs, rounds)
     peak = 2 * _PEAK_SIDE**3 / statistics.median(seconds.pop("matrix product"))
     flops = training_flops(widths)
@@ -423,7 +430,7 @@ def measure(
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The measurements for reading."""
+    """Formats the measurements as text."""
     size = report["config"]["batch_size"]
     lines = [
         f"matrix product {_PEAK_SIDE}³: {report['peak_gflops']:.0f} GFLOP/s",
@@ -458,10 +465,10 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def steps_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """The whole steps of several runs side by side, Markdown: images a second, and the share of the peak.
+    """Returns the whole steps of several runs side by side, as Markdown: images/s and the share of the peak.
 
     Args:
-      reports: what `measure` returned where PyTorch is installed, by the name of its columns.
+      reports: results of `measure` with PyTorch installed, by the name of their columns.
     """
     ours, theirs = "plain step, ours", "plain step, torch, compiled"
     lines = ["| step |", "|---|"]
@@ -484,8 +491,8 @@ def steps_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.ArgumentParser(prog="experiments.benchmarks.throughput", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS / "throughput")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of measurement (default: 5)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "throughput", help="folder of the results")
     options = parser.parse_args(argv)
     if options.rounds < 1:
         raise cli.UserError("--rounds must be at least 1")

@@ -1,4 +1,4 @@
-"""How benchmarks measure: compiled programs, warmed up, one after the other in every round."""
+"""Times compiled programs: after a warm-up, each round calls all of them in turn."""
 
 import importlib.util
 import time
@@ -9,7 +9,7 @@ import jax
 
 
 def interleaved(programs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every program in every round, one after the other, after one call to warm up."""
+    """Calls each program once to warm up, then all in turn each round; returns the seconds of each call."""
     for program in programs.values():
         program()
     seconds = {name: [] for name in programs}
@@ -22,13 +22,13 @@ def interleaved(programs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[
 
 
 def compiled(fn: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    """`fn` compiled for its arguments, as a call that waits for the result."""
+    """Compiles `fn` for its arguments; returns a call that waits for the result."""
     program = jax.jit(fn).lower(*arguments).compile()
     return lambda: jax.block_until_ready(program(*arguments))
 
 
 def torch_version() -> dict[str, str]:
-    """{"torch": its version}, or nothing where it is not installed."""
+    """Returns {"torch": its version}, or {} if PyTorch is not installed."""
     if not importlib.util.find_spec("torch"):
         return {}
     import torch

@@ -1,1 +1,1 @@
-"""What the answers say of training, measured. Each is a command, `python -m experiments.studies.NAME`."""
+"""Studies that measure the answers' statements on training: `python -m experiments.studies.NAME`."""

@@ -1,10 +1,10 @@
-"""What each idea buys: the default recipe with one thing changed, on a short schedule.
+"""Measures the effect of each idea: trains the default recipe with one change, on a short schedule.
 
     python -m experiments.studies.ablation [--seeds=3] [--only=NAME …]
 
-Every change is run on the same seeds, so that it sees the same images in the same order as the recipe
-itself, and the differences are taken pair by pair. Judged on held-out training images, never on the test
-set. What a short schedule shows need not hold for a long one. Resumable; results in
+Every change runs on the same seeds as the recipe, so both see the same images in the same order. The
+differences are taken pair by pair, on held-out training images and never on the test set. An effect on a
+short schedule need not hold on a long one. The study is resumable. Its results are in
 `experiments/results/ablation/`: one JSON of all runs, and a plot.
 """
 
@@ -19,10 +19,10 @@ from hw import cli, files, plotting
 from hw.answers.runs import interval
 
 STUDY = RESULTS / "ablation"
-# A fifth of the default's epochs; one evaluation, without views.
+# The schedule has a fifth of the default's epochs, and one evaluation without test-time augmentation.
 SHORT = {"data.holdout": 5000, "train.epochs": 1.0, "eval.tta": "none"}
 
-# The idea, as it is called in the table, and what takes it out of the recipe.
+# The change's name in the table -> the fields that it changes in the recipe.
 CHANGES: dict[str, Mapping[str, object]] = {
     "the recipe": {},
     "stem learned, not whitened": {"model.hwnet.stem": "learned"},
@@ -34,7 +34,7 @@ CHANGES: dict[str, Mapping[str, object]] = {
     "statistics' momentum 0.9": {"model.hwnet.norm_momentum": 0.9},
     "widths 48, 96, 192": {"model.hwnet.widths": (48, 96, 192)},
     "widths 64, 192, 256": {"model.hwnet.widths": (64, 192, 256)},
-    # Each at the best of three or four rates (experiments/results/tuning/one-epoch-*).
+    # Each optimiser has the best of three or four learning rates (experiments/results/tuning/one-epoch-*).
     "SGD for all": {"optim.name": "sgd", "optim.learning_rate": 3.0},
     "AdamW for all": {"optim.name": "adamw", "optim.learning_rate": 0.01, "optim.b1": 0.9},
     "norm biases a tenth as fast": {"optim.learning_rate": 0.5},
@@ -51,24 +51,24 @@ CHANGES: dict[str, Mapping[str, object]] = {
 
 
 def arguments(name: str, seed: int) -> list[str]:
-    """What `hw.train` is called with, for a change of CHANGES."""
+    """Returns the arguments of `hw.train` for a change of CHANGES."""
     fields = {**SHORT, **CHANGES[name], "seed": seed}
     return ["--config=configs/resnet.py", *(f"--config.{name}={value}" for name, value in fields.items())]
 
 
 def load(path: Path) -> Runs:
-    """The runs saved at `path`, by change.
+    """Reads the runs saved at `path`, by change.
 
     Raises:
-      UserError: they are of another recipe, or of changes that were edited since.
+      UserError: they are of another recipe, or CHANGES was edited since.
     """
     return Runs(path, [SHORT, configs.resnet.get_config().to_dict()], arguments)
 
 
 def differences(runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Of every change: its accuracy's mean, and the paired difference to the recipe with its interval.
+    """Returns each change's mean accuracy, and its paired difference to the recipe with the interval.
 
-    The recipe itself comes first, then the changes, the costliest first.
+    The recipe comes first. The changes follow, ordered from the largest loss to the largest gain.
     """
     base = runs["the recipe"]
     rows = {}
@@ -90,7 +90,7 @@ def differences(runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """The differences for reading, Markdown."""
+    """Formats the differences as Markdown."""
     lines = ["| change | held-out accuracy | difference | 95 % interval | seeds | training |"]
     lines.append("|---|---|---|---|---|---|")
     for name, row in rows.items():
@@ -103,7 +103,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _draw(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """The differences with their intervals."""
+    """Draws the differences with their intervals."""
     changes = {name: row for name, row in rows.items() if name != "the recipe"}
     panel = plotting.bars(
         list(changes),
@@ -115,7 +115,7 @@ def _draw(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 
 def _kept(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a run."""
+    """Returns the part of a summary that is kept."""
     return {
         "config_sha256": summary["config_sha256"],
         "accuracy": summary["test_accuracy"],
@@ -130,7 +130,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.ArgumentParser(prog="experiments.studies.ablation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 … N-1 (default: 3)")
-    parser.add_argument("--only", action="append", choices=list(CHANGES), help="may be given again")
+    parser.add_argument("--only", action="append", choices=list(CHANGES), help="a change; repeat it for more")
     options = parser.parse_args(argv)
     if options.seeds < 1:
         raise cli.UserError("--seeds must be at least 1")

@@ -1,12 +1,12 @@
-"""What 1/√d_k does: scores, weights and the softmax's Jacobian against d_k, scaled and unscaled.
+"""Measures the effect of 1/√d_k: scores, weights and the softmax's Jacobian against d_k, scaled and unscaled.
 
     python -m experiments.studies.attention_scaling [--draw]
 
-Question 8(c), measured. Queries and keys of independent standard normal components, 64 keys, 256 queries a
-seed, ten seeds: the variance of q·k, the entropy of a query's weights (of log 64 nats), its largest weight,
-and the Frobenius norm of its softmax's Jacobian diag(a) − a aᵀ. And the variance where the three conditions
-fail: components of mean 1, components that are copies of each other. Results in
-`experiments/results/attention_scaling/`.
+This study measures question 8(c). Queries and keys have independent standard normal components; there are ten
+seeds with 64 keys and 256 queries each. The study measures the variance of q·k, the entropy of a query's
+weights (at most log 64 nats), its largest weight, and the Frobenius norm of its softmax's Jacobian
+diag(a) − a aᵀ. It also measures the variance if a condition fails: if components have mean 1, or if they are
+copies of each other. The results are in `experiments/results/attention_scaling/`.
 """
 
 import sys
@@ -27,14 +27,14 @@ CASES = ("scaled", "unscaled", "mean 1, unscaled", "copies, unscaled")
 
 
 def draw_components(r: np.random.Generator, count: int, d_k: int, case: str) -> np.ndarray:
-    """[count, d_k] components: independent, shifted by 1, or one drawn and copied to all."""
+    """Draws components [count, d_k]: independent, shifted by 1, or one drawn and copied to all."""
     if case.startswith("copies"):
         return np.repeat(r.normal(size=(count, 1)), d_k, axis=1)
     return r.normal(size=(count, d_k)) + (1.0 if case.startswith("mean 1") else 0.0)
 
 
 def measure(d_k: int, case: str, seed: int) -> dict[str, float]:
-    """One d_k, one case, one seed: means over the queries."""
+    """Measures one d_k, case and seed; returns means over the queries."""
     r = np.random.default_rng([seed, d_k])
     q, k = (draw_components(r, count, d_k, case) for count in (QUERIES, KEYS))
     z = q @ k.T / (np.sqrt(d_k) if case == "scaled" else 1.0)
@@ -51,7 +51,7 @@ def measure(d_k: int, case: str, seed: int) -> dict[str, float]:
 
 
 def all_cases() -> dict[str, Any]:
-    """What data.json holds: a list of every seed's values, for each d_k, measure and case."""
+    """Returns the content of data.json: the values of all seeds for each d_k, measure and case."""
     cases = {}
     for case in CASES:
         runs = [[measure(d_k, case, seed) for seed in range(SEEDS)] for d_k in SIZES]

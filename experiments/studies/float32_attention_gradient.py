@@ -1,11 +1,12 @@
-"""The digits that the textbook's softmax backward loses in float32, and the form that keeps them.
+"""Measures the digits that the textbook's softmax gradient loses in float32, and that our form keeps.
 
     python -m experiments.studies.float32_attention_gradient [--draw]
 
-Question 8, measured. Two keys whose scores differ by a gap: the larger the gap, the nearer one weight to 1.
-dz = a ∘ (da − Σ a da) as textbooks have it, against the same with Σ a da taken from da first
-(`hw.ops.attention.softmax_backward`), both in float32, against 60 digits, over ten seeds of da. The gaps of
-question 6's three rows are marked. Results in `experiments/results/float32_attention_gradient/`.
+This study measures question 8. The scores of two keys differ by a gap; as it grows, one weight approaches 1.
+The study compares two forms in float32 with 60 digits, over ten seeds of da. The textbook form is
+dz = a ∘ (da − Σ a da). The other (`hw.ops.attention.softmax_backward`) first subtracts Σ a da from da. The
+figure marks the gaps of question 6's three rows. The results are in
+`experiments/results/float32_attention_gradient/`.
 """
 
 import sys
@@ -23,7 +24,7 @@ from hw.ops import attention as ops
 from hw.plotting import Curve
 from hw.report.figures import FORMS
 
-if TYPE_CHECKING:  # imported where something is drawn: see `hw.plotting`
+if TYPE_CHECKING:  # matplotlib is imported only to draw: see `hw.plotting`
     from matplotlib.axes import Axes
 
 STUDY = RESULTS / "float32_attention_gradient"
@@ -32,7 +33,7 @@ SEEDS = 10
 
 
 def exact(z: np.ndarray, da: np.ndarray) -> list[mpmath.mpf]:
-    """dz of one row, in 60 digits."""
+    """Computes dz of one row in 60 digits."""
     with mpmath.workdps(60):
         powers = [mpmath.exp(mpmath.mpf(float(x))) for x in z]
         a = [p / mpmath.fsum(powers) for p in powers]
@@ -41,7 +42,7 @@ def exact(z: np.ndarray, da: np.ndarray) -> list[mpmath.mpf]:
 
 
 def errors(gap: float, seed: int) -> dict[str, float]:
-    """Each form's largest error on a row of two scores, relative to the row's largest element."""
+    """Returns each form's largest error on a row of two scores, relative to the row's largest element."""
     z = np.array([0.0, gap], np.float32)
     da = np.random.default_rng(seed).normal(size=2).astype(np.float32)
     a = ops.masked_softmax(jnp.asarray(z)[None])
@@ -59,7 +60,7 @@ def errors(gap: float, seed: int) -> dict[str, float]:
 
 
 def all_gaps() -> dict[str, Any]:
-    """What data.json holds."""
+    """Returns the content of data.json."""
     runs = [[errors(float(gap), seed) for seed in range(SEEDS)] for gap in GAPS]
     values = {name: [[run[name] for run in row] for row in runs] for name in FORMS}
     scaled = by_jax(SHEET)["scaled"]
@@ -68,14 +69,14 @@ def all_gaps() -> dict[str, Any]:
 
 
 def panel(data: Mapping[str, Any]) -> plotting.Draw:
-    """Draws the error of each form against the gap, the seeds' geometric mean in their range.
+    """Draws the error of each form against the gap: the geometric mean of the seeds, in their range.
 
     Args:
-      data: of data.json.
+      data: the content of data.json.
     """
     curves = []
     for name, title in FORMS.items():
-        shown = np.maximum(data["errors"][name], 1e-9)  # an error of nothing has no place on this scale
+        shown = np.maximum(data["errors"][name], 1e-9)  # a logarithmic scale cannot show an error of 0
         mean = 10 ** np.log10(shown).mean(1)
         curves.append(Curve(title, data["gaps"], mean, (shown.min(1), shown.max(1))))
     labels = ("gap between the two scores", "error of dz in float32, relative to its row")
@@ -86,7 +87,7 @@ def panel(data: Mapping[str, Any]) -> plotting.Draw:
         for row, gap in enumerate(data["question 6"], start=1):
             axes.axvline(gap, color="black", linewidth=0.8)
             of = " of question 6" if row == len(data["question 6"]) else ""
-            axes.text(gap, 15, f"row {row}{of}", fontsize=9)  # above the panel
+            axes.text(gap, 15, f"row {row}{of}", fontsize=9)  # 15 lies above the panel
 
     return draw
 

@@ -1,12 +1,12 @@
-"""Which symbol stood first? Accuracy of recalling it against the delay: tanh RNN, and GRU.
+"""Measures how well a tanh RNN and a GRU recall the first symbol of a sequence after a delay.
 
     python -m experiments.studies.memory_task [--seeds=5] [--delays=5,10,20,30,40,80]
 
-Question 4(c), measured: what vanishing gradients cost. Every point is a run of configs/recall.py, through
-the same step and loop as every other training here: as many hidden units, the same sequences in the same
-order, the same optimiser and number of steps for all. The GRU is there twice: as commonly started, and with
-an update bias of 3, which starts it remembering (as in experiments/studies/vanishing_gradient.py). Guessing
-is right once in eight. Resumable; results in `experiments/results/memory_task/`.
+This study measures question 4(c): the cost of vanishing gradients. Every point is a run of configs/recall.py
+with the usual step and loop. All runs have the same number of hidden units and steps, the same sequences in
+the same order, and the same optimiser. The GRU has two versions: one starts with the usual biases, the other
+with an update bias of 3, so that it remembers from the start (as in the study vanishing_gradient). A guess is
+right once in eight. The study is resumable. Its results are in `experiments/results/memory_task/`.
 """
 
 import sys
@@ -20,24 +20,24 @@ from hw.answers.runs import interval
 from hw.report.figures import KINDS, memory_task
 from hw.training import loop
 
-if TYPE_CHECKING:  # imported where something is drawn: see `hw.plotting`
+if TYPE_CHECKING:  # matplotlib is imported only to draw: see `hw.plotting`
     from matplotlib.axes import Axes
 
 STUDY = RESULTS / "memory_task"
 DELAYS = (5, 10, 20, 30, 40, 80)
-# The variant of the recipe that each cell is.
+# Each cell -> its variant of the recipe.
 CELLS = {"rnn": "", "gru": "gru", "gru_keeps": "gru_keeps"}
 
 
 def arguments(name: str, seed: int) -> list[str]:
-    """Of `hw.train`, for one run; its name is CELL-DELAY."""
+    """Returns the arguments of `hw.train` for the run CELL-DELAY."""
     cell, _, delay = name.rpartition("-")
     config = "configs/recall.py" + (f":{CELLS[cell]}" if CELLS[cell] else "")
     return [f"--config={config}", f"--config.data.delay={delay}", f"--config.seed={seed}"]
 
 
 def run(cell: str, delay: int, seed: int) -> dict[str, Any]:
-    """One training, in this process and in runs/studies/memory_task; returns what is kept of it."""
+    """Trains once, in this process and in runs/studies/memory_task; returns the kept part of the summary."""
     variant = CELLS[cell]
     config = configs.recall.get_config(variant or None)
     config.data.delay, config.seed = delay, seed
@@ -47,7 +47,7 @@ def run(cell: str, delay: int, seed: int) -> dict[str, Any]:
 
 
 def curve(runs: Runs, cell: str) -> dict[str, list[Any]]:
-    """Of one cell, by delay: the seeds' accuracies, their mean, range, and the mean's 95 % interval."""
+    """Returns a cell's accuracies by delay, with their mean, range, and 95 % interval of the mean."""
     found: dict[str, list[Any]] = {k: [] for k in ("delay", "accuracies", "mean", "low", "high", "interval")}
     names = [name for name in runs.by_name if name.startswith(f"{cell}-")]
     for delay in sorted(int(name.rpartition("-")[2]) for name in names):
@@ -60,7 +60,7 @@ def curve(runs: Runs, cell: str) -> dict[str, list[Any]]:
 
 
 def _draw(curves: Mapping[str, Mapping[str, Any]], guessing: float) -> None:
-    """The report's drawing, with the level of guessing in it."""
+    """Draws the report's figure, with a line at the level of guessing."""
 
     def draw(axes: "Axes") -> None:
         memory_task(curves)(axes)
@@ -74,11 +74,11 @@ def main(argv: Sequence[str]) -> int:
     """Runs the study; returns its exit code."""
     parser = cli.ArgumentParser(prog="experiments.studies.memory_task", description=__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 … N-1 (default: 5)")
-    parser.add_argument("--delays", default=",".join(map(str, DELAYS)), help="numbers, by commas")
+    parser.add_argument("--delays", default=",".join(map(str, DELAYS)), help="steps, separated by commas")
     options = parser.parse_args(argv)
     words = options.delays.split(",")
     if options.seeds < 1 or not all(word.isdigit() for word in words):
-        raise cli.UserError("--seeds must be at least 1, --delays numbers of at least 0, by commas")
+        raise cli.UserError("--seeds must be at least 1, and --delays whole numbers separated by commas")
     STUDY.mkdir(parents=True, exist_ok=True)
     recipes = [configs.recall.get_config(variant or None).to_dict() for variant in CELLS.values()]
     runs = Runs(STUDY / "runs.json", recipes, arguments)

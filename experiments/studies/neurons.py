@@ -1,12 +1,12 @@
-"""Looking inside: hidden units of the released GRU that stand for something, found by correlation.
+"""Finds hidden units of the released GRU that follow a feature of the text, by correlation.
 
     python -m experiments.studies.neurons [--model=gru | --workdir=DIR] [--characters=100000]
     python -m experiments.studies.neurons --draw
 
-The model reads the validation text with its state carried; each unit's activation h_t, after reading
-character t, is correlated with features of the text at t. Units are chosen on the first half of the text; the
-correlation that is reported is that on the second, which had no say. The figure draws a passage of the second
-half coloured by the unit found for each feature. Results in `experiments/results/neurons/`.
+The model reads the validation text with its state carried. The study correlates each unit's activation h_t,
+after character t, with features of the text at t. It chooses units on the first half of the text, and reports
+their correlation on the held-out second half. The figure draws a passage of the second half with the
+activations of the clearest units. The results are in `experiments/results/neurons/`.
 """
 
 import argparse
@@ -30,19 +30,19 @@ from hw.training import saved
 
 STUDY = RESULTS / "neurons"
 BLOCK = 1000  # characters read at a time
-PASSAGES, SHOWN = 4, 300  # units drawn, and characters of the text that each is drawn on
+PASSAGES, SHOWN = 4, 300  # units that are drawn, and characters of text for each
 
 
 def features(text: str) -> dict[str, np.ndarray]:
-    """What a unit may stand for, a number at each character: [T].
+    """Returns the features that a unit may follow, each as a number at every character: [T].
 
     A speaker's name is a line that ends in a colon and begins the text or follows an empty line, as in
-    input.txt; the feature is on from its first letter to its colon.
+    input.txt. Its feature is 1 from the first letter to the colon.
     """
     length = len(text)
     chars = np.array(list(text))
     newline = chars == "\n"
-    # Characters since the line began: 0 at its first.
+    # A position counts the characters since the line began, from 0.
     starts = np.maximum.accumulate(np.where(np.insert(newline[:-1], 0, True), np.arange(length), 0))
     position = np.arange(length) - starts
     name, begin = np.zeros(length), 0
@@ -67,7 +67,7 @@ def features(text: str) -> dict[str, np.ndarray]:
 
 
 def activations(module: nn.Module, variables: VariableDict, ids: np.ndarray) -> np.ndarray:
-    """h_t of every unit of every layer, the state carried: float32 [T, depth · width]."""
+    """Returns h_t of every unit of every layer, with the state carried: float32 [T, depth · width]."""
 
     def of_layer(owner: nn.Module, method: str) -> bool:
         return isinstance(owner, GRUCell) and method == "sequence"
@@ -91,7 +91,7 @@ def activations(module: nn.Module, variables: VariableDict, ids: np.ndarray) -> 
 
 
 def correlations(units_tn: np.ndarray, feature_t: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of every unit with a feature, [n]; 0 where one of the two never changes."""
+    """Returns Pearson's correlation of every unit with a feature, [n]; 0 if one of the two is constant."""
     units = units_tn - units_tn.mean(0)
     feature = feature_t - feature_t.mean()
     size = np.linalg.norm(units, axis=0) * np.linalg.norm(feature)
@@ -99,7 +99,7 @@ def correlations(units_tn: np.ndarray, feature_t: np.ndarray) -> np.ndarray:
 
 
 def find(text: str, units_tn: np.ndarray) -> dict[str, dict[str, Any]]:
-    """For each feature the unit that follows it best on the first half, and how well on the second."""
+    """Finds for each feature the unit that follows it best on the first half, and tests it on the second."""
     half = len(text) // 2
     found: dict[str, dict[str, Any]] = {}
     for name, feature in features(text).items():
@@ -117,7 +117,7 @@ def find(text: str, units_tn: np.ndarray) -> dict[str, dict[str, Any]]:
 def passages(
     text: str, units_tn: np.ndarray, found: dict[str, dict[str, Any]], width: int
 ) -> list[dict[str, Any]]:
-    """The beginning of the text with the activations of the units of the clearest features, for drawing."""
+    """Returns the beginning of the text with the activations of the clearest features' units, to be drawn."""
     clearest = sorted(found, key=lambda name: -abs(found[name]["correlation_held_out"]))[:PASSAGES]
     shown = []
     for name in clearest:
@@ -134,12 +134,12 @@ def passages(
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """What data.json holds, of the model and the characters that are asked for."""
+    """Returns the content of data.json for the chosen model and number of characters."""
     folder = options.workdir or saved.released(options.model)
     run = saved.load_run(folder, cli.say, task="text", needs=None)
     config, module, provenance = run.config, run.module, run.provenance
     if config.model.name != "gru_lm":
-        raise cli.UserError(f"{folder} holds a {config.model.name}, not a gru_lm")
+        raise cli.UserError(f"{folder} holds the model {config.model.name}: this study needs a gru_lm")
     dataset = load_text(config.data, cli.say)
     if options.characters < 2 * BLOCK:
         raise cli.UserError(f"--characters must be at least {2 * BLOCK}")
@@ -166,8 +166,10 @@ def main(argv: Sequence[str]) -> int:
     parser = study_parser("neurons", __doc__)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", choices=["gru"], default="gru", help="a released model")
-    source.add_argument("--workdir", type=Path, help="a run of one's own")
-    parser.add_argument("--characters", type=int, default=100_000, help="of the validation text")
+    source.add_argument("--workdir", type=Path, help="folder of your own run")
+    parser.add_argument(
+        "--characters", type=int, default=100_000, help="of the validation text (default: 100000)"
+    )
     options = parser.parse_args(argv)
     report = measured(STUDY, lambda: measure(options), draw=options.draw, indent=2)
     drawn = drawings.unit_on_text("units", report["passages"])

@@ -1,16 +1,16 @@
-"""Is bfloat16 as good as float32? One short training of each model in both, over seeds.
+"""Tests whether bfloat16 is as good as float32: trains each model briefly in both, over several seeds.
 
     python -m experiments.studies.precision [--seeds=3] [--bfloat16-seeds=2] [--only=resnet|gru|attention …]
 
-Each recipe is cut down to a few minutes and judged on held-out training data, never on the test set. The n
-seeds in float32 say how far runs of one recipe differ by chance. From their mean m and deviation s follows
-where the mean of k more runs lies in 95 of 100 cases if the precision makes no difference,
+Each recipe is shortened to a few minutes and evaluated on held-out training data, never on the test set. The
+n seeds in float32 show how far runs of one recipe differ by chance. Let m be their mean, s their deviation.
+If the precision makes no difference, the mean of k more runs lies in 95 of 100 cases within
 
     m ± t(0.975, n − 1) · s · √(1/n + 1/k),
 
-and the study says whether the mean in bfloat16 does. With three seeds t is 4.3, so that only a large loss is
-found. Resumable; results in `experiments/results/precision/`: runs.json, every run with its hardware, and
-data.json.
+and the study tests whether the mean in bfloat16 does. With three seeds t is 4.3, so the study finds only a
+large loss. It is resumable. Its results are in `experiments/results/precision/`: runs.json (every run with
+its hardware) and data.json.
 """
 
 import json
@@ -32,10 +32,10 @@ DTYPES = ("float32", "bfloat16")
 
 
 class Short(NamedTuple):
-    """A recipe cut short.
+    """A recipe that is shortened.
 
     Attributes:
-      config: of `hw.train --config`.
+      config: the value of `hw.train --config`.
       changes: of the recipe's fields.
       value: the field of the summary that is compared.
     """
@@ -50,12 +50,12 @@ RECIPES = {
     "gru": Short("configs/gru.py:quick", {"data.holdout": 100_000}, "val_nats_cold256"),
     "attention": Short("configs/attention.py:quick", {"data.holdout": 100_000}, "val_nats_cold256"),
 }
-# Of a summary: what says what was run, where, and how it went.
+# These fields of a summary tell the recipe, the machine and the length of a run.
 _KEPT = ("config_sha256", "device", "dtype", "eval_split", "params", "steps", "versions")
 
 
 def arguments(name: str, seed: int) -> list[str]:
-    """Of hw.train, for one run; its name is RECIPE-DTYPE."""
+    """Returns the arguments of hw.train for the run RECIPE-DTYPE."""
     of, _, dtype = name.rpartition("-")
     config, changes, _ = RECIPES[of]
     fields = {**changes, "model.dtype": dtype, "seed": seed}
@@ -63,11 +63,11 @@ def arguments(name: str, seed: int) -> list[str]:
 
 
 def compared(exact: Sequence[float], half: Sequence[float]) -> dict[str, Any]:
-    """Whether the mean of `half` lies where that of as many more runs like `exact` would.
+    """Tests whether the mean of `half` lies where the mean of as many runs like `exact` would.
 
     Args:
-      exact: the values in float32, a seed each, at least two.
-      half: those in bfloat16.
+      exact: the values in float32, one for each of at least two seeds.
+      half: the values in bfloat16.
 
     Returns:
       `mean` and `deviation` of both, the `difference` of the means, the `allowed` one, and `within`.
@@ -91,28 +91,28 @@ def compared(exact: Sequence[float], half: Sequence[float]) -> dict[str, Any]:
 
 
 def _recipe(config: str) -> dict[str, Any]:
-    """The recipe FILE.py:VARIANT, before the study changes it."""
+    """Returns the recipe FILE.py:VARIANT before the study changes it."""
     parsed = recipe.parse("hw.train", [f"--config={REPOSITORY / config}"], help="")
     assert parsed is not None  # no --help among the arguments
     return parsed[0].config.to_dict()
 
 
 def load(path: Path) -> Runs:
-    """The runs saved at `path`, by recipe and precision.
+    """Reads the runs saved at `path`, by recipe and precision.
 
     Raises:
-      UserError: they are of other recipes, or in another precision than they say.
+      UserError: they are of other recipes, or a run had another precision than its name.
     """
     runs = Runs(path, {name: _recipe(of.config) for name, of in RECIPES.items()}, arguments)
     for name, by_seed in runs.by_name.items():
         for seed, run in by_seed.items():
             if not name.endswith(f"-{run['dtype']}"):
-                raise cli.UserError(f"{path}: {name!r}, seed {seed}, ran in {run['dtype']}: remove it there")
+                raise cli.UserError(f"{path}: {name!r}, seed {seed}, ran in {run['dtype']}: remove this run")
     return runs
 
 
 def _kept(summary: Mapping[str, Any], value: str) -> dict[str, Any]:
-    """What is kept of a run; `value` is the field that is compared."""
+    """Returns the part of a summary that is kept; `value` is the field that is compared."""
     return {field: summary[field] for field in _KEPT} | {
         "value": summary[value],
         "dataset": {k: summary["dataset"][k] for k in ("name", "source", "fingerprint")},
@@ -121,7 +121,7 @@ def _kept(summary: Mapping[str, Any], value: str) -> dict[str, Any]:
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """What was compared, for reading."""
+    """Formats the comparison as text."""
     rows = [f"{'model':<11}{'value':<18}{'float32':>9}{'bfloat16':>10}{'difference':>12}{'allowed':>10}"]
     for name, of in found.items():
         mean = of["mean"]
@@ -132,20 +132,22 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the study; returns its exit code: 1 where bfloat16 lies outside the spread."""
+    """Runs the study; returns its exit code: 1 if bfloat16 lies outside the seeds' spread."""
     parser = cli.ArgumentParser(prog="experiments.studies.precision", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="in float32: 0 … N-1 (default: 3)")
-    parser.add_argument("--bfloat16-seeds", type=int, default=2, help="the same (default: 2)")
-    parser.add_argument("--only", action="append", choices=list(RECIPES), help="may be given again")
+    parser.add_argument("--seeds", type=int, default=3, help="in float32: seeds 0 … N-1 (default: 3)")
+    parser.add_argument("--bfloat16-seeds", type=int, default=2, help="in bfloat16: likewise (default: 2)")
+    parser.add_argument(
+        "--only", action="append", choices=list(RECIPES), help="run this model; repeat it for more"
+    )
     options = parser.parse_args(argv)
     if options.seeds < 2 or options.bfloat16_seeds < 1:
-        raise cli.UserError("--seeds must be at least 2, for their spread, and --bfloat16-seeds at least 1")
+        raise cli.UserError("--seeds must be at least 2, to have a spread, and --bfloat16-seeds at least 1")
     STUDY.mkdir(parents=True, exist_ok=True)
     runs = load(STUDY / "runs.json")
     counts = dict(zip(DTYPES, (options.seeds, options.bfloat16_seeds), strict=True))
     found = {}
     for name in dict.fromkeys(options.only or RECIPES):
-        # Seed by seed, the two types one after the other: a slow hour then meets both.
+        # The two types alternate for each seed, so that a slow hour of the machine affects both.
         for seed in range(max(counts.values())):
             for dtype in DTYPES:
                 run = f"{name}-{dtype}"

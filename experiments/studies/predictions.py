@@ -1,9 +1,9 @@
-"""Images of the test set with what a net makes of them: the first it gets right, the first it gets wrong.
+"""Collects images of the test set with a net's predictions: its first right and its first wrong ones.
 
     python -m experiments.studies.predictions [--model=resnet | --workdir=DIR] [--each=12]
 
-In the order of the test set, none chosen. Each is kept whole (PNG) with its class, the predicted one and its
-probability, for the report. Results in `experiments/results/predictions/`.
+The images keep the order of the test set, and nobody selects them. The report shows each as PNG with its
+class, the predicted class and its probability. The results are in `experiments/results/predictions/`.
 """
 
 import base64
@@ -28,7 +28,7 @@ BATCH = 500
 
 
 def _png(image: np.ndarray) -> str:
-    """An image uint8 [height, width, 3] as PNG in base64."""
+    """Encodes an image uint8 [height, width, 3] as PNG in base64."""
     buffer = BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
@@ -39,8 +39,8 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.ArgumentParser(prog="experiments.studies.predictions", description=__doc__)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", choices=["resnet"], default="resnet", help="a released model")
-    source.add_argument("--workdir", type=Path, help="a run of one's own")
-    parser.add_argument("--each", type=int, default=12, help="images right, and as many wrong")
+    source.add_argument("--workdir", type=Path, help="folder of your own run")
+    parser.add_argument("--each", type=int, default=12, help="right images, and as many wrong (default: 12)")
     options = parser.parse_args(argv)
     folder = options.workdir or saved.released(options.model)
     run = saved.load_run(folder, cli.say, task="images", needs=None)
@@ -49,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
     dataset = load_images(config.data, cli.say)
     classes = dataset.classes
     if tuple(classes) != run.symbols:
-        raise cli.UserError(f"{dataset.provenance['name']} has other classes than {folder} was trained on")
+        name = dataset.provenance["name"]
+        raise cli.UserError(f"{folder}: the run was trained on other classes than those of {name}")
     logits_of = jax.jit(images.classify(run.module, config.data, images.TTA_VIEWS["none"]))
     found: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for first in range(0, len(dataset.eval.label), BATCH):

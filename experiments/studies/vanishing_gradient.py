@@ -1,13 +1,14 @@
-"""How far a gradient reaches back: ‖∂L/∂h_t‖ over 100 steps, plain RNN and GRU, by spectral radius.
+"""Measures how far a gradient reaches back: ‖∂L/∂h_t‖ over 100 steps, plain RNN and GRU, by spectral radius.
 
     python -m experiments.studies.vanishing_gradient [--draw]
 
-Question 4(b), measured. L = c·h_T with a random c: what reaches h_t has come through T − t Jacobians. For
-five spectral radii of the recurrent weights and ten seeds: the tanh RNN by its backward pass by hand, the
-same without tanh (the linear case), the bound Π max(1 − h²) · σ_max^(T−t), and a GRU of the same size whose
-three recurrent matrices have that radius: with biases of zero, where its update gate forgets half of the
-state at every step, and with an update bias of 3, where it keeps some 95 %. A GRU can carry a gradient far;
-it must be told, or learn, to. Results in `experiments/results/vanishing_gradient/`.
+This study measures question 4(b). L = c·h_T with a random c, so the gradient at h_t has passed through T − t
+Jacobians. The recurrent weights have one of five spectral radii, with ten seeds each. The study measures the
+tanh RNN by its hand-derived backward pass, the same RNN without tanh (the linear case), and the bound
+Π max(1 − h²) · σ_max^(T−t). It also measures a GRU of the same size whose three recurrent matrices have that
+radius. With biases of zero, its update gate forgets half of the state at every step. With an update bias of
+3, it keeps about 95 %. So a GRU can carry a gradient far, but its biases must be set or learned. The results
+are in `experiments/results/vanishing_gradient/`.
 """
 
 import sys
@@ -25,7 +26,7 @@ from hw.ops import rnn
 from hw.plotting import Curve
 from hw.report.figures import KINDS
 
-if TYPE_CHECKING:  # imported where something is drawn: see `hw.plotting`
+if TYPE_CHECKING:  # matplotlib is imported only to draw: see `hw.plotting`
     from matplotlib.axes import Axes
 
 STUDY = RESULTS / "vanishing_gradient"
@@ -35,7 +36,7 @@ _KEEPING_BIAS = 3.0
 
 
 def with_radius(r: np.random.Generator, size: int, radius: float) -> np.ndarray:
-    """A matrix of independent normal entries, scaled to that spectral radius: not normal, as in practice."""
+    """Draws a matrix of independent Gaussian entries, scaled to the spectral radius; it is non-normal."""
     matrix = r.normal(size=(size, size))
     return matrix * radius / np.abs(np.linalg.eigvals(matrix)).max()
 
@@ -43,7 +44,7 @@ def with_radius(r: np.random.Generator, size: int, radius: float) -> np.ndarray:
 def gru_state(
     weights: dict[str, jax.Array], x_ti: jax.Array, bumps_tn: jax.Array, update_bias: float
 ) -> jax.Array:
-    """h_T of a GRU whose every h_t has bumps_tn[t] added, so that the bumps' gradient is ∂L/∂h_t.
+    """Computes h_T of a GRU; bumps_tn[t] is added to each h_t, so that the bumps' gradient is ∂L/∂h_t.
 
     r = σ(W_r x + U_r h), z = σ(W_z x + U_z h + b_z), n = tanh(W_n x + r ∘ (U_n h)), h ← (1 − z) ∘ n + z ∘ h
 
@@ -67,7 +68,7 @@ def gru_state(
 def _rnn_norms(
     whh_nk: jax.Array, wxh_ni: jax.Array, x_ti: jax.Array, c_n: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(‖∂L/∂h_t‖, the linear case, the bound), each [T]."""
+    """Returns (‖∂L/∂h_t‖, the linear case, the bound), each [T]."""
     size = len(whh_nk)
     params = rnn.RNNParams(wxh_ni, whh_nk, c_n[None], jnp.zeros(size), jnp.zeros(1))
     h_tn, _ = rnn.forward(params, x_ti)
@@ -79,7 +80,7 @@ def _rnn_norms(
 
     _, linear_t = lax.scan(back, c_n, None, length=STEPS)
     slopes_t = jnp.max(1 - h_tn**2, axis=1) * jnp.linalg.norm(whh_nk, 2)
-    # From t to T pass the factors of t+1 … T.
+    # The gradient passes from T back to t through the factors of t+1 … T.
     products_t = jnp.cumprod(slopes_t[::-1])[::-1]
     bound_t = jnp.concatenate([products_t[1:], jnp.ones(1)]) * jnp.linalg.norm(c_n)
     return norms_t, linear_t[::-1], bound_t
@@ -95,7 +96,7 @@ def _gru_norms(
 
 
 def measure(radius: float, seed: int) -> dict[str, np.ndarray]:
-    """One radius, one seed: every kind's norms over the times 1 … T, in float64."""
+    """Measures one radius and seed; returns the norms of every kind at the times 1 … T, in float64."""
     r = np.random.default_rng(seed)
     whh_nk = with_radius(r, HIDDEN, radius)
     wxh_ni = r.normal(size=(HIDDEN, INPUTS)) / np.sqrt(INPUTS)
@@ -111,7 +112,7 @@ def measure(radius: float, seed: int) -> dict[str, np.ndarray]:
 
 
 def summary(values: np.ndarray) -> dict[str, list[float]]:
-    """Geometric mean over the seeds, and the lowest and highest, at every time. values: [seeds, T]."""
+    """Returns the seeds' geometric mean, lowest and highest value at every time. values: [seeds, T]."""
     logs = np.log10(values)
     return {
         "mean": (10 ** logs.mean(0)).tolist(),
@@ -121,11 +122,11 @@ def summary(values: np.ndarray) -> dict[str, list[float]]:
 
 
 def panel(radii: Mapping[str, Mapping[str, Any]], kind: str) -> plotting.Draw:
-    """Draws the norms of a kind against the time: a curve a radius, in the band of its seeds.
+    """Draws the norms of a kind against the time, with a curve for each radius, in the band of its seeds.
 
     Args:
-      radii: of data.json.
-      kind: of KINDS.
+      radii: from data.json.
+      kind: one of KINDS.
     """
     back = np.arange(STEPS - 1, -1, -1)
     curves = [
@@ -134,7 +135,7 @@ def panel(radii: Mapping[str, Mapping[str, Any]], kind: str) -> plotting.Draw:
     ]
 
     def draw(axes: "Axes") -> None:
-        first = kind == next(iter(KINDS))  # of the row of panels: its legend and label are those of all
+        first = kind == next(iter(KINDS))  # its legend and label hold for the whole row of panels
         labels = ("steps back, T − t", "‖∂L/∂h_t‖" if first else "")
         plotting.lines(curves, labels, title=KINDS[kind], log_y=True, legend=first)(axes)
         axes.set_ylim(1e-20, 1e20)
@@ -143,7 +144,7 @@ def panel(radii: Mapping[str, Mapping[str, Any]], kind: str) -> plotting.Draw:
 
 
 def all_radii() -> dict[str, Any]:
-    """What data.json holds."""
+    """Returns the content of data.json."""
     radii = {}
     for radius in RADII:
         runs = [measure(radius, seed) for seed in range(SEEDS)]

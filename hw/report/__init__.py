@@ -1,1 +1,1 @@
-"""Renders answers and logs handed to it. No arithmetic."""
+"""Renders answers and logs as a page, Markdown, a PDF, a hand-in or plain text; it computes no result."""

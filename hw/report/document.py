@@ -1,4 +1,4 @@
-"""What a report holds, whatever its format: the questions, their figures, and every claim's verdict."""
+"""Builds the content that all formats of a report share: questions, figures, and each claim's verdict."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ _WORKED = {1: cnn, 3: unrolled_rnn, 4: bptt, 6: attention, 7: multi_head, 8: att
 _TRAINED = {2: residual_net, 5: language_model}
 _TASKS = {"images": 2, "text": 5}
 QUESTIONS = tuple(range(1, 9))
-# Whose runs a question shows where none of the reader's own are given: the first of these that is committed.
+# Without --workdir, a question shows the first of these studies that is committed.
 _STUDIES = {2: ("resnet", "resnet-quick"), 5: ("gru", "gru-quick")}
 _COMMANDS = {
     2: "python -m hw.train --config=configs/resnet.py",
     5: "python -m hw.train --config=configs/gru.py",
 }
-# What of each question can be changed on the page itself: widgets, each with a script in assets/.
+# The widgets of each question, in which a reader changes numbers. Each has a script in assets/.
 _PLAYS = {1: ("cnn",), 3: ("unrolled",), 4: ("vanishing",), 6: ("attention",), 8: ("saturation",)}
 _WANTED = {2: "CIFAR-10", 5: "INPUT.TXT"}
 _TOPICS = {2: "A residual net on CIFAR-10", 5: "A GRU language model"}
@@ -39,18 +39,18 @@ _TOPICS = {2: "A residual net on CIFAR-10", 5: "A GRU language model"}
 
 @dataclass(frozen=True)
 class Section:
-    """One question: its answer, or, where its log is missing, the command that makes one.
+    """A question that has an answer or, if its log is missing, names the command that makes one.
 
     Attributes:
       number, title: of the question.
-      answer: None where nothing was trained.
-      figures: drawn ones, and missing ones with the command that makes them.
+      answer: None if there is no log.
+      figures: drawn figures, and missing figures with the command that makes them.
       verdicts: of the answer's claims.
-      runs: behind it, where it is told from logs.
-      images: a study of images with what was predicted for them, or None.
-      plays: names of what can be changed on the page.
-      note: what the reader must know of the logs.
-      command: that makes the missing log.
+      runs: the logged runs that the answer describes.
+      images: a study of test images with their predictions, or None.
+      plays: names of the question's widgets.
+      note: a warning about the logs, or "".
+      command: makes the missing log.
     """
 
     number: int
@@ -66,17 +66,17 @@ class Section:
 
     @property
     def error(self) -> float:
-        """The largest difference between routes of any claim."""
+        """Returns the largest difference between the routes of any claim."""
         return max((v.error for v in self.verdicts), default=0.0)
 
     @property
     def routes(self) -> list[str]:
-        """The names of all routes, each once."""
+        """Returns the names of all routes, each once."""
         return list(dict.fromkeys(name for v in self.verdicts for name in v.claim.routes))
 
     @property
     def fewest_routes(self) -> int:
-        """How many routes every claim has at least."""
+        """Returns the smallest number of routes that a claim has."""
         return min((len(v.claim.routes) for v in self.verdicts), default=0)
 
     @property
@@ -86,14 +86,14 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A report: its sections, and the name of the student who hands it in ("" for none)."""
+    """A report that has sections and names the student who hands it in ("" for none)."""
 
     sections: Sequence[Section]
     student: str = ""
 
     @property
     def plays(self) -> list[str]:
-        """What can be changed on the page."""
+        """Returns the names of all widgets on the page."""
         return [name for section in self.sections for name in section.plays]
 
     @property
@@ -102,32 +102,34 @@ class Document:
 
 
 def _own_runs(workdirs: Iterable[Path]) -> dict[int, list[Run]]:
-    """The reader's own finished runs by the question that they answer.
+    """Reads the reader's finished runs; returns them by the question that they answer.
 
     Raises:
-      UserError: a folder holds none, or two answer the same question by different recipes.
+      UserError: a folder holds no finished run, or two runs of a question differ in more than the seed.
     """
     found: dict[int, list[Run]] = {}
     for folder in workdirs:
         run = logs.read_run(folder)
         others = found.setdefault(_TASKS[run.summary["task"]], [])
         if others and _recipe(others[0]) != _recipe(run):
-            raise UserError(f"{folder} was trained by another recipe than the run before it: give one")
+            raise UserError(f"--workdir={folder}: the run before it has another recipe: give one of them")
         if others and _logged_steps(others[0]) != _logged_steps(run):
-            raise UserError(f"{folder}: metrics.jsonl has other steps than the run before it: give one")
+            raise UserError(
+                f"--workdir={folder}: metrics.jsonl logs other steps than the run before it: give one of them"
+            )
         if any(other.summary["seed"] == run.summary["seed"] for other in others):
-            raise UserError(f"{folder} has the seed of a run before it: give each seed once")
+            raise UserError(f"--workdir={folder}: a run before it has the same seed: give each seed once")
         others.append(run)
     return found
 
 
 def _logged_steps(run: Run) -> list[int]:
-    """The training steps that a run logged; curves of several seeds need the same."""
+    """Returns the training steps that a run logged; a curve over seeds needs the same steps in each."""
     return [line["step"] for line in run.metrics if line["split"] == "train"]
 
 
 def _recipe(run: Run) -> Mapping[str, Any]:
-    """What must be alike in seeds of one recipe: all but the seed and what touches no number."""
+    """Returns the fields that seeds of one recipe share: all but the seed and those that change no number."""
     symbols = [run.summary["dataset"].get(name) for name in ("classes", "vocabulary")]
     config = {k: v for k, v in run.config.items() if k not in ("seed", "parallel", "checkpoint", "log")}
     data = {k: v for k, v in run.config["data"].items() if k != "dir"}
@@ -135,7 +137,7 @@ def _recipe(run: Run) -> Mapping[str, Any]:
 
 
 def _trained(number: int, own: Sequence[Run]) -> Section:
-    """A question that is answered by training."""
+    """Builds the section of a question that is answered by training."""
     note, runs, images = "", list(own), None
     if not runs:
         study, runs = logs.first_committed(_STUDIES[number])
@@ -172,19 +174,19 @@ def build(*, only: Sequence[int] = QUESTIONS, workdirs: Sequence[Path] = (), stu
     """Answers the questions, checks every claim, and draws the figures.
 
     Args:
-      only: numbers of the questions wanted, in any order.
-      workdirs: finished runs of the reader's own, to take the committed ones' place.
-      student: who hands it in.
+      only: numbers of the questions to answer, in any order.
+      workdirs: the reader's finished runs, which replace the committed ones.
+      student: name of the student who hands it in.
 
     Raises:
-      UserError: there is no such question, or a folder holds no run that answers one of them.
+      UserError: a question does not exist, or a folder holds no run that answers one of them.
     """
     for number in only:
         if number not in QUESTIONS:
             raise UserError(f"--only={number}: there are questions 1 to {QUESTIONS[-1]}")
     own = _own_runs(workdirs)
     for number in own.keys() - set(only):
-        raise UserError(f"--workdir: a run that answers question {number}, but --only leaves that out")
+        raise UserError(f"--workdir: a run there answers question {number}, but --only leaves that out")
     sections = []
     for number in sorted(set(only)):
         if number in _TRAINED:

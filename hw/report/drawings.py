@@ -1,7 +1,7 @@
-"""Drawings written by hand as SVG: a network's volumes, the unrolled graph, the residual net, many heads.
+"""Draws SVG element by element: a network's volumes, the unrolled graph, the residual net, many heads.
 
-Each takes what an answer holds and returns one `<svg>` element. Colours are the page's own variables, so
-that a drawing is right on light and on dark paper; what colour says, a shape or a label says too.
+Each function takes data of an answer and returns one `<svg>` element. Colours are the page's CSS variables,
+so a drawing suits light and dark paper. A shape or a label repeats the information of each colour.
 """
 
 import html
@@ -15,18 +15,18 @@ Point = tuple[float, float]
 
 
 def escape(text: object) -> str:
-    """Text as it may stand in markup."""
+    """Escapes text for markup."""
     return html.escape(str(text))
 
 
 def svg(name: str, title: str, description: str, size: Point, parts: Iterable[str]) -> str:
-    """The element, named for those who do not see it.
+    """Returns the `<svg>` element, with a title and a description for screen readers.
 
     Args:
-      name: letters and dashes, unlike any other drawing's on the page.
-      title, description: what it is, and what it shows.
-      size: width and height in its own units.
-      parts: SVG, already escaped.
+      name: letters and dashes; no other drawing on the page has it.
+      title, description: name of the drawing, and its content in words.
+      size: width and height in the drawing's units.
+      parts: SVG elements, already escaped.
     """
     width, height = size
     return (
@@ -53,7 +53,7 @@ def _box(x: float, y: float, width: float, height: float, kind: str) -> str:
 
 
 def _arrow(points: Sequence[Point], kind: str = "edge") -> str:
-    """A line through the points, with a head at its end."""
+    """Draws a line through the points, with a head at its end."""
     (x0, y0), (x1, y1) = points[-2:]
     length = math.hypot(x1 - x0, y1 - y0) or 1.0
     dx, dy = (x1 - x0) / length, (y1 - y0) / length
@@ -64,12 +64,14 @@ def _arrow(points: Sequence[Point], kind: str = "edge") -> str:
 
 
 def volumes(name: str, shapes: Sequence[Sequence[int]], words: Sequence[str]) -> str:
-    """A network's activations as boxes: their sides go with the roots of height and width, and log channels.
+    """Draws a network's activations as boxes.
+
+    A box grows with the square roots of height and width, and with the logarithm of the channels.
 
     Args:
       name: of the drawing.
       shapes: of the input and of every layer's output: (height, width, channels) or (units,).
-      words: what each is called.
+      words: the label of each box.
     """
     parts: list[str] = []
     x, base = 34.0, 190.0
@@ -104,19 +106,19 @@ def volumes(name: str, shapes: Sequence[Sequence[int]], words: Sequence[str]) ->
     return svg(name, "The network's volumes", description, (x, base + 48), parts)
 
 
-# A weight's line: its dashes tell it apart without colour.
+# Each weight's line has its own dashes, so that a reader can tell the weights apart without colour.
 _DASHES = {"W_xh": "", "W_hh": "7 4", "W_hy": "2 3"}
 
 
 def unrolled(
     name: str, graph: Mapping[str, Sequence[Mapping[str, Any]]], shapes: Mapping[str, Sequence[int]] | None
 ) -> str:
-    """The unrolled graph: inputs below, hidden states in the middle, outputs above, time to the right.
+    """Draws the unrolled graph: inputs below, hidden states in the middle, outputs above, time to the right.
 
     Args:
       name: of the drawing.
       graph: nodes (`id`, `kind`, `time`, `label`) and edges (`from`, `to`, `weight`).
-      shapes: of each weight, if there are numbers.
+      shapes: of each weight; None if the weights have no numbers.
     """
     row = {"y": 50.0, "h": 140.0, "x": 230.0}
     last = max(node["time"] for node in graph["nodes"])
@@ -145,23 +147,23 @@ def unrolled(
         size = f", {' × '.join(map(str, shapes[weight]))}" if shapes else ""
         parts.append(f'<line class="edge {kind}" x1="20" y1="{y - 4}" x2="60" y2="{y - 4}"/>')
         line = "solid" if not dashes else "dashed" if dashes[0] == "7" else "dotted"
-        parts.append(_text((70, y), f"{weight}{size}: one matrix, {line} wherever it stands", "", "start"))
+        parts.append(_text((70, y), f"{weight}{size}: one matrix, {line} lines", "", "start"))
     description = (
-        f"{last} steps from left to right. Every input x_t leads to the hidden state h_t by W_xh, every "
-        "hidden state to the next by W_hh and to the output y_t by W_hy. Lines of one kind carry the same "
-        "matrix."
+        f"{last} steps run from left to right. Every input x_t leads to the hidden state h_t by W_xh. Every "
+        "hidden state leads to the next by W_hh and to the output y_t by W_hy. Lines of one kind carry the "
+        "same matrix."
     )
     width = max(120.0 * last + 110, 470)
     return svg(name, "The unrolled recurrent network", description, (width, 345), parts)
 
 
 def residual_net(name: str, layers: Sequence[Mapping[str, Any]]) -> str:
-    """The residual net from its layers in order, a box each, with the skip connections beside them.
+    """Draws the residual net: a box for each layer in order, with the skip connections beside them.
 
     Args:
       name: of the drawing.
-      layers: `name`, `what`, `output` (a shape) and, where a skip connection starts before it, `skip`: over
-        how many layers.
+      layers: `name`, `what`, `output` (a shape). If a skip connection starts before the layer, `skip` is
+        the number of layers that it spans.
     """
     parts: list[str] = []
     y, step, width = 16.0, 46.0, 430.0
@@ -187,12 +189,12 @@ def residual_net(name: str, layers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def multi_head(name: str, ledger: Mapping[str, Sequence[int]], heads: int) -> str:
-    """One input through h heads side by side, joined and mixed by W^O.
+    """Draws h heads side by side: they share one input, and W^O mixes their joined outputs.
 
     Args:
       name: of the drawing.
       ledger: the shape of every matrix, as `hw.ops.attention.multi_head_shapes` gives them.
-      heads: how many; of more than four the middle ones are left out.
+      heads: their number; if there are more than four, the middle ones are left out.
     """
     size = {key: " × ".join(map(str, value)) for key, value in ledger.items()}
     shown = [1, 2, 3, 4][:heads] if heads <= 4 else [1, 2, heads]
@@ -225,22 +227,22 @@ def multi_head(name: str, ledger: Mapping[str, Sequence[int]], heads: int) -> st
         if number:
             parts.append(_arrow([(middle, y - 22), (middle, y)]))
     description = (
-        f"The input goes through {heads} heads side by side; each projects it to queries "
-        f"{size['Q_head']}, keys {size['K_head']} and values {size['V_head']}; the heads "
-        f"({size['head']} each) are joined to {size['concat']} and mixed by W^O to {size['output']}."
+        f"The input goes through {heads} heads side by side. Each head projects it to queries "
+        f"{size['Q_head']}, keys {size['K_head']} and values {size['V_head']}. The heads' outputs "
+        f"({size['head']} each) are joined to {size['concat']}, and W^O mixes them to {size['output']}."
     )
     return svg(name, "Multi-head attention", description, (width, top + 255), parts)
 
 
-# A character's cell, and how many fit a line.
+# A character's cell is this wide, a line is this high, and so many characters fit a line.
 _CELL, _LINE, _COLUMNS = 8.2, 19.0, 64
 
 
 def unit_on_text(name: str, passages: Sequence[Mapping[str, Any]]) -> str:
-    """What hidden units do while they read: each character on a bar of its unit's activation.
+    """Draws hidden units while they read: a bar of the unit's activation stands behind each character.
 
-    A bar stands up from the line for a positive activation and hangs down from above for a negative one, so
-    that its sign is told by its place as well as by its colour.
+    A bar rises from the line for a positive activation and hangs from above for a negative one. So its place
+    shows the sign, and not its colour alone.
 
     Args:
       name: of the drawing.
@@ -281,7 +283,7 @@ def unit_on_text(name: str, passages: Sequence[Mapping[str, Any]]) -> str:
             row += 1
         y += _LINE * row
     description = (
-        "Passages of text, each character on a bar: up from the line where the unit's activation is "
-        "positive, down from above where it is negative."
+        "Passages of text with a bar behind each character. The bar rises from the line where the unit's "
+        "activation is positive, and hangs from above where it is negative."
     )
     return svg(name, "Hidden units at work", description, (6 + _CELL * _COLUMNS + 6, y + 8), parts)

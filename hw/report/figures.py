@@ -1,4 +1,4 @@
-"""The figures of each question: drawn from an answer's own data, or from a study's committed numbers."""
+"""Draws the figures of each question, from an answer's data or from a study's committed numbers."""
 
 import math
 import re
@@ -14,8 +14,8 @@ from hw.answers.claims import Answer, Table
 from hw.plotting import Curve
 from hw.report import drawings, logs, plots
 
-# The names under which the curves of a study appear, in the report and in the study's own figure and table:
-# of the recurrent nets of vanishing_gradient and memory_task,
+# The report and the studies' own figures and tables name their curves alike, so the names stand here.
+# These are the recurrent nets of vanishing_gradient and memory_task.
 KINDS = {
     "rnn": "tanh RNN",
     "linear": "without tanh",
@@ -23,20 +23,20 @@ KINDS = {
     "gru": "GRU, biases 0",
     "gru_keeps": "GRU, update bias 3",
 }
-# of what attention_scaling measures,
+# These are the quantities that attention_scaling measures.
 MEASURES = {
     "variance": "variance of the scores",
     "entropy": "entropy of the weights, nats",
     "largest": "largest weight",
     "jacobian": "norm of the softmax's Jacobian",
 }
-# and of the two forms of float32_attention_gradient.
-FORMS = {"textbook": "textbook form", "twice": "row sum taken away twice"}
+# These are the two forms that float32_attention_gradient compares.
+FORMS = {"textbook": "textbook form", "twice": "row sum subtracted twice"}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: its SVG, the numbers it shows, and the log that they came from, if any, with its hash."""
+    """A figure that holds its SVG, the numbers it shows, and the name and hash of their log, if any."""
 
     name: str
     title: str
@@ -49,7 +49,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Missing:
-    """A figure that cannot be drawn, since nobody has run what it shows."""
+    """A figure that cannot be drawn because its study has not been run."""
 
     title: str
     source: str
@@ -57,7 +57,7 @@ class Missing:
 
 
 def _missing(title: str, study: str, options: str = "") -> Missing:
-    """The figure of a study that has not been run, with the command that runs it."""
+    """Returns the missing figure of a study, with the command that runs the study."""
     command = f"python -m experiments.studies.{study}{options}"
     return Missing(title, f"experiments/results/{study}", command)
 
@@ -83,7 +83,7 @@ def _cnn(answer: Answer) -> list[Figure]:
     drawn = drawings.volumes("volumes", shapes, words)
     rows = tuple((w, notation.times(s), math.prod(s)) for w, s in zip(words, shapes, strict=True))
     table = Table(title, ("layer", "output", "numbers"), rows)
-    return [Figure("volumes", title, "Every layer's output, from left to right.", drawn, table)]
+    return [Figure("volumes", title, "The outputs of all layers, from left to right.", drawn, table)]
 
 
 def _last_table(answer: Answer) -> Table:
@@ -91,14 +91,14 @@ def _last_table(answer: Answer) -> Table:
 
 
 def _band(name: str, title: str, curves: dict[str, Any], label: str) -> Figure:
-    """A metric of every seed against the epoch: the mean within the band of all, smoothed."""
+    """Draws a metric against the epoch: the smoothed mean over the seeds, in their band."""
     curve = plotting.over_seeds(curves["epoch"], curves["seeds"])
     low, high = curve.band or (curve.y, curve.y)
     draw = plotting.lines([curve], ("epoch", label))
     picked = sorted({round(i) for i in np.linspace(0, len(curve.x) - 1, 12)})
     rows = tuple((f"{curve.x[i]:.2f}", low[i], curve.y[i], high[i]) for i in picked)
     table = Table(title, ("epoch", "lowest seed", "mean", "highest seed"), rows)
-    description = f"{label} against the epoch, {curve.label}, each a running mean."
+    description = f"Running means of the {label}, against the epoch: {curve.label}."
     return _plotted(name, title, description, draw, table)
 
 
@@ -110,7 +110,7 @@ def _residual_net(answer: Answer) -> list[Figure]:
     net = Figure(
         "architecture",
         title,
-        "Every layer as it is called, with its output; beside them the skip connections.",
+        "Each box is a layer, with the shape of its output. The skip connections run beside the boxes.",
         drawn,
         Table(title, ("layer", "output"), rows),
     )
@@ -119,7 +119,7 @@ def _residual_net(answer: Answer) -> list[Figure]:
     confusion = _plotted(
         "confusion",
         title,
-        "A row a true class, a column a predicted one; the darker, the larger the share of the row.",
+        "A row is a true class, a column a predicted class. A darker cell holds a larger share of its row.",
         plotting.confusion(counts, classes),
         Table(
             title,
@@ -143,7 +143,7 @@ def _unrolled(answer: Answer) -> list[Figure]:
         Figure(
             "unrolled",
             title,
-            "Time runs from left to right; lines of one kind carry one and the same matrix.",
+            "Time runs from left to right. Lines of one kind carry the same matrix.",
             drawings.unrolled("unrolled", graph, shapes),
             Table(title, ("from", "to", "weight"), rows),
         )
@@ -194,8 +194,8 @@ def _bptt(answer: Answer) -> list[Figure | Missing]:
             _plotted(
                 "memory-task",
                 title,
-                "The share of sequences whose first symbol was named after so many steps: mean and range of "
-                "the seeds. The level to which the curves fall is guessing.",
+                "The share of sequences whose first symbol the net recalls after the delay: mean and range "
+                "of the seeds. The curves fall to the level of guessing.",
                 memory_task(kinds),
                 Table(title, ("delay", *(KINDS[k] for k in kinds)), rows),
                 study=study,
@@ -205,8 +205,8 @@ def _bptt(answer: Answer) -> list[Figure | Missing]:
 
 
 def memory_task(kinds: Mapping[str, Mapping[str, Any]]) -> plotting.Draw:
-    """Draws the accuracy against the delay, a curve a kind: `data.json` of the memory task."""
-    places = list(KINDS)  # a kind looks as it does in the figures of the vanishing gradient
+    """Draws the accuracy against the delay, one curve for each of `kinds` (the memory task's `data.json`)."""
+    places = list(KINDS)  # a kind keeps its style from the figures of the vanishing gradient
     curves = [
         Curve(KINDS[k], v["delay"], v["mean"], (v["low"], v["high"]), style=places.index(k), markers=True)
         for k, v in kinds.items()
@@ -220,8 +220,8 @@ def _language_model(answer: Answer) -> list[Figure | Missing]:
     ]
     study = logs.study("neurons")
     if study is None:
-        return [*figures, _missing("Hidden units that stand for something", "neurons")]
-    title = "Hidden units that stand for something"
+        return [*figures, _missing("Hidden units that follow a feature of the text", "neurons")]
+    title = "Hidden units that follow a feature of the text"
     found = study.data["features"]
     rows = tuple(
         (name, f"layer {of['layer']}, unit {of['unit']}", of["correlation_held_out"])
@@ -230,16 +230,16 @@ def _language_model(answer: Answer) -> list[Figure | Missing]:
     draw = plotting.bars(
         list(found),
         [abs(of["correlation_held_out"]) for of in found.values()],
-        "|correlation| on text that had no say in the choice",
+        "|correlation| on the held-out half of the text",
         limits=(0, 1),
     )
     passages = study.data["passages"]
     read = tuple((of["title"], " ".join(of["text"].split())) for of in passages)
     drawn = Figure(
         "units",
-        "Some of them while they read",
-        "The released model, each character of the validation text on its unit's activation: a bar up from "
-        "the line is positive, one down from above is negative.",
+        "Hidden units while they read",
+        "The released model reads the validation text. The bar behind each character is the unit's "
+        "activation: a positive bar rises from the line, a negative one hangs from above.",
         drawings.unit_on_text("units", passages),
         Table("The passages", ("unit", "text"), read),
         study.name,
@@ -251,7 +251,7 @@ def _language_model(answer: Answer) -> list[Figure | Missing]:
         _plotted(
             "neurons",
             title,
-            "For each feature of the text, how closely that unit of the released model follows it which "
+            "Each bar is a feature of the text: its correlation with the unit of the released model that "
             "follows it best.",
             draw,
             Table(title, ("feature", "unit", "correlation, held out"), rows),
@@ -271,7 +271,7 @@ def _attention(answer: Answer) -> list[Figure]:
     title = "Attention weights"
     table = Table(title, ("", *columns), tuple((r, *w) for r, w in zip(rows, shown, strict=True)))
     size = (1.6 + 1.3 * len(columns), 1.0 + 0.7 * len(rows))
-    description = "A row a query, a column a key; every row sums to 1; the darker, the larger the weight."
+    description = "Each row is a query, each column a key; a row sums to 1. A darker cell is a larger weight."
     return [
         _plotted(
             "weights", title, description, plotting.heat_map(weights, shown, rows, columns), table, size=size
@@ -285,7 +285,7 @@ def _multi_head(answer: Answer) -> list[Figure]:
     title = "The heads side by side"
     drawn = drawings.multi_head("heads", ledger, heads)
     rows = tuple((name, notation.times(shape)) for name, shape in ledger.items())
-    description = "One input, projected anew by every head, joined and mixed."
+    description = "Every head projects the same input. Their outputs are joined and mixed."
     return [Figure("heads", title, description, drawn, Table(title, ("matrix", "size"), rows))]
 
 
@@ -294,7 +294,7 @@ def _attention_gradient(answer: Answer) -> list[Figure | Missing]:
     figures: list[Figure | Missing] = []
     study = logs.study("attention_scaling")
     if study is None:
-        figures.append(_missing("What 1/√d_k does", "attention_scaling"))
+        figures.append(_missing("The effect of 1/√d_k", "attention_scaling"))
     else:
         sizes = study.data["sizes"]["d_k"]
         for measure, label in MEASURES.items():
@@ -310,7 +310,7 @@ def _attention_gradient(answer: Answer) -> list[Figure | Missing]:
                     f"scaling-{measure}",
                     title,
                     f"Means over {study.data['sizes']['seeds']} seeds of {study.data['sizes']['queries']} "
-                    'queries; "mean 1" and "copies" break a condition each.',
+                    'queries. The cases "mean 1" and "copies" each break one condition.',
                     plotting.lines(
                         curves,
                         ("d_k", label),
@@ -333,7 +333,7 @@ def _attention_gradient(answer: Answer) -> list[Figure | Missing]:
         _plotted(
             "float32",
             title,
-            "The further one score is ahead of the other, the more digits the textbook form loses.",
+            "The textbook form loses more digits as the gap between the scores grows.",
             plotting.lines(
                 [Curve(name, gaps, values) for name, values in means.items()],
                 ("gap between the two scores", "error relative to the row"),
@@ -359,5 +359,5 @@ _OF: dict[int, Callable[[Answer], Sequence[Figure | Missing]]] = {
 
 
 def of(answer: Answer) -> Sequence[Figure | Missing]:
-    """The figures of an answer, in order."""
+    """Returns the figures of an answer, in order."""
     return _OF[answer.number](answer)

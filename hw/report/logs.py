@@ -1,7 +1,7 @@
-"""Finished runs and studies, read from their folders for a page: values, each file with its hash.
+"""Reads finished runs and studies from their folders, as values with the hash of each file.
 
-A reader's own run is read as `hw.training.saved` reads one: sizes bounded, every field that an answer uses
-checked, so that a damaged log costs one line that names the file.
+A reader's own run is read as `hw.training.saved` reads one: every size is bounded, and every field that an
+answer uses is checked. So a damaged log ends in one line that names the file.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from hw.training import saved
 REPOSITORY = Path(__file__).parents[2]
 RESULTS = REPOSITORY / "experiments" / "results"
 RELEASED = REPOSITORY / "experiments" / "pretrained"
-# What an answer is told of a run, with the most bytes of each. A release has no metrics or evaluation, so
-# that it is none. The longest committed metrics.jsonl has 0.5 MB.
+# The files that an answer needs of a run, with the largest size of each in bytes. A released model has no
+# metrics, so it is not a run. The longest committed metrics.jsonl has 0.5 MB.
 _NEEDED = {
     "summary.json": saved.MAX_JSON,
     "config.json": saved.MAX_JSON,
@@ -35,7 +35,7 @@ _MAX_STUDY = 64 * 10**6
 _TEXT = text(10_000)
 _COUNT = whole(0, 2**53)
 _SHARE = number(0, 1)
-# The fields that answers use: of every task, and of each. All must be there.
+# The fields that answers use, first those of every task, then those of each. A log must have all of them.
 _SUMMARY: schema.Table = {
     "task": text(100),
     "seed": whole(0, 2**32 - 1),
@@ -43,7 +43,7 @@ _SUMMARY: schema.Table = {
     "seconds": {"total": FINITE},
     "device": {"kind": _TEXT, "count": _COUNT, "cpu_count": optional(_COUNT)},
 }
-# Fields that answers show where a run has them: those of earlier versions lack them.
+# Answers show these fields if a run has them; runs of earlier versions do not.
 _SUMMARY_TOO: schema.Table = {
     "dtype": text(100),
     "device": {
@@ -90,13 +90,13 @@ _LINE: schema.Table = {
     "split": one_of("train", "eval"),
     "loss": FINITE,
 }
-# Of an evaluated text, whose perplexity is exp of this.
+# The perplexity of an evaluated text is exp(loss); these bounds keep it within a float64.
 _PERPLEXITY: schema.Table = {"loss": number(-700, 700)}
 
 
 @dataclass(frozen=True)
 class Study:
-    """What a study wrote: its numbers, and the SHA-256 of the file that holds them."""
+    """The numbers that a study wrote, with the SHA-256 of their file."""
 
     data: Any
     sha256: str
@@ -104,21 +104,21 @@ class Study:
 
 
 def _read(path: Path, limit: int) -> tuple[bytes, str]:
-    """A file's content and its SHA-256."""
+    """Returns a file's content and its SHA-256."""
     content = files.read_bytes(path, limit)
     return content, hashlib.sha256(content).hexdigest()
 
 
 def _parsed(content: bytes, where: str) -> Any:
-    """The JSON of a log, or of one of its lines."""
+    """Parses the JSON of a log, or of one of its lines."""
     try:
         return files.parse_json(content)
     except ValueError as error:
-        raise UserError(f"a log is damaged: {where} is no JSON ({error})") from error
+        raise UserError(f"a log is damaged: {where} is not JSON ({error})") from error
 
 
 def _checked(value: Any, table: schema.Table, where: str, *, whole: bool = True) -> dict[str, Any]:
-    """The fields that the table demands, all of them there if `whole`."""
+    """Checks the fields that the table demands, and returns them; if `whole`, all of them must be there."""
     try:
         found = schema.check(value, table, where=where)
         schema.require(found, *(schema.leaves(table) if whole else ()), where=where)
@@ -128,16 +128,16 @@ def _checked(value: Any, table: schema.Table, where: str, *, whole: bool = True)
 
 
 def read_run(folder: Path) -> Run:
-    """The finished run in a folder.
+    """Reads the finished run in a folder.
 
     Raises:
-      UserError: there is none, it is not finished, or a file is damaged.
+      UserError: the folder holds no run, the run is not finished, or a file is damaged.
     """
     contents: dict[str, bytes] = {}
     hashes: dict[str, str] = {}
     for name, limit in _NEEDED.items():
         if not files.is_there(folder / name):
-            raise UserError(f"{folder} has no {name}: not a finished run of hw.train")
+            raise UserError(f"{folder} has no {name}: it is not a finished run of hw.train")
         contents[name], hashes[name] = _read(folder / name, limit)
     samples = ""
     if files.is_there(folder / "samples.txt"):
@@ -151,7 +151,8 @@ def read_run(folder: Path) -> Run:
     summary = of("summary.json")
     task = _checked(summary, {"task": text(100)}, where)["task"]
     if task not in _SUMMARY_OF:
-        raise UserError(f"{folder} holds a run of {task!r}: the report shows {' and '.join(_SUMMARY_OF)}")
+        shown = " and ".join(_SUMMARY_OF)
+        raise UserError(f"{folder} holds a run of the task {task!r}: the report shows only {shown}")
     _checked(summary, {**_SUMMARY, **_SUMMARY_OF[task]}, where)
     _checked(summary, _SUMMARY_TOO, where, whole=False)
     versions = summary.get("versions")
@@ -166,7 +167,7 @@ def read_run(folder: Path) -> Run:
     if checked["task"] != task:
         raise UserError(f"a log is damaged: {where} has the task {checked['task']}, summary.json {task}")
     schema.require(config, "data", where=where)
-    # As it is, since it tells one recipe from another; but the model's arguments complete.
+    # The config stays unchanged, since it identifies the recipe; only the model's arguments are completed.
     config = config | {"model": saved.model_config(checked, where)}
     saved.build(ConfigDict(config["model"]), len(symbols), where)
 
@@ -177,7 +178,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _check_evaluation(evaluation: Any, task: str, num_symbols: int, where: str) -> None:
-    """Refuses an evaluation.json that lacks what an answer uses, or whose sizes do not fit together."""
+    """Refuses an evaluation.json that lacks a field an answer uses, or whose sizes do not fit together."""
     found = _checked(evaluation, _EVALUATION_OF[task], where)
     if task == "text":
         for number_, copied in enumerate(found["copied"]):
@@ -193,7 +194,7 @@ def _check_evaluation(evaluation: Any, task: str, num_symbols: int, where: str) 
 
 
 def _metrics(content: bytes, task: str, where: str) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, each checked; at least one of training and one of evaluation."""
+    """Checks and returns the lines of a metrics.jsonl, at least one of training and one of evaluation."""
     table = {**_LINE, "accuracy": _SHARE} if task == "images" else _LINE
     lines = []
     for count, line in enumerate(content.splitlines(), 1):
@@ -208,13 +209,13 @@ def _metrics(content: bytes, task: str, where: str) -> list[dict[str, Any]]:
 
 
 def committed(study: str) -> list[Run]:
-    """The runs of a committed study, by seed; none if there is no such study."""
+    """Returns the runs of a committed study, ordered by seed; [] if there is no such study."""
     folders = sorted((RESULTS / study).glob("seed-*/summary.json"))
     return sorted((read_run(f.parent) for f in folders), key=lambda run: run.summary["seed"])
 
 
 def study(name: str, file: str = "data.json") -> Study | None:
-    """A study's numbers; None where they are missing."""
+    """Returns a study's numbers; None if they are missing."""
     path = RESULTS / name / file
     if not path.exists():
         return None
@@ -223,7 +224,7 @@ def study(name: str, file: str = "data.json") -> Study | None:
 
 
 def first_committed(names: Sequence[str]) -> tuple[str, list[Run]]:
-    """The first of some studies that has runs, and those; ("", []) if none has."""
+    """Returns the first of the named studies that has runs, with its runs; ("", []) if none has."""
     for name in names:
         if runs := committed(name):
             return name, runs

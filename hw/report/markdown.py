@@ -1,4 +1,4 @@
-"""A report as Markdown that GitHub renders: tables, formulas in LaTeX, each figure a file beside it."""
+"""Writes a report as Markdown that GitHub renders: tables, LaTeX formulas, and one file for each figure."""
 
 import re
 from collections.abc import Sequence
@@ -9,18 +9,18 @@ from hw.report import page
 from hw.report.document import Document, Section
 from hw.report.figures import Figure, Missing
 
-# What Markdown or the HTML within it would take for markup.
+# Markdown, or HTML within it, would read these characters as markup.
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$!@&^])")
 
 
 def _text(value: object) -> str:
-    """A text or number as it stands: nothing in it is markup, and it is one line."""
+    """Returns a text or number on one line, with all characters of markup escaped."""
     shown = page.worked(value).unescape()
     return _MARKUP.sub(r"\\\1", " ".join(shown.split()))
 
 
 def _fenced(content: str, language: str = "") -> str:
-    """A block that shows its content as it is, whatever backticks are in it."""
+    """Returns a code block whose fence is longer than any run of backticks in its content."""
     longest = max(map(len, re.findall(r"`+", content)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{content}\n{fence}"
@@ -50,11 +50,11 @@ def _step(number: int, step: Step) -> str:
 
 def _figure(shown: Figure | Missing, folder: str) -> str:
     if not isinstance(shown, Figure):
-        return f"**Missing: {_text(shown.title)}.** It is made by\n{_fenced(shown.command)}"
+        return f"**Missing: {_text(shown.title)}.** This command makes it:\n{_fenced(shown.command)}"
     title = _text(shown.title)
     text = f"![{title}]({folder}/{shown.name}.svg)\n\n*{title}.* {_text(shown.description)}"
     if shown.source:
-        text += f" From {_text(shown.source)}, hash {shown.sha256}."
+        text += f" Source: {_text(shown.source)}, SHA-256 {shown.sha256}."
     return text
 
 
@@ -65,7 +65,8 @@ def _section(section: Section, folder: str) -> str:
     answer = section.answer
     if answer is None:
         parts.append(
-            f"**Missing.** There is no log of a finished run. It is made by\n{_fenced(section.command)}"
+            "**Missing.** There is no log of a finished run. This command makes it:\n"
+            f"{_fenced(section.command)}"
         )
         return "\n\n".join(parts)
     parts += [f"**Question.** {_text(answer.question)}", f"**Answer.** {_text(answer.answer)}"]
@@ -73,27 +74,27 @@ def _section(section: Section, folder: str) -> str:
     parts += [_step(number, step) for number, step in enumerate(answer.steps, 1)]
     parts += [_figure(shown, folder) for shown in section.figures[1:]]
     if section.runs and section.runs[0].samples:
-        parts.append("### What it writes\n\n" + _fenced(section.runs[0].samples))
+        parts.append("### Text that the model writes\n\n" + _fenced(section.runs[0].samples))
     parts.append(f"**Why it makes sense.** {_text(answer.why)}")
     verdict, routes = "All" if section.holds else "NOT all", _text(", ".join(section.routes))
     parts.append(
-        f"**Proof.** {verdict} of {len(section.verdicts)} claims hold, each by "
-        f"{section.fewest_routes} routes or more ({routes}); largest difference {page.error(section.error)}."
+        f"**Proof.** {verdict} of the {len(section.verdicts)} claims hold. At least {section.fewest_routes} "
+        f"routes compute each ({routes}). Their largest difference is {page.error(section.error)}."
     )
     return "\n\n".join(parts)
 
 
 def markdown(document: Document, folder: str) -> tuple[str, dict[str, str]]:
-    """The report, and its figures.
+    """Renders the report, and its figures.
 
     Args:
-      document: what it is to hold.
-      folder: name of the folder beside the report in which the figures will lie.
+      document: the report's content.
+      folder: name of the figures' folder, which will lie beside the report.
 
     Returns:
       (Markdown, {name of a figure's file: SVG}).
     """
-    folder = quote(folder)  # a blank would end the link
+    folder = quote(folder)  # an unquoted blank would end the link
     parts = ["# Modern architectures, worked"]
     if document.student:
         parts.append(f"Handed in by {_text(document.student)}")
@@ -110,7 +111,7 @@ def markdown(document: Document, folder: str) -> tuple[str, dict[str, str]]:
         )
         for v in document.verdicts
     ]
-    header = ("claim", "what", "value", "routes", "largest difference", "allowed", "verdict")
+    header = ("claim", "result", "value", "routes", "largest difference", "tolerance", "verdict")
     parts.append(f"## All claims\n\n{_rows(header, rows)}")
     drawn = {
         f"{shown.name}.svg": page.standalone(shown.svg)

@@ -1,4 +1,4 @@
-"""A report as files: the page, Markdown with its figures, a PDF, a hand-in."""
+"""Writes a report as files: the page, Markdown with its figures, a PDF, or a hand-in."""
 
 import shutil
 import subprocess
@@ -16,9 +16,9 @@ from hw.report.markdown import markdown
 from hw.report.page import page
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-_MADE = f"{MARK}.report"  # by this the next report may replace the file
+_MADE = f"{MARK}.report"  # a later report may replace a file that has this mark
 _PRINT_SECONDS = 120
-# No time of day in an archive: the same report is the same bytes.
+# An archive's times are fixed, so that the same report gives the same bytes.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _MAX_MEMBER = 2**29  # bytes of a file in an archive
 _RUN_FILES = ("summary.json", "config.json", "evaluation.json", "metrics.jsonl", "train.log")
@@ -35,15 +35,15 @@ _CODE = (
 
 
 def write_html(document: Document, out: Output) -> None:
-    """The page."""
+    """Writes the page."""
     out.write(page(document))
 
 
 def write_markdown(document: Document, out: Output) -> None:
-    """Markdown, and its figures in a folder beside it.
+    """Writes Markdown, and its figures in a folder beside it.
 
     Raises:
-      UserError: a figure's file is there and is somebody else's.
+      UserError: a figure's file exists, and hw.report did not write it.
     """
     folder = out.path.with_name(f"{out.path.stem}-figures")
     text, drawn = markdown(document, folder.name)
@@ -57,10 +57,10 @@ def write_markdown(document: Document, out: Output) -> None:
 
 
 def find_chromium() -> str:
-    """The browser that prints.
+    """Returns the path of a browser that can print.
 
     Raises:
-      UserError: there is none.
+      UserError: none is on the PATH.
     """
     for name in _BROWSERS:
         if found := shutil.which(name):
@@ -72,7 +72,7 @@ def find_chromium() -> str:
 
 
 def write_pdf(document: Document, out: Output) -> None:
-    """The page, printed by Chromium.
+    """Prints the page by Chromium as a PDF.
 
     Raises:
       UserError: the browser is missing or fails.
@@ -84,7 +84,7 @@ def write_pdf(document: Document, out: Output) -> None:
         command = [
             browser,
             "--headless",
-            "--no-sandbox",  # the page is ours and asks nobody for anything; as root there is no sandbox
+            "--no-sandbox",  # Chromium has no sandbox for root; the page is ours and loads nothing
             "--disable-gpu",
             "--disable-background-networking",
             "--disable-component-update",
@@ -101,12 +101,12 @@ def write_pdf(document: Document, out: Output) -> None:
             raise UserError(f"{browser} did not print within {_PRINT_SECONDS} s") from error
         if not printed.exists():
             raise UserError(f"{browser} printed nothing: open the HTML page in a browser and print it")
-        # After the end of a PDF a comment may stand.
+        # A PDF may have a comment after its end.
         out.write(printed.read_bytes() + f"\n% {_MADE}\n".encode())
 
 
 def write_zip(document: Document, out: Output) -> None:
-    """A hand-in: page, training logs, samples, weights where there are some, and the code."""
+    """Writes a hand-in: page, training logs, samples, weights if there are any, and the code."""
     members: dict[str, bytes] = {"report.html": page(document).encode()}
 
     def add(path: Path, name: str) -> None:
@@ -119,7 +119,7 @@ def write_zip(document: Document, out: Output) -> None:
             for name in (*_RUN_FILES, "samples.txt", "params.npz"):
                 add(run.folder / name, f"{where}/{name}")
         if any(logs.RESULTS in run.folder.parents for run in section.runs):
-            # Committed logs have no weights beside them: those are released.
+            # The committed logs have no weights beside them, so the released weights are added.
             for path in (logs.RELEASED / _RELEASED[section.number]).glob("*"):
                 add(path, f"question-{section.number}/weights/{path.name}")
     for pattern in _CODE:

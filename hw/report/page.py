@@ -1,9 +1,9 @@
-"""A report as one HTML page, complete in itself: no other file, no request to anywhere.
+"""Renders a report as one HTML page that needs no other file and no network.
 
-Nothing is computed here. Results reach the page through the filters below alone, each of which escapes what
-it is given: `claim` (a value that several routes agree on), `logged` (read from a log), `worked` and `prose`
-(a number or a text of a worked answer), `own` (the reader's own input), `formula`, `drawn`, `code`. The
-template has no number of its own; a test reads it.
+Nothing is computed here. Results reach the page only through the filters below, and each escapes its input:
+`claim` (a value that several routes agree on), `logged` (read from a log), `worked` and `prose` (a number or
+a text of a worked answer), `own` (the reader's input), `formula`, `drawn`, `code`. The template contains no
+number; a test checks this.
 """
 
 import inspect
@@ -24,11 +24,11 @@ from hw.report.figures import Figure
 from hw.report.play import SCRIPTS, STYLE, asset, play_json
 
 _SHOWN = 4  # numbers of a large array in the table of claims
-_LONG = 40  # characters from which a cell may be broken into lines
+_LONG = 40  # characters; a longer cell may wrap
 
 
 def claim(verdict: Verdict) -> Markup:
-    """The agreed value in significant digits; of a large array its first numbers and its size."""
+    """Formats the agreed value in significant digits; a large array as its first numbers and its size."""
     value = verdict.agreed
     if value is None:
         return escape("–")
@@ -39,18 +39,18 @@ def claim(verdict: Verdict) -> Markup:
 
 
 def worked(value: object) -> Markup:
-    """A text of an answer as it stands; a number in significant digits."""
+    """Formats a number in significant digits, and leaves an answer's text unchanged."""
     if isinstance(value, bool | np.bool_):
         return escape("yes" if value else "no")
     if isinstance(value, int | float | np.number):
         if isinstance(value, int | np.integer):
             return escape(f"{value:,}")
         return escape(notation.text(value))
-    # A log of somebody else may hold control characters, and a page is also read as text.
+    # A log from elsewhere may hold control characters, which harm a terminal that shows the page's source.
     return escape(cli.printable(str(value), keep="\n\t"))
 
 
-# A letter or two with an index, or a head's name as in W_i^Q: not a word such as memory_task.
+# Matches a letter or two with an index, or a head's name as in W_i^Q, but no word such as memory_task.
 _INDEXED = re.compile(
     r"(?<![A-Za-z0-9_/.])((?:[A-Za-zΣσ]|d[a-z]|W)(?:_(?:\{([^{}]+)\}|([A-Za-z0-9]+))(?![A-Za-z0-9_/]))?)"
     r"(?:\^(?:\{([^{}]+)\}|([A-Z])(?![A-Za-z])))?"
@@ -58,7 +58,7 @@ _INDEXED = re.compile(
 
 
 def prose(value: object) -> Markup:
-    """What `worked` does, with the indices of symbols set as indices: W_hh, h_{t-1}, W_i^Q."""
+    """Formats as `worked` does, and typesets the indices of symbols: W_hh, h_{t-1}, W_i^Q."""
 
     def typeset(match: re.Match[str]) -> str:
         whole, braced, plain, raised_braced, raised = match.groups()
@@ -68,27 +68,27 @@ def prose(value: object) -> Markup:
         above = f"<sup>{power}</sup>" if power else ""
         return f"{base}{below}{above}" if below or above else match[0]
 
-    # On text that is escaped already: what is added is ours alone.
+    # The text is escaped already; this adds only tags of ours.
     return Markup(_INDEXED.sub(typeset, str(worked(value))))
 
 
 def logged(value: object) -> Markup:
-    """A value that was read from a log."""
+    """Formats a value that was read from a log."""
     return worked(value)
 
 
 def own(value: str) -> Markup:
-    """What the reader typed."""
+    """Escapes the reader's input."""
     return escape(cli.printable(value, keep="\n\t"))
 
 
 def error(value: float) -> Markup:
-    """A difference, to two digits."""
+    """Formats a difference to two digits."""
     return escape(f"{value:.1e}" if value else "0")
 
 
 def formula(tex: str) -> Markup:
-    """LaTeX as MathML."""
+    """Converts LaTeX to MathML."""
     made = latex2mathml.converter.convert(tex, display="block")
     if "\\" in made:
         raise ValueError(f"no MathML for {tex!r}")
@@ -96,12 +96,12 @@ def formula(tex: str) -> Markup:
 
 
 def drawn(figure: Figure) -> Markup:
-    """A figure's SVG, which escaped its own words when it was drawn."""
+    """Returns a figure's SVG, whose words were escaped when it was drawn."""
     return Markup(figure.svg)
 
 
 def standalone(svg: str) -> str:
-    """A figure's SVG as a file of its own: the page's colours, which it refers to by name, go with it."""
+    """Returns a figure's SVG as a complete file, with the style sheet that defines its colours."""
     start = svg.index(">") + 1
     letters = "svg { font: 13px system-ui, sans-serif; }"
     style = f"<style>{asset('page.css')}{letters}</style>".replace(":root", "svg")
@@ -109,26 +109,26 @@ def standalone(svg: str) -> str:
 
 
 def code(thing: Callable[..., object]) -> Markup:
-    """The source of a function or class, as it stands in the file that was run."""
+    """Returns the source of a function or class, exactly as in the file that was run."""
     return escape(textwrap.dedent(inspect.getsource(inspect.unwrap(thing))).strip())
 
 
 def place(thing: Callable[..., object]) -> Markup:
-    """Where a function or class is defined."""
+    """Returns the module and the name of a function or class."""
     thing = inspect.unwrap(thing)
     return escape(f"{thing.__module__}.{thing.__qualname__}")
 
 
 def inlined(name: str) -> Markup:
-    """A style sheet or script of ours, to stand within its element."""
+    """Returns a style sheet or script of ours, to be embedded in its element."""
     content = asset(name)
-    if "</" in content:  # it would end the element that it stands in
+    if "</" in content:  # it would end the element around it
         raise ValueError(f"{name} has '</' in it")
     return Markup(content)
 
 
 def data(json: str) -> Markup:
-    """JSON to stand within a script element."""
+    """Returns JSON, to be embedded in a script element."""
     if "<" in json:  # it could end that element
         raise ValueError("JSON for a page must be written without '<'")
     return Markup(json)
@@ -141,7 +141,7 @@ FILTERS = {
 
 
 def environment() -> jinja2.Environment:
-    """Templates that escape everything but what the filters have made."""
+    """Returns the environment of the templates, which escapes everything except the filters' results."""
     found = jinja2.Environment(
         loader=jinja2.PackageLoader("hw.report"),
         autoescape=True,
@@ -154,13 +154,13 @@ def environment() -> jinja2.Environment:
 
 
 def page(document: Document) -> str:
-    """The page.
+    """Renders the page.
 
     Args:
-      document: what it is to hold.
+      document: the report's content.
 
     Returns:
-      HTML, the same for the same document.
+      HTML; the same document gives the same HTML.
     """
     template = environment().get_template("page.html.j2")
     return template.render(

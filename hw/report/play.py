@@ -1,7 +1,7 @@
-"""What the interactive part of the report is sent: the sheet's numbers, draws from a fixed seed, sentences.
+"""Collects the data of the page's widgets: the sheet's numbers, draws from a fixed seed, and sentences.
 
-The scripts in `assets/` hold no number of an exercise, and no sentence: they read both from the page, where
-`play_json` has put them. The schema stands at the top of `assets/data.js` and of every widget's script.
+The scripts in `assets/` contain no number of an exercise and no sentence. They read both from the page, where
+`play_json` puts them. The top of `assets/data.js` and of every widget's script describes the schema.
 """
 
 import json
@@ -15,10 +15,10 @@ from hw.answers import attention, attention_gradient, bptt, cnn, notation, unrol
 from hw.report.sentences import SENTENCES
 
 _SEED = 0
-_HIDDEN = 8  # units of the drawn RNN: enough for a spectrum, few enough to be sent along
+_HIDDEN = 8  # units of the random RNN: enough for a spectrum, few enough for a small page
 _QUERIES, _KEYS, _MOST_D_K = 12, 16, 64
-_PER = 100  # draws have two decimals and are sent as whole hundredths: half the bytes
-# In this order into <script> elements: each uses those before it. The last are the widgets, one script each.
+_PER = 100  # draws have two decimals; the page holds them as whole hundredths, in half the bytes
+# The page embeds the scripts in this order: each uses those before it. The last five are the widgets.
 SCRIPTS = (
     "data.js",
     "arithmetic.js",
@@ -35,12 +35,12 @@ STYLE = "play.css"
 
 
 def asset(name: str) -> str:
-    """The text of a file in `assets/`."""
+    """Returns the text of a file in `assets/`."""
     return resources.files("hw.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def _written(rows: Sequence[Sequence[SupportsFloat]]) -> str:
-    """A matrix as one types it."""
+    """Formats a matrix as a reader types it."""
     return notation.matrix(rows).strip("[]")
 
 
@@ -49,31 +49,31 @@ def _hundredths(r: np.random.Generator, *shape: int) -> list[list[int]]:
 
 
 def _of_radius_1(matrix: np.ndarray) -> list[list[float]]:
-    """The matrix over its spectral radius, to ten decimals: an eigenvalue's last bits differ by machine."""
+    """Divides a matrix by its spectral radius, to ten decimals: an eigenvalue's last bits vary by machine."""
     return np.round(matrix / np.abs(np.linalg.eigvals(matrix)).max(), 10).tolist()
 
 
 def _networks(r: np.random.Generator) -> list[dict[str, Any]]:
-    """Recurrent matrices of spectral radius 1, the radius to begin with, and what drives them, by step."""
+    """Returns recurrent matrices of spectral radius 1, each with its first radius and its inputs by step."""
     steps = unrolled_rnn.MAX_STEPS
     non_normal = np.array(bptt.NON_NORMAL)
     silence = np.zeros((steps, 2), int).tolist()
     kick = [[_PER // 2]] + [[0]] * (steps - 1)
     return [
         {
-            "name": f"{_HIDDEN} × {_HIDDEN}, drawn; random inputs",
+            "name": f"{_HIDDEN} × {_HIDDEN}, random; random inputs",
             "whh": _of_radius_1(r.normal(size=(_HIDDEN, _HIDDEN))),
             "drive": _hundredths(r, steps, _HIDDEN),
             "radius": bptt.NON_NORMAL[0][0],
         },
         {
-            "name": f"not normal, {_written(bptt.NON_NORMAL)} at its radius; no inputs",
+            "name": f"non-normal, {_written(bptt.NON_NORMAL)} at its own radius; no inputs",
             "whh": _of_radius_1(non_normal),
             "drive": silence,
             "radius": bptt.NON_NORMAL[0][0],
         },
         {
-            "name": "one unit, kicked once, which then saturates",
+            "name": "one unit that saturates after one input",
             "whh": [[1.0]],
             "drive": kick,
             "radius": bptt.SATURATING,
@@ -82,7 +82,7 @@ def _networks(r: np.random.Generator) -> list[dict[str, Any]]:
 
 
 def play_data() -> dict[str, Any]:
-    """Every sentence, the start values of every widget, and what its sliders may do: see `assets/data.js`."""
+    """Returns all sentences, and every widget's start values and slider ranges (schema: `assets/data.js`)."""
     r = np.random.default_rng(_SEED)
     case, problem = attention.SHEET, attention_gradient.PROBLEM
     steps = unrolled_rnn.MAX_STEPS
@@ -117,6 +117,6 @@ def play_data() -> dict[str, Any]:
 
 
 def play_json() -> str:
-    """`play_data` as the text of a <script type="application/json">, of which nothing can end the element."""
+    """Returns `play_data` as JSON for a <script> element; no text in it can end the element."""
     compact = json.dumps(play_data(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return compact.replace("<", "\\u003c")

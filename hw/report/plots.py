@@ -1,11 +1,11 @@
-"""Plots as SVG for a page: text as text, the page's own ink, the same bytes for the same numbers."""
+"""Draws plots as SVG for a page: text stays text, colours follow the page, equal numbers give equal bytes."""
 
 import re
 
 from hw import plotting
 from hw.report.drawings import escape
 
-# Drawn in this colour, shown in the page's ink: light or dark, printed or not.
+# Plots are drawn in this colour; the page then shows it as its text colour, light or dark, also in print.
 _INK = "#010203"
 _SETTINGS = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor"), _INK),
@@ -22,25 +22,25 @@ def plot(
     draw: plotting.Draw,
     size: tuple[float, float] = (6.4, 3.8),
 ) -> str:
-    """An `<svg>` element of what `draw(axes)` draws.
+    """Returns an `<svg>` element of the plot that `draw(axes)` draws.
 
     Args:
-      name: letters and dashes, unlike any other drawing's on the page.
-      title, description: what it is, and what it shows.
-      draw: gets one matplotlib Axes.
-      size: in inches.
+      name: letters and dashes; no other drawing on the page has it.
+      title, description: name of the plot, and its content in words.
+      draw: draws on the one matplotlib Axes that it gets.
+      size: width and height in inches.
     """
     drawn = plotting.svg([draw], size, settings={**_SETTINGS, "svg.hashsalt": name})
     drawn = drawn[drawn.index("<svg") :]
-    # Not the page's business: matplotlib's metadata, its rule for all elements, its size in points.
+    # The page has its own style and size, so matplotlib's metadata, style rule and size are removed.
     drawn = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", drawn, flags=re.DOTALL)
     drawn = re.sub(r"<defs>\s*</defs>|<!--.*?-->", "", drawn, flags=re.DOTALL)
     viewbox = drawn.partition('viewBox="')[2].partition('"')[0]
     body = drawn[drawn.index(">") + 1 :].replace(_INK, "currentColor")
-    # A third of the bytes are spaces and digits of places that nobody sees. (Of places alone: not of text.)
+    # A third of the bytes are spaces and invisible digits of coordinates. Digits of text stay.
     body = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda m: _DIGITS.sub(r"\1", m[0]), body)
     body = re.sub(r"\n\s*", "\n", body)
-    # Of its names only those that something refers to, and these are salted with the figure's own.
+    # Only ids that something refers to stay. matplotlib salts them with the figure's name.
     used = set(re.findall(r"#([\w.-]+)", body))
     body = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", body)
     return (

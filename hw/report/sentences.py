@@ -1,8 +1,8 @@
-"""Every sentence that the page's widgets show, by name: titles, explanations, hints, mistakes and labels.
+"""Holds all sentences that the page's widgets show, by name: titles, explanations, hints, mistakes, labels.
 
 The scripts in `assets/` ask for a sentence by its name and fill in its placeholders, which are written as for
-`str.format`. A step that a worked answer has too takes its sentences from that answer. A list holds the
-header of a table, or the names of several things in a fixed order.
+`str.format`. A step that also stands in a worked answer takes its sentences from that answer. A list holds
+the header of a table, or the names of several things in a fixed order.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _EVERY_WIDGET = {
     "error": "Error: {message}",
 }
 
-# The same as in hw.answers, which refuses the same matrices: tests/report/test_play.py compares them.
+# hw.answers refuses the same matrices in the same words; tests/report/test_play.py compares them.
 _MISTAKES_IN_MATRICES = {
     "entry": "{name}, row {row}, entry {entry}",
     "no_number": "{where}: '{word}' is not a number (3, -0.5, 2e-3, 1/3)",
@@ -40,7 +40,7 @@ _MISTAKES_IN_MATRICES = {
     "gradients": "gradients",
 }
 
-# The same as in hw.ops.conv_arithmetic: tests/report/test_play.py compares them.
+# hw.ops refuses the same layers in the same words; tests/report/test_play.py compares them.
 _MISTAKES_IN_LAYERS = {
     "window_does_not_fit": "a window spanning {span} pixels does not fit in {lo} + {n} + {hi} (padding + "
     "input + padding)",
@@ -68,13 +68,13 @@ _MISTAKES_IN_LAYERS = {
 
 _ATTENTION = {
     "attention_legend": "Your own attention",
-    "q_label": "Q, a row a query",
+    "q_label": "Q, one row for each query",
     "q_hint": 'Rows end with ";".',
-    "k_label": "K, a row a key",
+    "k_label": "K, one row for each key",
     "k_hint": "Numbers: 3, -0.5, 2e-3, 1/3.",
-    "v_label": "V, a row a value",
+    "v_label": "V, one row for each value",
     "dout_label": "∂L/∂O, for the gradients",
-    "dout_hint": "Empty: no gradients.",
+    "dout_hint": "Leave this empty to compute no gradients.",
     "mask_label": "Mask",
     "no_mask": "none",
     "causal_mask": "causal, aligned at the end",
@@ -85,8 +85,8 @@ _ATTENTION = {
     "column": "column",
     "exponentials_of_row": "row {row}:",
     "sum": "sum",
-    "softmax_digits_text": "Computed after dA at the row's largest weight is taken away from all of the "
-    "row, which changes nothing, for the weights sum to 1, and keeps the digits of a saturated row.",
+    "softmax_digits_text": "First, dA at the row's largest weight is subtracted from the whole row. The "
+    "weights sum to 1, so dZ is the same, and a saturated row keeps its digits.",
     "attention_summary": "Output, {shape}: {numbers}",
     "see_below": "see below",
     **attention.SENTENCES,
@@ -110,20 +110,20 @@ _CNN = {
     "pooled_alone": "each pooled separately",
     "one_a_filter": "one per filter",
     "all_layers": "all layers",
-    "as_far_as": "As far as layer {number}",
-    "stops_at": "Stops at layer {number}.",
+    "as_far_as": "Up to layer {number}",
+    "stops_at": "The network stops at layer {number}.",
     "layers_header": list(cnn.HEADER),
     **cnn.SENTENCES,
 }
 
 _UNROLLED = {
-    "unrolled_legend": "Unroll further",
+    "unrolled_legend": "Unroll the network further",
     "steps_label": "Time steps T",  # the widget of question 4 shows it too
     "one_step": "1 step",
     "many_steps": "{steps} steps",
-    "graph_text": "Inputs x₁ to {last} below, hidden states in the middle, outputs above. Every input goes "
-    "to its hidden state by W_xh, every hidden state to the next by W_hh and to its output by W_hy: the "
-    "same three matrices at all times.",
+    "graph_text": "The inputs x₁ to {last} are below, the hidden states in the middle, the outputs above. "
+    "Every input leads to its hidden state by W_xh. Every hidden state leads to the next by W_hh and to its "
+    "output by W_hy. All time steps share these three matrices.",
     "solid_line": "W_xh: solid line, filled head",
     "dashed_line": "W_hh: dashes, diamond",
     "dotted_line": "W_hy: dots, open head",
@@ -132,7 +132,7 @@ _UNROLLED = {
     "graph_as_table": "The graph as a table",
     "step_by_step_title": "Step by step",
     "unrolled_summary": "{time_steps}: {edges} edges, but only three matrices. {depth}",
-    "depth": "x₁ lies under {steps} tanh in {last}.",
+    "depth": "x₁ passes through {steps} tanh on its way to {last}.",
     **unrolled_rnn.SENTENCES,
 }
 
@@ -148,7 +148,8 @@ _VANISHING = {
     "linear_text": "Each step back multiplies by W; the norm of the product is at most the product of the "
     "norms.",
     "norms_plot_title": "Norm of ∂h_T/∂h_t against t",
-    "norms_plot_text": "Logarithmic. From {first} at t = 0 to 1 at t = {steps}; its bound from {bound}.",
+    "norms_plot_text": "The scale is logarithmic. The norm goes from {first} at t = 0 to 1 at t = {steps}; "
+    "its bound starts at {bound}.",
     "time": "time t",
     "norm": "norm",
     "bound": "σ_max bound",
@@ -160,7 +161,8 @@ _VANISHING = {
     "shrinks": "shrinks",
     "grows": "grows",
     "keeps_its_size": "keeps its size",
-    "grows_first": "On the way it reaches {norm}, at t = {time}: a radius below 1 tells of the limit alone.",
+    "grows_first": "On the way it reaches {norm}, at t = {time}: the radius describes only the limit of many "
+    "steps.",
 }
 
 _SATURATION = {
@@ -168,22 +170,22 @@ _SATURATION = {
     "d_k_label": "Size of a query and a key, d_k",
     "one_component": "Scores of 1 component",
     "many_components": "Scores of {d_k} components",
-    "draws_text": "{queries} queries and {keys} keys of independent draws, of mean 0 and variance 1: then "
-    "Var(q·k) = d_k, and that of the scaled scores is 1. Means over the queries:",
+    "draws_text": "{queries} queries and {keys} keys have independent components of mean 0 and variance 1. "
+    "So Var(q·k) = d_k, and the scaled scores have variance 1. Means over the queries:",
     "variance": "variance of the scores",
     "entropy": "entropy of the weights, nats",
     "largest": "largest weight",
     "jacobian": "norm of the softmax's Jacobian",
-    "saturation_plot_text": "Against d_k from {least} to {most}. At d_k = {d_k}: scaled {scaled}, unscaled "
-    "{unscaled}.",
+    "saturation_plot_text": "The horizontal axis is d_k from {least} to {most}. At d_k = {d_k} the scaled "
+    "value is {scaled}, the unscaled value {unscaled}.",
     "scaled": "scaled",
     "unscaled": "unscaled",
     "means_title": "At d_k = {d_k}",
     "plots_title": "Against d_k",
     "saturation_table_title": "Curves against d_k",
     "saturation_table_header": ["d_k", "largest, scaled", "unscaled", "Jacobian, scaled", "unscaled"],
-    "saturation_summary": "d_k = {d_k}: unscaled, the largest weight is {unscaled} (scaled {scaled}); the "
-    "softmax passes on {ratio} times as much with the scale as without.",
+    "saturation_summary": "d_k = {d_k}: the largest weight is {unscaled} without the scale and {scaled} with "
+    "it. The scale multiplies the norm of the softmax's Jacobian by {ratio}.",
 }
 
 PARTS: tuple[Mapping[str, Sentence], ...] = (

@@ -1,4 +1,4 @@
-"""A scored text as one HTML page: every character on a background as strong as its surprise."""
+"""Renders a scored text as one HTML page: a character's background is as strong as its surprise."""
 
 import html
 import math
@@ -8,8 +8,8 @@ from typing import Any
 from hw import files
 
 _LEVELS = 9  # backgrounds: below 1 bit, below 2, …, 8 and more
-_STRONGEST = 0.72  # opacity of the last: text on it keeps a contrast of over 4.5 : 1, light and dark
-_UNDERLINED = 5  # bits; colour alone would not reach every reader
+_STRONGEST = 0.72  # opacity of the last; text on it keeps a contrast above 4.5 : 1, light and dark
+_UNDERLINED = 5  # bits; some readers cannot see the colour
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #111; --paper: #fff; --quiet: #555; }
@@ -29,7 +29,7 @@ def _background(level: int) -> str:
 
 
 def _visible(symbol: str) -> str:
-    """A character such that it can be seen and is no markup."""
+    """Returns a character in visible form, escaped for markup."""
     if symbol == "\n":
         return "<i>↵</i>\n"
     if symbol.isprintable():
@@ -57,17 +57,17 @@ def _legend() -> str:
 
 
 def page(name: str, report: Mapping[str, Any], characters: Sequence[tuple[str, float | None]]) -> str:
-    """The page, complete in itself: no script, no other file.
+    """Renders the page, which needs no script and no other file.
 
     Args:
       name: of the text.
-      report: what hw.score prints.
-      characters: those that the model saw, each with its nats; None for one that was given.
+      report: the report that hw.score prints.
+      characters: those that the model read, each with its nats; None for a given one.
 
     Returns:
-      HTML. Nothing in the text or in its name is markup.
+      HTML, in which the text and its name are escaped.
     """
-    # A file's name may hold bytes that are no UTF-8.
+    # A file's name may hold bytes that are not UTF-8.
     title = html.escape(f"Surprise of {name}".encode("utf-8", "replace").decode())
     bits = report["bits_per_character"]
     rows = [

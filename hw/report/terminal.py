@@ -1,4 +1,4 @@
-"""An answer, a proof or a marked form as plain text, for a terminal."""
+"""Formats an answer, a proof or a marked form as plain text for a terminal."""
 
 import textwrap
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def _cell(value: Cell) -> str:
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Rows under a header, each column as wide as its widest cell; numbers to the right."""
+    """Formats rows under a header: a column is as wide as its widest cell, and numbers are right-aligned."""
     cells = [list(map(_cell, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     numeric = [all(not isinstance(row[i], str) for row in rows) for i in range(len(header))]
@@ -32,7 +32,7 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 
 
 def table(shown: Table) -> str:
-    """A table with its title; of a large one the first rows and columns."""
+    """Formats a table with its title; a large table is cut to its first rows and columns."""
     header = shown.header[:_MAX_COLUMNS]
     drawn = f"{shown.title}\n{columns(header, [row[:_MAX_COLUMNS] for row in shown.rows[:_MAX_ROWS]])}"
     left = {"rows": len(shown.rows) - _MAX_ROWS, "columns": len(shown.header) - _MAX_COLUMNS}
@@ -41,7 +41,7 @@ def table(shown: Table) -> str:
 
 
 def step(shown: Step, number: int) -> str:
-    """One step: title, text, working, table."""
+    """Formats one step: title, text, working, table."""
     parts = [f"{number}. {shown.title}"]
     if shown.text:
         parts.append(textwrap.fill(shown.text, _WIDTH, initial_indent="   ", subsequent_indent="   "))
@@ -53,7 +53,7 @@ def step(shown: Step, number: int) -> str:
 
 
 def answer(shown: Answer) -> str:
-    """The whole working of an answer."""
+    """Formats the whole working of an answer."""
     heading = f"Question {shown.number}: {shown.title}"
     steps = [step(s, number) for number, s in enumerate(shown.steps, start=1)]
     closing = [f"Answer: {shown.answer}", textwrap.fill(f"Why: {shown.why}", _WIDTH)]
@@ -61,7 +61,7 @@ def answer(shown: Answer) -> str:
 
 
 def verdicts(shown: Sequence[Verdict]) -> str:
-    """All claims with their values, routes, errors and verdicts, one a line."""
+    """Formats all claims with values, routes, errors and verdicts, one on each line."""
     rows = []
     for verdict in shown:
         claim = verdict.claim
@@ -79,7 +79,7 @@ def verdicts(shown: Sequence[Verdict]) -> str:
 
 
 def compiled(shown: Sequence[Any]) -> str:
-    """What programs compiled ahead of time need, one a line (`hw.compilation.Report`)."""
+    """Formats the costs of compiled programs, one on each line (`hw.inference.compilation.Report`)."""
 
     def number(value: float | None, unit: float) -> Cell:
         return "–" if value is None else float(f"{value / unit:.4g}")
@@ -107,7 +107,7 @@ def compiled(shown: Sequence[Any]) -> str:
 
 
 def _value(verdict: Verdict) -> str:
-    """The agreed value on a few characters; an array's first numbers."""
+    """Formats the agreed value in a few characters; an array as its first numbers."""
     value = verdict.agreed
     if value is None:
         return "–"
@@ -117,7 +117,7 @@ def _value(verdict: Verdict) -> str:
 
 
 def marks(shown: Sequence[Mark], *, hints: bool = False) -> str:
-    """A line for each answer of a form; with hints, one more below each that is not right and has one."""
+    """Formats a line for each answer of a form; with `hints`, a hint stands below an answer that has one."""
     width = max(len(mark.id) for mark in shown)
     lines = []
     for mark in shown:
@@ -128,12 +128,12 @@ def marks(shown: Sequence[Mark], *, hints: bool = False) -> str:
 
 
 def tally(shown: Sequence[Mark]) -> str:
-    """How many answers came out how, on one line."""
+    """Counts the answers by verdict, on one line."""
     counts = dict.fromkeys(("right", "wrong", "not understood", "empty", "not graded"), 0)
     for mark in shown:
         counts[mark.verdict] += 1
     carried = sum(mark.carried and mark.verdict == "right" for mark in shown)
     parts = [f"{count} {verdict}" for verdict, count in counts.items() if count or verdict == "right"]
     if carried:
-        parts[0] += f" ({carried} from an earlier answer that is not)"
+        parts[0] += f" ({carried} after a wrong earlier answer)"
     return ", ".join(parts)

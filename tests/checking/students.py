@@ -1,14 +1,14 @@
-"""Students: one who is right, and one for each way to go wrong. Plain loops; nothing of the checker's own.
+"""Simulates students: one who is right, and one for each misconception. They share no code with the checker.
 
 A student sees a sheet's numbers, as `hw.check --variant=SEED --json` prints them, and answers with a number
-or lists of numbers; None where the mistake cannot be made with these sizes.
+or lists of numbers. The answer is None if the mistake is impossible with these sizes.
 """
 
 import math
 
 
 def mul(a, b):
-    """Rows of a with columns of b; None where the sizes do not meet."""
+    """Multiplies rows of a with columns of b; None if the sizes do not fit."""
     if len(a[0]) != len(b):
         return None
     out = []
@@ -53,7 +53,7 @@ def before_tanh(n, x, h):
 
 
 class _Answers(dict):
-    """Answers, of which some are given beforehand and stay."""
+    """Answers, of which some are given beforehand and cannot be changed."""
 
     def __init__(self, given):
         super().__init__(given)
@@ -64,7 +64,7 @@ class _Answers(dict):
 
 
 def right(numbers, given=None):
-    """Every answer, by the student who makes no mistake; from wrong ones, where some are given."""
+    """Returns all answers of a student who makes no mistake but starts from the `given` answers."""
     r = _Answers(given or {})
     one = numbers["1"]
     h, w, c = one["input"]
@@ -114,18 +114,18 @@ def right(numbers, given=None):
 
 
 def go_back(w, h, d):
-    """d through tanh at h and W_hh: entry j gathers w[i][j] from every i."""
+    """Takes d back through tanh at h and W_hh: entry j sums w[i][j] over every i."""
     return [sum(w[i][j] * (1 - h[i] * h[i]) * d[i] for i in range(len(d))) for j in range(len(d))]
 
 
 def jacobian_times(a, da):
-    """By the sheet's ∂a_i/∂z_j = a_i (δ_ij − a_j), term by term."""
+    """Applies the sheet's ∂a_i/∂z_j = a_i (δ_ij − a_j) to da, term by term."""
     return [
         sum(da[i] * a[i] * ((1.0 if i == j else 0.0) - a[j]) for i in range(len(a))) for j in range(len(a))
     ]
 
 
-# The mistakes: (misconception, field): a function of the sheet's numbers and of the right answers before it.
+# {(misconception, field): student}. A student takes the sheet's numbers and the right answers before it.
 MISTAKES = {}
 
 
@@ -333,7 +333,7 @@ BACK = ("4.dh2", "4.dh1")
 
 
 def _arrives(n, r, field):
-    """W_hh, the state gone through, the state reached, what arrives."""
+    """Returns W_hh, the state that the gradient passes, the state before it, and the arriving gradient."""
     w = n["3"]["W_hh"]
     if field == "4.dh2":
         return w, r["3.h3"], r["3.h2"], n["4"]["dL/dh3"]
@@ -526,7 +526,7 @@ def _(n, r):
 @mistake("transposed", "6.shape")
 def _(n, r):
     rows, columns = r["6.shape"]
-    # Where d_v rows and n_q columns are V's own shape, nobody can tell which it was meant to be.
+    # If the transposed shape is also V's shape, nobody can tell the two mistakes apart.
     v = [len(n["6"]["V"]), len(n["6"]["V"][0])]
     return [columns, rows] if rows != columns and [columns, rows] != v else None
 

@@ -1,4 +1,4 @@
-"""The studies: their arithmetic by hand, their runs resumable, what they compare equal."""
+"""Tests the studies: their arithmetic by hand, their resumable runs, and their equal comparisons."""
 
 import importlib.util
 import json
@@ -51,7 +51,7 @@ def test_there_is_no_other_old_name():
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """The folders of `experiments.seeds`, somewhere else."""
+    """Moves the folders of `experiments.seeds` to a temporary place."""
     monkeypatch.setattr(seeds, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(seeds, "RUNS", tmp_path / "runs")
     monkeypatch.setenv("XLA_FLAGS", "")  # the studies' processes have one device
@@ -169,7 +169,7 @@ def test_committed_runs_are_of_their_arguments(module):
 
 
 def as_it_was(config):
-    """The fields of a recipe under the names that they had when the committed runs were made."""
+    """Returns a recipe's fields with the names that they had when the committed runs were made."""
     tree = config.to_dict()
     optim = tree["optim"]
     optim["filters"] = optim.pop("muon")
@@ -209,15 +209,15 @@ def test_training_flops_are_those_of_the_traced_gradient():
 
     rest = {k: v for k, v in variables.items() if k != "params"}
     program = jax.make_jaxpr(jax.value_and_grad(loss))(variables["params"], rest, x)
-    # The transposed convolutions' primitives have other shapes but as many products, but for the padding
-    # of zeros that the gradient for the weights walks over: within a fifth.
+    # The primitives of transposed convolutions have other shapes but as many products. Only the gradient for
+    # the weights also multiplies padding of zeros, so the counts agree within a fifth.
     counted = 2 * multiply_adds(program.jaxpr)
     assert throughput.training_flops(module.widths) == pytest.approx(counted, rel=0.2)
 
 
 @pytest.mark.slow
 def test_throughput_measures_everything_once(monkeypatch):
-    monkeypatch.setattr(throughput, "torch_version", dict)  # as where it is not installed
+    monkeypatch.setattr(throughput, "torch_version", dict)  # as if PyTorch were not installed
     config = configs.resnet.get_config()
     config.model.hwnet.widths = (8,)  # few programs to compile
     config.train.batch_size = 8
@@ -361,7 +361,7 @@ def test_memory_task_runs_once_and_sums_up(tmp_path, monkeypatch, capsys):
         by_hand = [[runs[f"{cell}-{d}"][s]["test_accuracy"] for s in "01"] for d in "13"]
         assert data[cell]["accuracies"] == by_hand
         assert data[cell]["mean"] == pytest.approx([sum(v) / 2 for v in by_hand])
-    # The same start, data and size but for the cell: a GRU has three times the weights, and c.
+    # Start, data and size are the same for all cells. A GRU has three times the weights, and c.
     assert runs["gru-1"]["0"]["params"] > 2.5 * runs["rnn-1"]["0"]["params"]
     monkeypatch.setattr(memory_task, "run", None)  # nothing is run again
     assert memory_task.main(argv) == 0
@@ -386,7 +386,7 @@ def test_the_spread_of_the_seeds_by_hand():
 
 @pytest.fixture
 def tiny_precision(tmp_path, monkeypatch):
-    """The study somewhere else, of one tiny recipe."""
+    """Moves the study to a temporary place, with one tiny recipe."""
     monkeypatch.setattr(precision, "STUDY", tmp_path / "study")
     monkeypatch.setattr(precision, "RUNS", tmp_path / "runs")
     monkeypatch.setenv("XLA_FLAGS", "")
@@ -558,7 +558,7 @@ def test_gpu_patches_of_the_peer_change_only_what_they_say():
         gpu.patch_airbench("another file", 3)
 
 
-# Columns by hand: run, epoch, accuracy on the last batch, on the test set, with views; seconds.
+# The columns are run, epoch, accuracy on the last batch, on the test set, with augmentation, and seconds.
 PEER_LOG = """
 ------------------------------------
 |  run  |  epoch  |  train_acc  |  val_acc  |  tta_val_acc  |  time_seconds  |

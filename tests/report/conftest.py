@@ -1,4 +1,4 @@
-"""A browser without a window for tests of the page, and axe-core, which looks for what shuts people out."""
+"""Provides a browser without a window, and axe-core, which finds barriers to accessibility."""
 
 import importlib.util
 import shutil
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-# Nothing but the page itself: no sandbox (tests may run as root), no calls home.
+# The browser shows only the page: it has no sandbox, since tests may run as root, and calls no server.
 _FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -22,7 +22,7 @@ _FLAGS = (
     "--force-prefers-reduced-motion",
 )
 
-# A telephone's width and a desk's, by day and by night: (pixels, colour scheme).
+# Widths of a phone and of a desktop, in light and dark: (pixels, colour scheme).
 SCREENS = (
     (360, "light"),
     (1440, "dark"),
@@ -33,7 +33,7 @@ SCREENS = (
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory) -> Iterator:
-    """Chromium under selenium, with a profile of its own; skips where one of the three is missing."""
+    """Starts Chromium under selenium with a fresh profile; skips if one of the three programs is missing."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is missing: pip install '.[test]'")
     programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
     if missing := [name for name, path in programs.items() if path is None]:
@@ -51,7 +51,7 @@ def browser(tmp_path_factory) -> Iterator:
 
 @pytest.fixture(scope="session")
 def whole():
-    """The report of all questions, from the committed logs."""
+    """Builds the report of all questions from the committed logs."""
     from hw.report import document
 
     return document.build()
@@ -59,7 +59,7 @@ def whole():
 
 @pytest.fixture(scope="session")
 def show(browser, tmp_path_factory) -> Callable[[str], Any]:
-    """show(html): loads a page from a file, as a reader would; returns the browser."""
+    """Returns show(html), which loads a page from a file, as a reader would, and returns the browser."""
     path = tmp_path_factory.mktemp("pages") / "page.html"
 
     def show(page: str):
@@ -72,7 +72,7 @@ def show(browser, tmp_path_factory) -> Callable[[str], Any]:
 
 @pytest.fixture
 def screen(browser) -> Iterator[Callable[[int, str], None]]:
-    """screen(width, "light" or "dark"): what pages are shown on, until the test ends."""
+    """Returns screen(width, "light" or "dark"), which sets the screen until the test ends."""
 
     def screen(width: int, scheme: str) -> None:
         size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
@@ -87,7 +87,7 @@ def screen(browser) -> Iterator[Callable[[int, str], None]]:
 
 @pytest.fixture(scope="session")
 def axe() -> str:
-    """axe-core's source, to be run in a page; its `axe.run` gives the findings."""
+    """Returns axe-core's source, to be run in a page; its `axe.run` gives the findings."""
     spec = importlib.util.find_spec("selenium_axe_python")
     if spec is None:
         pytest.skip("axe-core is missing: pip install '.[test]' (selenium-axe-python carries it)")

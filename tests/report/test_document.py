@@ -1,4 +1,4 @@
-"""The report's parts without a browser: what it holds, what it escapes, what it refuses, its formats."""
+"""Tests the report without a browser: its content, its escaping, its refusals and its formats."""
 
 import html.parser
 import json
@@ -26,7 +26,7 @@ LIMIT = 3 * 2**20  # bytes of a page
 
 
 class Elements(html.parser.HTMLParser):
-    """Every element of a page with its attributes, and its text."""
+    """A parser that collects every element of a page with its attributes, and the text."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -46,7 +46,7 @@ class Elements(html.parser.HTMLParser):
 
 
 def _copy_run(folder: Path, study: str = "gru-quick") -> Path:
-    """A committed run's files in a folder of their own, to be tampered with."""
+    """Copies a committed run's files to a folder, where a test may change them."""
     folder.mkdir(parents=True)
     for path in (logs.RESULTS / study / "seed-0").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
@@ -65,7 +65,7 @@ def test_every_question_is_there_with_all_its_parts(whole):
     assert titles == [*(f"title-{n}" for n in document.QUESTIONS), "claims-title"]
     for part in ("Question.", "Answer.", "Why it makes sense.", "Proof."):
         assert made.text.count(part) == len(document.QUESTIONS), part
-    # Every formula, drawing and source that the answers hold.
+    # The page shows every formula, drawing and source of the answers.
     answers = [section.answer for section in whole.sections]
     steps = [step for answer in answers for step in answer.steps]
     assert made.count("math") == sum(len(step.lines) for step in steps)
@@ -96,7 +96,7 @@ def test_a_page_is_small_and_asks_nobody_for_anything(whole):
 
 
 def _literals(source: str) -> list[str]:
-    """What of a template's text is a result, and what of its expressions goes through no filter of ours."""
+    """Finds numbers in a template's text, and expressions that go through no filter of ours."""
     environment = page.environment()
     tree = environment.parse(source)
     found = []
@@ -105,7 +105,7 @@ def _literals(source: str) -> list[str]:
         for out in tree.find_all(jinja2.nodes.Output)
         for node in out.nodes
     )
-    # Digits within tags are sizes and names; a result would stand between them.
+    # Digits within tags are sizes and names; a result would stand between tags.
     between = re.sub(r"<style>.*?</style>|<[^>]*>|&[a-z]+;", " ", text, flags=re.DOTALL)
     found += re.findall(r"\S*\d\S*", between)
     for out in tree.find_all(jinja2.nodes.Output):
@@ -152,7 +152,7 @@ def test_hostile_text_stays_text(tmp_path):
     made = document.build(only=[5, 6], workdirs=[folder], student=HOSTILE)
     honest = document.build(only=[5, 6], workdirs=[_copy_run(tmp_path / "honest")], student="A")
     spoilt, clean = (Elements(page.page(d)) for d in (made, honest))
-    # The very same elements: what is different is text.
+    # Both pages have the same elements; only text differs.
     assert [tag for tag, _ in spoilt.found] == [tag for tag, _ in clean.found]
     assert not any(name.startswith("on") for _, attrs in spoilt.found for name in attrs)
     assert spoilt.text.count("alert(1)") >= 5
@@ -297,7 +297,7 @@ def test_a_file_of_somebody_else_is_not_written_over(tmp_path, form):
     with pytest.raises(UserError, match=r"did not write it.*--force"):
         command.main(argv)
     assert out.read_text() == "conv1 = 1"
-    for _ in range(2):  # by force, and then a report of ours without it
+    for _ in range(2):  # --force replaces the file; our own report is then replaced without it
         assert command.main([*argv, "--force"]) == 0
         assert command.main(argv) == 0
     assert out.read_text(errors="replace") != "conv1 = 1"
@@ -323,7 +323,7 @@ def test_two_recipes_are_not_mixed(tmp_path):
 
 def test_seeds_of_one_recipe_are_shown_together(tmp_path):
     first, second = _copy_run(tmp_path / "a"), _copy_run(tmp_path / "b")
-    # Another folder for the data, or another way over the devices, is no other recipe.
+    # Another data folder, or pmap instead of jit, does not make another recipe.
     _edit(second / "config.json", lambda c: c.update(parallel="pmap", seed=7))
     _edit(second / "config.json", lambda c: c["data"].update(dir="/elsewhere"))
     _edit(second / "summary.json", lambda s: s.update(seed=7))
@@ -358,7 +358,7 @@ def test_a_run_without_samples_is_no_mistake(tmp_path):
     folder = _copy_run(tmp_path / "run")
     (folder / "samples.txt").unlink()
     text = Elements(page.page(document.build(only=[5], workdirs=[folder]))).text
-    assert "What it writes" not in text
+    assert "Text that the model writes" not in text
 
 
 def test_many_heads_are_drawn_in_part():
@@ -397,8 +397,9 @@ def test_a_unit_is_drawn_up_and_down_on_each_character():
     passage = {"title": "a < b", "text": "A &\nb", "values": [1.0, -0.5, 0.0, -1.0, 0.5]}
     drawn = drawings.unit_on_text("u", [passage])
     bars = re.findall(r'class="unit (\w+)" x="([\d.]+)" y="([\d.]+)" width="8.2" height="([\d.]+)"', drawn)
-    # By hand: the title's line ends at 6 + 22 + 8 = 36; a line is 19 high, its bars at most 17. Up stands on
-    # 36 + 18 = 54; down hangs from 37; the newline is the fourth character, the fifth begins the next line.
+    # By hand: the title's line ends at 6 + 22 + 8 = 36. A line is 19 high, its bars at most 17. A positive
+    # bar stands on 36 + 18 = 54; a negative one hangs from 37. The newline is the fourth character, so the
+    # fifth begins the next line.
     assert [(kind, float(x), float(y), float(h)) for kind, x, y, h in bars] == [
         ("high", 6.0, 37.0, 17.0),
         ("low", 14.2, 37.0, 8.5),
@@ -416,7 +417,7 @@ def test_a_heat_map_has_its_numbers_in_its_cells():
     draw = plotting.heat_map([[0.9999998246, 0.0]], [["0.9999998246", "one"]], ["r"], ["a", "b"])
     drawn = plots.plot("heat", "t", "d", draw)
     assert ">0.9999998246<" in drawn and ">one<" in drawn
-    # Each in an ink of its own: a cell is as light on dark paper as on light.
+    # Each number has a fixed ink, since a cell has the same colour on light and on dark paper.
     inks = dict(re.findall(r'fill: (#\w+)"[^>]*>(0.9999998246|one)<', drawn)[::-1])
     assert set(inks) == {"#ffffff", "#111111"}
     assert drawn == plots.plot("heat", "t", "d", draw)

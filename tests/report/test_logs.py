@@ -1,4 +1,4 @@
-"""A damaged log of a run costs one line that names the file; nothing that an answer uses can be missing."""
+"""Tests that a damaged log ends in one line that names the file, whatever field of an answer is missing."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from hw.report import document, logs
 
 @pytest.fixture
 def copy(tmp_path):
-    """A committed run's files, to be tampered with."""
+    """Copies a committed run's files, which a test may then change."""
 
     def copy(study: str) -> Path:
         return Path(shutil.copytree(logs.RESULTS / study / "seed-0", tmp_path / study))
@@ -24,7 +24,7 @@ def copy(tmp_path):
 
 
 def refused(folder: Path, capsys, *others: Path) -> str:
-    """The one line that ends the report."""
+    """Returns the one line that ends the report."""
     out = folder.parent / "page.html"
     with pytest.raises(SystemExit) as stopped:
         cli.run(command.main, [f"--out={out}", *(f"--workdir={f}" for f in (folder, *others))])
@@ -68,7 +68,7 @@ def test_samples_that_are_no_text(copy, capsys, content):
 
 
 def _fields(value, above=()):
-    """Every field of nested objects, as the way to it."""
+    """Yields the path to every field of nested objects."""
     for key, inner in value.items():
         yield (*above, key)
         if isinstance(inner, dict):
@@ -78,11 +78,11 @@ def _fields(value, above=()):
 @pytest.mark.parametrize("study", ["gru-quick", "resnet"])
 @pytest.mark.parametrize("name", ["summary.json", "evaluation.json", "config.json"])
 def test_whatever_field_is_missing_or_wrong_the_answer_is_made_or_refused(copy, study, name, monkeypatch):
-    """Never anything but a UserError: each field removed, and set to values of every other type."""
+    """Removes each field, and sets it to values of every other type: only a UserError may follow."""
     folder = copy(study)
     whole = json.loads((folder / name).read_text())
     answer = document._TRAINED[document._TASKS[json.loads((folder / "summary.json").read_text())["task"]]]
-    # A second each, and made of the model alone, which `read_run` has built.
+    # The drawings take a second each and depend only on the model, which `read_run` builds.
     monkeypatch.setattr(document.residual_net, "layers", lambda run: [])
     for module in (document.residual_net, document.language_model):
         monkeypatch.setattr(module, "_shapes", lambda run: {"w": (1,)})
@@ -224,6 +224,6 @@ def test_every_committed_log_is_read():
     found = sorted(logs.RESULTS.rglob("evaluation.json"))
     assert len(found) > 30
     for path in found:
-        # A net that was taken out; and the memory task, which no question of the report is about.
+        # We skip a net that no longer exists, and the memory task, which no question of the report shows.
         if path.parent.name != "four-epochs-gated-first" and not path.parts[-3].startswith("recall"):
             assert logs.read_run(path.parent).metrics

@@ -1,4 +1,4 @@
-"""The finished page in a real browser: asks nobody, fits the screen, shuts nobody out, needs no script."""
+"""Tests the page in a real browser: it loads nothing, fits the screen, is accessible, and needs no script."""
 
 import pytest
 
@@ -20,12 +20,12 @@ def _own_errors(browser) -> list[str]:
 
 
 def test_nothing_is_asked_for_and_nothing_fails(browser, show, text):
-    browser.get_log("browser")  # what others have left
+    browser.get_log("browser")  # empties the log of earlier tests
     show(text)
     asked = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
     assert [name for name in asked if not name.startswith("data:")] == []
     assert _own_errors(browser) == []
-    # The page's own policy would stop it: an image from elsewhere is refused, and that is seen.
+    # The page's policy refuses an image from elsewhere, and the test would see it.
     show(text.replace("</main>", '<img src="http://127.0.0.1:9/x.png" alt="x"></main>'))
     assert any("Content Security Policy" in message for message in _own_errors(browser))
 
@@ -37,7 +37,7 @@ def test_it_fits_the_screen(shown, screen, width):
     assert wide <= width, f"{wide - width} pixels too wide"
 
 
-# Half a minute on each screen; CI sees it on one, and the widgets on two.
+# This takes half a minute on each screen. CI tests it on one screen, and the widgets on two.
 @pytest.mark.parametrize(
     ("width", "scheme"),
     [
@@ -50,7 +50,7 @@ def test_nobody_is_shut_out(shown, screen, axe, width, scheme):
     shown.execute_script(axe)
     found = shown.execute_async_script(
         "const done = arguments[arguments.length - 1];"
-        # Of what passes it would report every element, which takes most of its time.
+        # We ask for violations only: a list of all elements that pass takes most of the time.
         "axe.run(document, {resultTypes: ['violations']})"
         ".then(r => done(r.violations), e => done([{id: String(e), impact: 'critical'}]))"
     )
@@ -98,7 +98,7 @@ def test_keys_reach_everything_in_the_order_of_the_page(shown):
         "const all = [...document.querySelectorAll('a[href], button, input, select, summary, [tabindex]')];"
         "return all.map(e => e.tabIndex)"
     )
-    assert len(order) > 50 and set(order) == {0}, "an order of one's own, or out of reach"
+    assert len(order) > 50 and set(order) == {0}, "another order than the page's, or an unreachable element"
 
 
 def test_without_scripts_all_but_the_editing_is_there(browser, show, text):

@@ -1,4 +1,4 @@
-"""The page's arithmetic against Python's on 200 random cases each, and its widgets under a reader's hands."""
+"""Tests the page's arithmetic against Python's on 200 random cases each, and its widgets as a reader does."""
 
 import json
 import re
@@ -36,7 +36,7 @@ body { margin: 0 auto; max-width: 60rem; padding: 0 1rem; color: var(--ink); bac
 
 
 def harness(scripts: Sequence[str] = play.SCRIPTS, changed: Mapping[str, str] = {}, data: str = "") -> str:
-    """A page of nothing but the widgets; `changed` has the source of scripts that stand in for ours."""
+    """Builds a page that has only the widgets; `changed` has sources that replace some of our scripts."""
     places = "\n".join(
         f'<h2>{name}</h2><div class="play" data-play="{name}" data-level="3" hidden></div>'
         for name in WIDGETS
@@ -66,7 +66,7 @@ return JSON.stringify(JSON.parse(arguments[1]).map((c) => {
 
 @pytest.fixture(scope="module")
 def ask(show):
-    """ask(body, cases): the value of the function body for each case c, all in one call."""
+    """Returns ask(body, cases), which evaluates the function body for each case c, all in one call."""
 
     def ask(body: str, cases: list, changed: Mapping[str, str] = {}) -> list:
         browser = show(harness(changed=changed))
@@ -76,7 +76,7 @@ def ask(show):
 
 
 def _error(mine, true) -> float:
-    """`row_error` in float64; what a float64 can hardly hold counts as zero."""
+    """Returns `row_error` in float64; an error that a float64 can hardly hold counts as zero."""
     pair = (to_float(np.array(x, dtype=object)) for x in (mine, true))
     return row_error(*(np.where(np.abs(x) < 1e-290, 0.0, x) for x in pair))
 
@@ -85,7 +85,7 @@ SHAPES = ((3, 2, 2, 2), (1, 1, 1, 1), (2, 3, 4, 1), (4, 4, 3, 5), (1, 6, 8, 2), 
 
 
 def problems() -> list[attention_gradient.Problem]:
-    """Random matrices of decimals, from thousandths to thousands, both masks, both scales."""
+    """Draws random matrices of decimals, from thousandths to thousands, with both masks and both scales."""
     r = np.random.default_rng(6)
     found = []
     for number in range(CASES):
@@ -120,7 +120,7 @@ def _typed(problem: attention_gradient.Problem) -> dict:
 
 
 def _exact_gradients(problem: attention_gradient.Problem) -> dict[str, list]:
-    """In 50 digits, with dz_ij = a_ij Σ_m a_im (da_ij − da_im), a form that no code of ours uses."""
+    """Computes the gradients in 50 digits; no code of ours uses its dz_ij = a_ij Σ_m a_im (da_ij − da_im)."""
     case = problem.case
     with mpmath.workdps(50):
         q, k, v, dout = (
@@ -149,7 +149,7 @@ def _exact_gradients(problem: attention_gradient.Problem) -> dict[str, list]:
 
 
 def attention_errors(ask, changed: Mapping[str, str] = {}, most: int = CASES) -> dict[str, float]:
-    """The largest error of every result against numbers of 50 digits."""
+    """Returns the largest error of every result against numbers of 50 digits."""
     errors: dict[str, float] = {}
     answers = ask(_ATTENTION, [_typed(p) for p in PROBLEMS[:most]], changed)
     for problem, found in zip(PROBLEMS[:most], answers, strict=True):
@@ -166,7 +166,7 @@ def test_attention_and_its_gradients_are_exact(ask):
 
 
 def test_attention_is_that_of_the_language_model(ask):
-    # Numbers of a size at which float64 itself leaves hw.ops twelve digits: scores of thousands cost it some.
+    # At this size float64 leaves hw.ops twelve digits; scores of thousands would cost it some.
     tame = [p for i, p in enumerate(PROBLEMS) if i % 5 < 3]
     worst = 0.0
     for problem, found in zip(tame, ask(_ATTENTION, list(map(_typed, tame))), strict=True):
@@ -186,7 +186,7 @@ _WRONG = (
 
 
 def _word(r: np.random.Generator, mistaken: bool) -> str:
-    """A layer; if `mistaken`, sometimes one that cannot be."""
+    """Draws a layer; if `mistaken`, it is sometimes invalid."""
     pick = lambda *options: options[r.integers(len(options))]  # noqa: E731
     n = lambda low=1, high=5: str(r.integers(low, high))  # noqa: E731
     pair = lambda: pick(n(), n(), f"{n()}x{n()}")  # noqa: E731
@@ -234,7 +234,7 @@ _CNN = "return hw.traceCnn(hw.parseInput(c.input), hw.parseLayers(c.layers));"
 
 
 def _reported(reports) -> list[dict]:
-    """Reports of Python's, in the page's names and with its whole numbers as strings."""
+    """Returns Python's reports in the page's names, with whole numbers as strings."""
     text = lambda v: [text(x) for x in v] if isinstance(v, tuple) else str(v) if isinstance(v, int) else v  # noqa: E731
     found = []
     for report in reports:
@@ -245,7 +245,7 @@ def _reported(reports) -> list[dict]:
 
 
 def cnn_mistakes(ask, changed: Mapping[str, str] = {}) -> list:
-    """Cases in which page and Python differ in any number, or in a message."""
+    """Returns the cases in which page and Python differ in any number, or in a message."""
     mistakes, kinds = [], []
     for case, found in zip(specs(), ask(_CNN, specs(), changed), strict=True):
         try:
@@ -289,7 +289,7 @@ def _networks() -> list[dict]:
 
 
 def _jacobians(case: dict) -> tuple[Sequence[float], Sequence[float]]:
-    """(norms, bounds) by hw.ops.rnn; the linear case by numpy's powers."""
+    """Computes (norms, bounds) by hw.ops.rnn, and the linear case by numpy's powers."""
     whh, steps = np.array(case["whh"]) * case["radius"], case["steps"]
     if case["kind"] == "linear":
         powers = [np.linalg.matrix_power(whh, steps - t) for t in range(steps + 1)]
@@ -312,7 +312,7 @@ def _by_ops(whh_nk, drive_tn):
 
 
 def jacobian_error(ask, changed: Mapping[str, str] = {}, most: int = CASES) -> float:
-    """The largest error of any norm or bound, relative to itself."""
+    """Returns the largest relative error of any norm or bound."""
     worst = 0.0
     cases = _networks()[:most]
     for case, found in zip(cases, ask("return hw.jacobianNorms(c);", cases, changed), strict=True):
@@ -345,7 +345,7 @@ def _draws() -> list[dict]:
 
 
 def _saturation(case: dict, scaled: bool) -> dict[str, mpmath.mpf]:
-    """From the weights of hw.answers.attention in 50 digits, by the definitions."""
+    """Computes the means from the weights of hw.answers.attention in 50 digits, by the definitions."""
     cut = lambda m: tuple(tuple(Fraction(x) for x in row[: case["dK"]]) for row in m)  # noqa: E731
     known = attention.Case(cut(case["q"]), cut(case["k"]), cut(case["k"]), "none", scaled)
     with mpmath.workdps(50):
@@ -388,7 +388,7 @@ _BROKEN = {
 
 
 def broken(right: str, wrong: str, script: str = "arithmetic.js") -> dict[str, str]:
-    """A script with a mistake in it, by its name."""
+    """Returns a script with a mistake in it, by its name."""
     source = play.asset(script)
     assert right in source
     return {script: source.replace(right, wrong)}
@@ -421,7 +421,7 @@ _NUMBERS = (
 ).split()
 
 
-# hw.solve reads these as hw.check does, or says better why not; the page refuses them all.
+# hw.solve reads these as hw.check does, or explains the mistake better; the page refuses them all.
 _BEYOND_THE_PAGE = {"1e301", "1e-301", "1/-2", "1e", "1e1234", "1/3e2", "9" * 81, "0." + "1" * 41}
 
 
@@ -506,7 +506,7 @@ def test_numbers_are_written_alike(ask):
         assert found == [notation.text(number), notation.text(number, 4)], number
 
 
-# What the page starts from.
+# The page's start values.
 
 
 def test_start_values_are_the_sheets():
@@ -558,9 +558,9 @@ def test_sources_ask_nobody_and_end_no_element():
     assert "<" not in play.play_json()
 
 
-# What the page says: every sentence is Python's.
+# The page's sentences: all of them are Python's.
 
-# A literal of a script; a comment is matched so that it is passed over.
+# Matches a literal of a script; it also matches comments, so that their words are skipped.
 _LITERAL = re.compile(
     r"""/\*.*?\*/|//[^\n]*|"((?:\\.|[^"\\\n])*)"|'((?:\\.|[^'\\\n])*)'|`((?:\\.|[^`\\])*)`""", re.DOTALL
 )
@@ -570,21 +570,21 @@ _SAYS_SOMETHING = re.compile(r'\b(?:say|UserError|LayerError)\((?!\s*")')
 
 
 def without(pattern: str, text: str) -> str:
-    """The text without what matches, which may stand within another match."""
+    """Removes all matches from the text, also nested ones."""
     while (shorter := re.sub(pattern, "", text)) != text:
         text = shorter
     return text
 
 
 def own_sentences(source: str) -> list[str]:
-    """String literals of a script in which two words follow one another."""
+    """Returns the string literals of a script in which two words follow one another."""
     literals = ("".join(filter(None, groups)) for groups in _LITERAL.findall(source))
     found = (without(r"\$?\{[^{}]*\}", literal) for literal in literals)
     return [text for text in found if _WORDS.search(text) and text != "use strict"]
 
 
 def said(source: str) -> Iterator[tuple[str, set[str]]]:
-    """The name of every sentence that a script says, and the placeholders that it fills in."""
+    """Yields the name of every sentence that a script says, and the placeholders that it fills in."""
     for name, values in _SAYS.findall(source):
         pairs = without(r"\([^()]*\)|\[[^][]*\]", values).split(",")
         yield name, {key for pair in pairs if (key := pair.split(":")[0].strip())}
@@ -618,7 +618,7 @@ def test_no_sentence_takes_the_name_of_another():
 
 
 def test_no_word_is_a_scripts_own(show):
-    """With every letter of Python's sentences replaced, only mathematics and layers can be read."""
+    """Replaces every letter of Python's sentences: then only mathematics and layers stay legible."""
 
     def hide(value):
         if isinstance(value, str):
@@ -654,7 +654,7 @@ def test_no_word_is_a_scripts_own(show):
 
 
 class Reader:
-    """Hands and eyes on one widget."""
+    """A reader who uses one widget."""
 
     def __init__(self, browser, name: str):
         self.browser, self.name = browser, name
@@ -663,7 +663,7 @@ class Reader:
         return self.browser.find_element("css selector", f'[data-play="{self.name}"] {selector}')
 
     def field(self, label: str):
-        """The control that this label names, for whoever does not see it."""
+        """Returns the control that this label names for a screen reader."""
         script = """
         for (const label of document.querySelectorAll(arguments[0]))
           if (label.textContent.startsWith(arguments[1])) return label.control;"""
@@ -691,7 +691,7 @@ class Reader:
 
 @pytest.fixture
 def read(show):
-    """read(name): a Reader of that widget, on a fresh page; afterwards nothing was logged to the console."""
+    """Returns read(name), a Reader of that widget on a fresh page; the console must stay empty."""
     browser = show(harness())
     browser.get_log("browser")
     yield lambda name: Reader(browser, name)
@@ -783,9 +783,9 @@ def test_sliders_follow_the_arrow_keys(read):
     before = widget.text(".play-result")
     widget.field("Spectral radius").send_keys("\ue014")
     assert widget.text(".play-result").startswith("Radius 0.95") and before.startswith("Radius 0.9,")
-    widget.field("Recurrent matrix").send_keys("\ue015")  # arrow down: the one that is not normal
+    widget.field("Recurrent matrix").send_keys("\ue015")  # arrow down: the non-normal matrix
     assert "On the way it reaches" in widget.text(".play-result")
-    widget.field("Recurrent matrix").send_keys("\ue015")  # one unit, which takes its own radius
+    widget.field("Recurrent matrix").send_keys("\ue015")  # one unit, which sets its own radius
     assert widget.text(".play-result").startswith("Radius 1.5") and "shrinks" in widget.text(".play-result")
 
     widget = read("saturation")
@@ -833,7 +833,7 @@ def test_every_corner_of_the_sliders_draws_numbers(read):
 
 
 def test_the_largest_matrices_are_worked(read):
-    # 64 × 64: as many entries as are admitted. The working shows its first lines, the tables are whole.
+    # 64 × 64 is the most entries that are allowed. The working shows its first lines, the tables are whole.
     widget = read("attention")
     rows = "; ".join(" ".join(str((7 * i + 3 * j) % 5 - 2) for j in range(64)) for i in range(64))
     for label in ("K", "V", "Q"):
@@ -844,7 +844,7 @@ def test_the_largest_matrices_are_worked(read):
 
 
 def test_the_keyboard_goes_through_in_order(read):
-    """Tab visits everything that can be used, from top to bottom, and what scrolls too."""
+    """Presses Tab, which visits every control and every scrollable part from top to bottom."""
     browser = read("attention").browser
     browser.execute_script("document.querySelector('h1').tabIndex = -1; document.querySelector('h1').focus()")
     tops = []

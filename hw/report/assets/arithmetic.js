@@ -1,9 +1,9 @@
-/* The page's arithmetic: what hw.answers and hw.ops compute, for numbers that a reader types.
+/* Computes what hw.answers and hw.ops compute, for numbers that a reader types.
  *
- * Pure functions, no document. A test compares them with Python's (tests/report/test_play.py).
- * Numbers as typed are exact fractions {n, d} of BigInt; matrices of numbers are arrays of rows.
- * Sums of products keep their rounding errors (`dot`): a softmax raises the error of a score to the
- * power of e.
+ * All functions are pure and use no document. tests/report/test_play.py compares them with Python's.
+ * A typed number is an exact fraction {n, d} of BigInt; a matrix of numbers is an array of rows.
+ * `dot` keeps the rounding errors of its products, because a softmax turns the absolute error of a score
+ * into a relative error of its weight.
  */
 (() => {
   "use strict";
@@ -27,7 +27,7 @@
   /** The nearest float64. */
   function toNumber({ n, d }) {
     const bits = (x) => abs(x).toString(2).length;
-    // A quotient of 65 bits or more whose last bit says whether anything was left: Number() rounds it right.
+    // The quotient has 65 bits or more; its last bit says if there is a remainder. So Number() rounds it right.
     const shift = bits(d) - bits(n) + 66;
     const [top, bottom] = shift >= 0 ? [n << BigInt(shift), d] : [n, d << BigInt(-shift)];
     const odd = top % bottom === 0n ? 0n : 1n;
@@ -50,7 +50,7 @@
   const shorten = (text) => (text.length <= 40 ? text : text.slice(0, 37) + "...");
   const wordsOf = (text) => text.trim().split(/\s+/).filter(Boolean);
 
-  /** What NUMBER has matched. */
+  /** Parses a match of NUMBER. */
   function exactly([
     ,
     sign,
@@ -146,8 +146,8 @@
     return sign + whole + (figures.length > at + 1 ? "." + figures.slice(at + 1) : "");
   }
 
-  /** A number in plain text: exact if it is short, else so many significant digits; never rounded to
-   * nothing (1.75e-07 stays so), nor to something rounder than it is (0.9999998246 is not 1). */
+  /** Formats a number as plain text: exact if it is short, else in so many significant digits. It never
+   * rounds to zero (1.75e-07 stays) nor to a rounder number (0.9999998246 is not 1). */
   function text(value, digits = 6) {
     if (typeof value === "bigint") return value.toString();
     if (isFraction(value)) {
@@ -202,7 +202,7 @@
     return [product, ah * bh - product + ah * bl + al * bh + al * bl];
   }
 
-  /** Σ a_i b_i as [nearest float64, what is left], as if computed in twice the digits.
+  /** Returns Σ a_i b_i as [nearest float64, remainder], as if computed in twice the digits.
    * Source: Ogita, Rump & Oishi 2005, "Accurate sum and dot product", algorithm 5.3. */
   function dot(a, b) {
     let [high, low, plain] = [0, 0, 0];
@@ -222,7 +222,7 @@
   const rowsByRows = (a, b) => a.map((x) => b.map((y) => dot(x, y)[0]));
   const multiply = (a, b) => rowsByRows(a, transpose(b));
 
-  /** ‖matrix‖₂, by turning its columns against each other until they are orthogonal.
+  /** Returns ‖matrix‖₂: rotates pairs of columns until all are orthogonal.
    * Source: Hestenes 1958; Golub & Van Loan, "Matrix Computations", section 8.6.3. */
   function spectralNorm(matrix) {
     const largest = Math.max(...matrix.flat().map(Math.abs));
@@ -313,7 +313,7 @@
   /** The gradients of L from dout = ∂L/∂output, with the forward pass's weights.
    *
    * dz_i = a_i (δ_i − Σ_j a_j δ_j), δ = da − da at the row's largest weight: a saturated row keeps its
-   * digits (hw.ops.attention.softmax_backward takes another constant away, to the same end). */
+   * digits. (hw.ops.attention.softmax_backward subtracts another constant for the same reason.) */
   function attentionBackward(q, k, v, weights, dout, { scaled = true } = {}) {
     checkAttention(q, k, v, "none", dout);
     const root = scaled ? Math.sqrt(q[0].length) : 1;
@@ -337,7 +337,7 @@
     };
   }
 
-  /** What the size of a query and a key does to the softmax, from the first dK components of drawn ones.
+  /** Measures the softmax of random queries and keys that keep their first dK components.
    *
    * Returns for scaled and unscaled scores: their variance, and means over the queries of the weights'
    * entropy in nats, the largest weight and the Frobenius norm of diag(a) − a aᵀ. */
@@ -350,7 +350,7 @@
         const best = a.indexOf(Math.max(...a));
         const others = a.map((_, j) => a.reduce((sum, x, m) => (m === j ? sum : sum + x), 0)); // 1 − a_j
         const rest = found.exponentials[i].reduce((sum, x, j) => (j === best ? sum : sum + x), 0);
-        // Sums of positive terms alone: of a saturated row nothing cancels.
+        // All terms of these sums are positive, so nothing cancels in a saturated row.
         const entropy = a.reduce((sum, x, j) => sum + x * (found.largest[i] - found.scaled[i][j]), 0);
         const squares = a.reduce(
           (sum, x, j) => a.reduce((s, y, m) => s + (x * (m === j ? others[j] : y)) ** 2, sum),
@@ -403,7 +403,7 @@
 
   /** ‖∂h_T/∂h_t‖₂ for t = 0 … T of h_t = f(drive_t + W h_{t−1}), h_0 = 0, W = radius · whh.
    *
-   * kind: "tanh", or "linear", by which f is nothing. Returns norms; bounds, Π max f'(a_r) · σ_max^(T−t);
+   * kind: "tanh", or "linear", where f(a) = a. Returns norms; bounds, Π max f'(a_r) · σ_max^(T−t);
    * sigma, σ_max of W. */
   function jacobianNorms({ whh, radius, drive, kind, steps }) {
     const w = whh.map((row) => row.map((x) => radius * x));
@@ -413,7 +413,7 @@
     for (let t = 0; t < steps; t++) {
       const a = w.map((row, n) => drive[t][n] + dot(row, h)[0]);
       h = kind === "linear" ? a : a.map(Math.tanh);
-      // tanh' = 1/cosh², for 1 − h² of a saturated unit has few digits left.
+      // We compute tanh' as 1/cosh², because 1 − h² of a saturated unit keeps few digits.
       slopes.push(a.map((x) => (kind === "linear" ? 1 : Math.cosh(x) ** -2)));
     }
     let product = whh.map((_, i) => whh.map((_, j) => (i === j ? 1 : 0)));

@@ -1,6 +1,6 @@
-/* Questions 6 and 8: attention on a reader's own matrices, and its gradients.
+/* Works attention and its gradients on a reader's own matrices, for questions 6 and 8.
  *
- * Starts from {q, k, v, dout: matrices as typed; mask: "none" or "causal"; scaled: bool}.
+ * The widget starts from {q, k, v, dout: matrices as typed; mask: "none" or "causal"; scaled: bool}.
  */
 (() => {
   "use strict";
@@ -23,7 +23,7 @@
     return row(name, "=", shown, "=", number(total));
   }
 
-  // The brackets are borders: without a mathematical font, characters do not grow with what they hold.
+  // The brackets are borders, because without a mathematical font bracket characters do not grow.
   const bracketed = (values) =>
     mathWith(
       "mtable",

@@ -1,6 +1,6 @@
-/* Question 1: a reader's own CNN, layer by layer.
+/* Works a reader's own CNN layer by layer, for question 1.
  *
- * Starts from {input: as in "128x128x3"; layers: words of the layer language}.
+ * The widget starts from {input: as in "128x128x3"; layers: words of the layer language}.
  */
 (() => {
   "use strict";

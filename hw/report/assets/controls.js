@@ -1,14 +1,14 @@
-/* A widget's controls, and the working that follows what a reader does with them.
+/* Builds a widget's controls, and updates its working when a reader changes them.
  *
- * A widget fills every `div` of class "play" that is hidden and has data-play="NAME", and shows it.
- * data-level="N" says at which level the headings in it begin (4 if it does not).
+ * A widget fills every hidden `div` of class "play" with data-play="NAME", and shows it. data-level="N" is
+ * the level of its first headings (default: 4).
  */
 (() => {
   "use strict";
 
   const { data, say, html, newId } = hw;
 
-  const PAUSE = 350; // ms after the last key until a text is read
+  const PAUSE = 350; // ms from the last key until the text is read
 
   /** Runs `read`; a mistake in it belongs to that field. */
   function at(field, read) {
@@ -24,8 +24,7 @@
    *
    * A field is {name, label, kind, start, hint, broad}: kind "text"; "choice" with options {value: label};
    * "check"; "slider" with least, most, step. `changed(name, values, set)` may set other fields when one has
-   * changed. `work` returns {summary, nodes}, and an error beside them where the working reaches only part
-   * of the way. */
+   * changed. `work` returns {summary, nodes}, and also an error if the working stops part of the way. */
   function build(root, { legend, fields, work, changed = () => {} }) {
     const level = Number(root.dataset.level) || 4;
     const controls = {};
@@ -66,7 +65,7 @@
       } else if (field.kind === "slider") {
         const { least: min, most: max, step: by } = field;
         input = html("input", { type: "range", min, max, step: by, ...common });
-        // Read with the slider itself: it needs no announcement of its own.
+        // A screen reader reads this value with the slider, so it needs no separate announcement.
         shown = html("output", { for: id, "aria-live": "off" });
       } else {
         input = html("input", {
@@ -106,7 +105,7 @@
       line.textContent = say("error", { message: error.message });
     }
 
-    /** What the reader had unfolded stays so, what was scrolled stays where it was. */
+    /** Replaces the working; unfolded parts stay unfolded, and scrolled parts keep their position. */
     function replaceWorking(nodes) {
       const all = (selector) => [...working.querySelectorAll(selector)];
       const opened = all("details").map((node) => node.open);
@@ -174,8 +173,8 @@
     step: by,
   });
 
-  /** Builds the widget of this name wherever the page has a place for it; `make` turns its start values into
-   * what `build` takes. */
+  /** Builds the widget of this name at every place of the page; `make` turns its start values into the
+   * argument of `build`. */
   function widget(name, make) {
     for (const place of document.querySelectorAll(`.play[data-play="${name}"]`))
       build(place, make(data[name]));

@@ -1,7 +1,7 @@
-/* A CNN's arithmetic and the layer language: hw.ops.conv_arithmetic, letter for letter.
+/* Computes a CNN's sizes and reads the layer language, exactly as hw.ops.conv_arithmetic does.
  *
- * Pure functions, no document. They count in BigInt: products of sizes outgrow 2^53. A test compares
- * them with Python's (tests/report/test_play.py).
+ * All functions are pure and use no document. They count in BigInt, because products of sizes exceed 2^53.
+ * tests/report/test_play.py compares them with Python's.
  */
 (() => {
   "use strict";
@@ -214,7 +214,7 @@
     if (kind === "conv" && !fields.kernel) {
       throw new UserError("kernel_is_missing", { word });
     }
-    const stride = kind === "conv" ? [1n, 1n] : fields.kernel; // without a stride, windows of a pool tile
+    const stride = kind === "conv" ? [1n, 1n] : fields.kernel; // windows of a pool do not overlap by default
     const layer = {
       word,
       kind,

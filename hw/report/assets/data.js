@@ -1,12 +1,12 @@
-/* What the page sends to the scripts after this one: start values, draws, and every sentence that they say.
+/* Reads the page's data for the scripts after this one: start values, random draws, and all sentences.
  *
- * It stands in <script type="application/json" id="play-data">, written by hw.report.play:
+ * hw.report.play writes the data into <script type="application/json" id="play-data">:
  *
  *   sentences    name: a sentence with {placeholders}, or a list of them (hw.report.sentences)
- *   per          draws are sent as whole numbers: a draw is number / per
- *   WIDGET       what the widget of this name starts from: see the top of its script
+ *   per          draws are stored as whole numbers: a draw is number / per
+ *   WIDGET       the start values of the widget of this name: see the top of its script
  *
- * The scripts share one global, `hw`. Each adds to it what later scripts use.
+ * The scripts share one global, `hw`. Each script adds the functions that later scripts use.
  */
 globalThis.hw = (() => {
   "use strict";
@@ -26,7 +26,7 @@ globalThis.hw = (() => {
 
   const drawn = (matrix) => matrix.map((r) => r.map((x) => x / data.per));
 
-  /** A mistake the reader can mend: one line. */
+  /** A mistake that the reader can correct, as one line. */
   class UserError extends Error {
     constructor(sentence, values) {
       super(say(sentence, values));

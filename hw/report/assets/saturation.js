@@ -1,6 +1,6 @@
-/* Question 8(c): what the size of queries and keys does to the softmax, with the scale and without.
+/* Shows how the size of queries and keys saturates the softmax, with and without the scale: question 8(c).
  *
- * Starts from {q: [queries][most], k: [keys][most] draws; d_k: {start, least, most, step}}.
+ * The widget starts from {q: [queries][most], k: [keys][most] draws; d_k: {start, least, most, step}}.
  */
 (() => {
   "use strict";

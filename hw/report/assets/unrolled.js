@@ -1,13 +1,13 @@
-/* Question 3: the RNN unrolled, for as many steps as a reader likes.
+/* Unrolls the RNN for as many steps as a reader chooses, for question 3.
  *
- * Starts from {steps: SLIDER}, where SLIDER is {start, least, most, step}.
+ * The widget starts from {steps: SLIDER}, where SLIDER is {start, least, most, step}.
  */
 (() => {
   "use strict";
 
   const { say, newId, html, svg, row, sub, scroller, table, step, folded, drawing, slider } = hw;
 
-  // The unrolled graph. A weight is told by its label, its dash and its arrow's head as well as its colour.
+  // A reader can tell the weights apart by label, dashes and arrow head, and not by colour alone.
 
   const WEIGHTS = {
     W_xh: {

@@ -1,7 +1,7 @@
-/* Question 4(b): the gradient of an RNN, from the last hidden state back to the first.
+/* Shows the gradient of an RNN from the last hidden state back to the first, for question 4(b).
  *
- * Starts from {networks: [{name, whh: [n][n] of spectral radius 1, drive: [T][n] draws, radius: to begin
- * with}]; kind: "tanh" or "linear"; radius: {least, most, step}; steps: {start, least, most, step}}.
+ * The widget starts from {networks: [{name, whh: [n][n] of spectral radius 1, drive: [T][n] draws, radius:
+ * first value}]; kind: "tanh" or "linear"; radius: {least, most, step}; steps: {start, least, most, step}}.
  */
 (() => {
   "use strict";

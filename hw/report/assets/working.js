@@ -1,6 +1,6 @@
-/* What a working is made of: elements, mathematics, tables, steps and curves. No arithmetic is here.
+/* Builds the parts of a working: elements, mathematics, tables, steps and curves. It computes no results.
  *
- * Text that a reader typed enters the page as text nodes alone.
+ * Text that a reader typed enters the page only as text nodes.
  */
 (() => {
   "use strict";
@@ -27,8 +27,8 @@
   const mathWith = (...rest) => element("http://www.w3.org/1998/Math/MathML", ...rest);
   const math = (tag, ...children) => mathWith(tag, {}, ...children);
 
-  // Mathematics. Strings become identifiers, operators or numbers by what they hold. A node stands in one
-  // place only: what is used twice is a function here.
+  // Mathematics. Strings become identifiers, operators or numbers by their content. A node can stand in only
+  // one place, so a part that is used twice is a function here.
 
   const OPERATOR = /^[-+−=·×/(),;⌊⌋⌈⌉[\]{}∘∂√…⋯|‖≤<′]+$/u;
 
@@ -50,7 +50,7 @@
     return math("msub", atom(base), row(joined));
   }
 
-  /** A number of any kind, its digits as `hw.text` has them. */
+  /** Formats a number of any kind with the digits of `hw.text`. */
   function number(value) {
     const plain = hw.text(value);
     if (plain.startsWith("-")) return row("−", positive(plain.slice(1)));
@@ -74,7 +74,7 @@
 
   const times = (...sizes) => sizes.join(" × ");
 
-  /** A region that scrolls by itself, so that the page never does; reached by the keyboard. */
+  /** A region that scrolls sideways instead of the page; the keyboard reaches it. */
   const scroller = (label, ...content) =>
     html("div", { class: "play-scroll", role: "region", tabindex: "0", "aria-label": label }, ...content);
 
@@ -104,7 +104,7 @@
     );
   }
 
-  /** A heading, why, the lines of working and what belongs to them. */
+  /** A step: heading, explanation, lines of working and further nodes. */
   function step(level, title, text, lines = [], ...more) {
     const shown = lines.slice(0, MOST_LINES).map((line) => mathWith("math", { display: "block" }, line));
     const rest = lines.length - shown.length;
@@ -121,7 +121,7 @@
 
   const folded = (title, content) => html("details", {}, html("summary", {}, title), content);
 
-  // Figures. Every curve has a dash and a mark of its own beside its colour.
+  // Figures. Every curve has its own dashes and marks, since some readers cannot see its colour.
 
   const STYLES = [
     { colour: "var(--accent)", dash: null, mark: "circle" },
@@ -134,7 +134,7 @@
       : svg("rect", { x: x - 3, y: y - 3, width: 6, height: 6, fill: colour });
   }
 
-  /** An image with a title and a description, both read out. */
+  /** A drawing with a title and a description, which a screen reader reads out. */
   function drawing(width, height, title, description, content, attributes = {}) {
     const [titleId, descriptionId] = [newId("title"), newId("desc")];
     return svg(
