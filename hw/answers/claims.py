@@ -12,6 +12,7 @@ from typing import Any, SupportsFloat, TypeVar
 
 import numpy as np
 
+from hw import Shown
 from hw.answers.notation import Line
 
 Case = TypeVar("Case")  # what a question is asked about
@@ -72,7 +73,7 @@ def claims_of(
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Shown):
     """What became of a claim.
 
     Attributes:
@@ -165,7 +166,7 @@ def to_float(value: Any) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Shown):
     """A table of an answer. The reader decides how many digits of a number are shown."""
 
     title: str
@@ -199,7 +200,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Shown):
     """A question answered: `figures` hold the data to draw, by name; `why` says why it makes sense."""
 
     number: int

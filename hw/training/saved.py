@@ -9,14 +9,15 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from hw import fields, files, models, schema
+from hw import Shown, fields, files, models, schema
 from hw.cli import UserError
 from hw.schema import distinct, each, one_of, text
 from hw.training import checkpoint, weights
@@ -42,24 +43,29 @@ DATASET: schema.Table = {
 }
 
 
-class SavedRun(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class SavedRun(Shown):
     """A run that was read.
 
     Attributes:
+      folder: that it was read from.
       config: the fields of config.json that a finished run needs; sections that it lacks are empty.
       recipe: config.json as it is.
       provenance: of the data that it was trained on.
       symbols: what its head has an output for: classes of images, characters of a vocabulary.
       module: its model, for the first device.
       variables: of the module, float32.
+      summary: summary.json as it is; {} of a run that is not finished.
     """
 
+    folder: Path
     config: ConfigDict
     recipe: dict[str, Any]
     provenance: dict[str, Any]
     symbols: tuple[str, ...]
     module: nn.Module
     variables: dict[str, Any]
+    summary: dict[str, Any]
 
 
 def read_object(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
@@ -164,9 +170,10 @@ def load_run(
         config = ConfigDict(checked | {"model": model_config(checked, where)})
         if files.is_there(folder / "summary.json"):
             path = folder / "summary.json"
-            provenance, symbols, module = _described(read_object(path), path, config, where)
+            summary = read_object(path)
+            provenance, symbols, module = _described(summary, path, config, where)
             variables = weights.load_params(folder / "params.npz", module.shapes())
-            return SavedRun(config, recipe, provenance, symbols, module, variables)
+            return SavedRun(folder, config, recipe, provenance, symbols, module, variables, summary)
     reason = "it has no params.npz and no checkpoint"
     try:
         steps = checkpoint.steps(folder / "checkpoints")
@@ -184,7 +191,7 @@ def load_run(
             say(f"WARNING: CHECKPOINT {step} IS DAMAGED ({reason}); trying an older one")
             continue
         say(f"the run in {folder} is not finished: these are the weights of step {step}")
-        return SavedRun(config, recipe, provenance, symbols, module, variables)
+        return SavedRun(folder, config, recipe, provenance, symbols, module, variables, {})
     raise UserError(f"no sound weights in {folder}: run its training command again ({reason})")
 
 
