@@ -38,8 +38,8 @@ __getattr__, __dir__ = rooms(__name__)
 class Shown:
     """A value that shows itself: as HTML in a notebook, as text where it is printed.
 
-    `hw.report.shown` renders it. That room stands right of all that compute, and none of them may import it.
-    The package itself names every room, so the link from a value to its rendering is here.
+    `hw.report.shown` renders it. A room that computes such values may not import `hw.report`, which stands
+    right of it. The package itself names every room, so it links a value to its rendering.
     """
 
     def __str__(self) -> str:
@@ -53,6 +53,6 @@ class Shown:
         return shown.html(self)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """IPython in a terminal calls this in place of `repr`."""
+        """Prints the text in IPython, which would show `repr` otherwise."""
         del cycle
         printer.text(str(self))

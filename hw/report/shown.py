@@ -1,4 +1,4 @@
-"""Values as they show themselves: HTML in a notebook, text where they are printed (`hw.Shown`)."""
+"""Renders values that show themselves (`hw.Shown`): as HTML in a notebook, as text where they are printed."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from hw.answers.claims import Answer, Table, Verdict
 from hw.report import figures, page, terminal
 from hw.training.saved import SavedRun
 
-# The score in a summary, by its key: what it is, and how it is written.
+# The scores that a summary may have: (what each measures, its number format).
 _SCORES: dict[str, tuple[str, str]] = {
     "val_nats_cold256": ("nats per character of the evaluation text, in windows of 256", ".4f"),
     "test_accuracy": ("accuracy on the evaluation set", ".2%"),
@@ -17,7 +17,7 @@ _SCORES: dict[str, tuple[str, str]] = {
 
 
 def run_table(run: SavedRun) -> Table:
-    """A saved run in a table: its task, its model with the number of parameters, its data and its score."""
+    """Returns a table of a saved run: its task, its model and parameters, its data and its score."""
     sizes = (math.prod(shape) for name, shape in run.module.shapes().items() if name.startswith("params/"))
     data = run.provenance
     rows = [
@@ -27,11 +27,9 @@ def run_table(run: SavedRun) -> Table:
     ]
     for key, (what, digits) in _SCORES.items():
         score = run.summary.get(key)
-        if isinstance(score, float):  # somebody else may have written the summary
+        if isinstance(score, float):  # nobody has checked the summary
             rows.append((what, format(score, digits)))
-    return Table(
-        f"The run {run.folder.name}", ("what", "value"), tuple((k, cli.printable(v)) for k, v in rows)
-    )
+    return Table(f"The run {run.folder.name}", ("what", "value"), tuple(rows))
 
 
 _TEXT: dict[type, Callable[[Any], str]] = {
@@ -40,7 +38,7 @@ _TEXT: dict[type, Callable[[Any], str]] = {
     Verdict: lambda verdict: terminal.verdicts([verdict]),
     SavedRun: lambda run: terminal.table(run_table(run)),
 }
-# What notebook.html.j2 is given.
+# The variables of notebook.html.j2.
 _HTML: dict[type, Callable[[Any], dict[str, Any]]] = {
     Answer: lambda answer: {"answer": answer, "figures": figures.of(answer)},
     Table: lambda table: {"shown": table},
@@ -51,7 +49,7 @@ _HTML: dict[type, Callable[[Any], dict[str, Any]]] = {
 
 def text(value: Shown) -> str:
     """Returns a value as text of several lines, as a command prints it."""
-    return _TEXT[type(value)](value)
+    return cli.printable(_TEXT[type(value)](value), keep="\n")
 
 
 def html(value: Shown) -> str:
