@@ -12,6 +12,7 @@ from typing import Any, SupportsFloat, TypeVar
 
 import numpy as np
 
+from hw import Shown
 from hw.answers.notation import Line
 
 Case = TypeVar("Case")  # the input of a question
@@ -72,7 +73,7 @@ def claims_of(
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Shown):
     """A verdict says whether a claim holds.
 
     Attributes:
@@ -165,7 +166,7 @@ def to_float(value: Any) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Shown):
     """A table has a title, a header and rows. The renderer decides how many digits to show."""
 
     title: str
@@ -199,7 +200,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Shown):
     """An answer has a result, its working and its claims.
 
     `why` gives the reason for the result; `figures` holds the data of the drawings by their names.

@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from hw import cli, fields
+from hw import cli, fields, rooms
 from hw.data import images, recall, text
+
+__getattr__, __dir__ = rooms(__name__)
 
 Dataset = images.Dataset | text.TextDataset | recall.RecallDataset
 

@@ -5,26 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hw.answers import (
-    attention,
-    attention_gradient,
-    bptt,
-    cnn,
-    language_model,
-    multi_head,
-    residual_net,
-    unrolled_rnn,
-)
+from hw import answers
+from hw.answers import language_model, residual_net
 from hw.answers.claims import Answer, Verdict, check
 from hw.answers.runs import Run
 from hw.cli import UserError
 from hw.report import figures, logs
 from hw.report.figures import Figure, Missing
 
-_WORKED = {1: cnn, 3: unrolled_rnn, 4: bptt, 6: attention, 7: multi_head, 8: attention_gradient}
+_WORKED = answers.worked()
 _TRAINED = {2: residual_net, 5: language_model}
 _TASKS = {"images": 2, "text": 5}
-QUESTIONS = tuple(range(1, 9))
+QUESTIONS = tuple(sorted({*_WORKED, *_TRAINED}))
 # Without --workdir, a question shows the first of these studies that is committed.
 _STUDIES = {2: ("resnet", "resnet-quick"), 5: ("gru", "gru-quick")}
 _COMMANDS = {

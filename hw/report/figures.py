@@ -359,5 +359,5 @@ _OF: dict[int, Callable[[Answer], Sequence[Figure | Missing]]] = {
 
 
 def of(answer: Answer) -> Sequence[Figure | Missing]:
-    """Returns the figures of an answer, in order."""
-    return _OF[answer.number](answer)
+    """Returns the figures of an answer, in order; () for a question without figures."""
+    return _OF[answer.number](answer) if answer.number in _OF else ()

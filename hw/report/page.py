@@ -127,6 +127,12 @@ def inlined(name: str) -> Markup:
     return Markup(content)
 
 
+def nested(name: str) -> Markup:
+    """A style sheet of ours that styles an element of class "hw" alone, by CSS nesting."""
+    content = re.sub(r":root|\bbody\b", "&", inlined(name)).replace("#claims", ".claims")
+    return Markup(f".hw {{\n{content}}}")
+
+
 def data(json: str) -> Markup:
     """Returns JSON, to be embedded in a script element."""
     if "<" in json:  # it could end that element
@@ -136,7 +142,7 @@ def data(json: str) -> Markup:
 
 FILTERS = {
     f.__name__: f
-    for f in (claim, worked, prose, logged, own, error, formula, drawn, code, place, inlined, data)
+    for f in (claim, worked, prose, logged, own, error, formula, drawn, code, place, inlined, nested, data)
 }
 
 
@@ -153,6 +159,11 @@ def environment() -> jinja2.Environment:
     return found
 
 
+def template(name: str) -> jinja2.Template:
+    """Returns a template with the functions that its macros use."""
+    return environment().get_template(name, globals={"is_number": _is_number, "long": _LONG})
+
+
 def page(document: Document) -> str:
     """Renders the page.
 
@@ -162,11 +173,8 @@ def page(document: Document) -> str:
     Returns:
       HTML; the same document gives the same HTML.
     """
-    template = environment().get_template("page.html.j2")
-    return template.render(
+    return template("page.html.j2").render(
         document=document,
-        is_number=_is_number,
-        long=_LONG,
         play_json=play_json,
         play_style=STYLE,
         play_scripts=SCRIPTS,

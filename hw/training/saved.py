@@ -9,14 +9,15 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from hw import fields, files, models, schema
+from hw import Shown, fields, files, models, schema
 from hw.cli import UserError
 from hw.schema import distinct, each, one_of, text
 from hw.training import checkpoint, weights
@@ -43,24 +44,29 @@ DATASET: schema.Table = {
 }
 
 
-class SavedRun(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class SavedRun(Shown):
     """A run that was read from its folder.
 
     Attributes:
+      folder: the folder that was read.
       config: the fields of config.json that a finished run needs; missing sections are empty.
       recipe: the unchanged content of config.json.
       provenance: the origin of the training data.
       symbols: the classes of the images or the characters of the vocabulary, one for each output.
       module: the model, for the first device.
       variables: the variables of the module, float32.
+      summary: the unchanged content of summary.json; {} for an unfinished run.
     """
 
+    folder: Path
     config: ConfigDict
     recipe: dict[str, Any]
     provenance: dict[str, Any]
     symbols: tuple[str, ...]
     module: nn.Module
     variables: dict[str, Any]
+    summary: dict[str, Any]
 
 
 def read_object(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
@@ -165,9 +171,10 @@ def load_run(
         config = ConfigDict(checked | {"model": model_config(checked, where)})
         if files.is_there(folder / "summary.json"):
             path = folder / "summary.json"
-            provenance, symbols, module = _described(read_object(path), path, config, where)
+            summary = read_object(path)
+            provenance, symbols, module = _described(summary, path, config, where)
             variables = weights.load_params(folder / "params.npz", module.shapes())
-            return SavedRun(config, recipe, provenance, symbols, module, variables)
+            return SavedRun(folder, config, recipe, provenance, symbols, module, variables, summary)
     reason = "it has no params.npz and no checkpoint"
     try:
         steps = checkpoint.steps(folder / "checkpoints")
@@ -185,7 +192,7 @@ def load_run(
             say(f"WARNING: CHECKPOINT {step} IS DAMAGED ({reason}); trying an older one")
             continue
         say(f"the run in {folder} is not finished: we use the weights of step {step}")
-        return SavedRun(config, recipe, provenance, symbols, module, variables)
+        return SavedRun(folder, config, recipe, provenance, symbols, module, variables, {})
     raise UserError(f"no sound weights in {folder}: run its training command again ({reason})")
 
 

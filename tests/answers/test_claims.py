@@ -19,7 +19,6 @@ from hw.ops import attention as attention_ops
 from hw.ops import conv_arithmetic
 from hw.ops import rnn as rnn_ops
 
-MODULES = (cnn, unrolled_rnn, bptt, attention, multi_head, attention_gradient)
 CLAIMS = answers.all_claims()
 
 
@@ -40,7 +39,7 @@ def test_every_claim_holds(values):
 def test_ids_are_unique_and_every_question_of_numbers_has_some():
     ids = [c.id for c in CLAIMS]
     assert len(set(ids)) == len(ids)
-    assert {c.id.split(".")[0] for c in CLAIMS} == {"1", "3", "4", "6", "7", "8"}
+    assert {int(c.id.split(".")[0]) for c in CLAIMS} == answers.worked().keys() >= {1, 3, 4, 6, 7, 8}
 
 
 # --- routes share no function of ours ---
