@@ -1,6 +1,6 @@
 """The tables and the plot of results, made from the committed logs: `python -m experiments.table`.
 
-They stand in the README and in the recipes' docstrings. Each folder of `experiments/results/` that holds
+They stand in docs/results.md and in the recipes' docstrings. Each folder of `experiments/results/` that holds
 `seed-K/summary.json` is a study: one recipe, run once a seed. Nothing in a table is typed by hand; tests
 compare.
 """
@@ -41,9 +41,9 @@ def _percent(values: Sequence[float]) -> str:
 
 
 def _recipe(study: Path, first: dict[str, Any]) -> str:
-    """The recipe's name, linked to its logs."""
+    """The recipe's name, linked to its logs from docs/."""
     variant = f":{first['variant']}" if first["variant"] else ""
-    return f"[`configs/{first['config']}.py{variant}`](experiments/results/{study.name})"
+    return f"[`configs/{first['config']}.py{variant}`](../experiments/results/{study.name})"
 
 
 def _cost(runs: Sequence[dict[str, Any]]) -> str:
@@ -56,8 +56,8 @@ def _cost(runs: Sequence[dict[str, Any]]) -> str:
 def table() -> str:
     """The table of all image studies, as Markdown."""
     rows = [
-        "| recipe, logs | data | parameters | test accuracy | with test views | seeds | whole run | device "
-        "| software |",
+        "| recipe, logs | data | parameters | test accuracy | with test-time augmentation | seeds "
+        "| whole run | device | software |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for study, runs in studies():
