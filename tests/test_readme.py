@@ -46,6 +46,7 @@ def test_the_readmes_training_is_the_first_seeds():
     summary = json.loads((run / "summary.json").read_text())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps, data = summary["steps"], summary["dataset"]
+    assert f"printed this in {summary['seconds']['total'] / 60:.1f} min" in README
     numbers = [f"loss {line['loss']:.4f}  accuracy {line['accuracy']:.4f}" for line in (lines[0], lines[-1])]
     result = to_json({name: summary[name] for name in ("test_accuracy", "test_accuracy_tta")})
     assert _between("README.md", "train output").splitlines() == [
