@@ -1,8 +1,8 @@
-"""The tables and the plot of results, made from the committed logs: `python -m experiments.table`.
+"""Makes the tables and the plot of results from the committed logs: `python -m experiments.table`.
 
-They stand in docs/results.md and in the recipes' docstrings. Each folder of `experiments/results/` that holds
-`seed-K/summary.json` is a study: one recipe, run once a seed. Nothing in a table is typed by hand; tests
-compare.
+They stand in the documentation and in the recipes' docstrings. Each folder of `experiments/results/` that
+holds `seed-K/summary.json` is a study: one recipe, run once for each seed. Nobody types a table by hand;
+tests compare the tables with the logs.
 """
 
 import json
@@ -41,7 +41,7 @@ def _percent(values: Sequence[float]) -> str:
 
 
 def _recipe(study: Path, first: dict[str, Any]) -> str:
-    """The recipe's name, linked to its logs from docs/."""
+    """Returns the recipe's name, linked to its logs."""
     variant = f":{first['variant']}" if first["variant"] else ""
     return f"[`configs/{first['config']}.py{variant}`](../experiments/results/{study.name})"
 
@@ -56,8 +56,8 @@ def _cost(runs: Sequence[dict[str, Any]]) -> str:
 def table() -> str:
     """The table of all image studies, as Markdown."""
     rows = [
-        "| recipe, logs | data | parameters | test accuracy | with test-time augmentation | seeds "
-        "| whole run | device | software |",
+        "| recipe, logs | data | parameters | test accuracy | with test-time augmentation "
+        "| seeds | whole run | device | software |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for study, runs in studies():
