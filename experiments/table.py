@@ -43,7 +43,7 @@ def _percent(values: Sequence[float]) -> str:
 def _recipe(study: Path, first: dict[str, Any]) -> str:
     """Returns the recipe's name, linked to its logs."""
     variant = f":{first['variant']}" if first["variant"] else ""
-    return f"[`configs/{first['config']}.py{variant}`](experiments/results/{study.name})"
+    return f"[`configs/{first['config']}.py{variant}`](../experiments/results/{study.name})"
 
 
 def _cost(runs: Sequence[dict[str, Any]]) -> str:

@@ -101,9 +101,9 @@ def test_one_line_for_each_answer(run, form):
     assert err == expected + "\n"
 
 
-def test_the_readmes_example(run, form):
-    readme = (REPOSITORY / "README.md").read_text()
-    shown = re.search(r"<!-- check -->\n```\n(.*?)```", readme, re.S)[1].splitlines()
+def test_the_example_of_docs_teaching(run, form):
+    page = (REPOSITORY / "docs" / "teaching.md").read_text()
+    shown = re.search(r"<!-- check -->\n```\n(.*?)```", page, re.S)[1].splitlines()
     written = {
         "1.conv1": "124 x 124 x 16",
         "1.pool1": "62 x 62 x 16",

@@ -29,6 +29,7 @@ _CODE = (
     "hw/report/templates/*",
     "configs/*.py",
     "*.md",
+    "docs/*.md",
     "*.cfg",
     "*.toml",
 )

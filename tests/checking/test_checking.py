@@ -24,7 +24,7 @@ from tests.processes import REPOSITORY
 from tests.recipes import THOROUGH, many
 
 SEEDS = range(1000, 1000 + many(8, 40))  # none used to tune how sheets are drawn
-README = " ".join((REPOSITORY / "README.md").read_text().split())
+PAGE = " ".join((REPOSITORY / "docs" / "teaching.md").read_text().split())
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +223,9 @@ def test_mistakes_are_named(sheets):
     print(f"{share:.2%} of {total} wrong answers named, {len(SEEDS)} variants\n{table}")
     assert share >= 0.95, f"{share:.1%} of {total} named\n{table}"
     if THOROUGH:
-        assert f"on {len(SEEDS)} variants of the sheet" in README
+        assert f"on {len(SEEDS)} variants of the sheet" in PAGE
         named = "all of" if share == 1 else f"{total - sum(confused.values()):,} of"
-        assert f"{named} {total:,} wrong" in README
+        assert f"{named} {total:,} wrong" in PAGE
 
 
 def test_what_cannot_be_told_apart_on_the_sheet_itself():
@@ -233,7 +233,7 @@ def test_what_cannot_be_told_apart_on_the_sheet_itself():
     numbers = json.loads(cli.to_json(form.as_dict(SHEET)))["numbers"]
     right = students.right(numbers)
     confused, total = _confusions({0: (SHEET, numbers, right)})
-    assert f"for {total - sum(confused.values())} of {total}" in README
+    assert f"for {total - sum(confused.values())} of {total}" in PAGE
     for what in confused:
         field, misconception = what.split(" ")[0].rstrip(":"), what.split(" ")[1]
         mine = students.MISTAKES[misconception, field](numbers, right)
@@ -253,7 +253,7 @@ def test_every_misconception_has_a_student():
     assert known <= students.MISTAKES.keys()
     named = {m.id for field in questions.FIELDS for m, _ in field.mistakes} | {m.id for m in fields.GENERAL}
     assert named == {m for m, _ in students.MISTAKES} | {"cut_short"}  # whose student is a few tests above
-    assert len(named) >= 25 and f"It knows {len(named)} misconceptions" in README
+    assert len(named) >= 25 and f"It knows {len(named)} misconceptions" in PAGE
 
 
 @pytest.mark.parametrize(

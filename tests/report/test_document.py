@@ -262,6 +262,7 @@ def test_a_hand_in_holds_page_logs_weights_and_code(tmp_path):
         "code/hw/models/resnet.py",
         "code/configs/resnet.py",
         "code/README.md",
+        "code/docs/architecture.md",
     ):
         assert wanted in names, wanted
 
