@@ -140,7 +140,7 @@ def _trained(number: int, own: Sequence[Run]) -> Section:
                 f"runs of experiments/results/{study}."
             )
         if number == 2:
-            images = logs.study("images")
+            images = logs.study("predictions")
     if not runs:
         return Section(number, _TOPICS[number], None, command=_COMMANDS[number])
     if runs[0].summary["dataset"]["source"] == "embedded":
