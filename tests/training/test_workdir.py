@@ -474,7 +474,7 @@ def test_metrics_that_are_removed_are_written_anew(command, text, tmp_path, monk
 
     monkeypatch.setattr(checkpoint, "save", remove_after)
     code, said = command(folder, text)
-    assert code == 0 and "IT IS WRITTEN ANEW" in said.upper()
+    assert code == 0 and "REMOVED OR REPLACED: we write it again" in said
     assert [v["step"] for v in log.read_metrics(folder / "metrics.jsonl") if v["split"] == "train"] == [
         1,
         2,
