@@ -726,7 +726,7 @@ def test_attention_follows_the_keyboard(read):
     widget.field("scale").send_keys(" ")
     assert "softmax(S)" in widget.working
     widget.field("Mask").send_keys("c")
-    assert "mask forbids" in widget.working
+    assert "Masked keys get weight 0" in widget.working
     widget.find(".play-reset").send_keys("\ue007")
     assert widget.working == sheet and widget.field("Q").get_attribute("value") == "1 2; 3 4; 5 6"
 
