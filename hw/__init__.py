@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 
 def rooms(package: str) -> tuple[Callable[[str], ModuleType], Callable[[], list[str]]]:
@@ -35,12 +35,24 @@ def rooms(package: str) -> tuple[Callable[[str], ModuleType], Callable[[], list[
 __getattr__, __dir__ = rooms(__name__)
 
 
+def _pretty(value: "Shown", printer: Any, cycle: bool) -> None:
+    """Prints a value in IPython."""
+    del cycle
+    printer.text(str(value))
+
+
 class Shown:
     """A value that shows itself: as HTML in a notebook, as text where it is printed.
 
     `hw.report.shown` renders it. A room that computes such values may not import `hw.report`, which stands
     right of it. The package itself names every room, so it links a value to its rendering.
     """
+
+    _repr_pretty_: ClassVar[Callable[["Shown", Any, bool], None]]
+
+    def __init_subclass__(cls) -> None:
+        # IPython would take a dataclass's own `repr` before a method that the class inherits.
+        cls._repr_pretty_ = _pretty
 
     def __str__(self) -> str:
         from hw.report import shown
@@ -51,8 +63,3 @@ class Shown:
         from hw.report import shown
 
         return shown.html(self)
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """Prints the text in IPython, which would show `repr` otherwise."""
-        del cycle
-        printer.text(str(self))

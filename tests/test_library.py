@@ -23,7 +23,8 @@ def test_every_snippet_prints_what_the_page_shows():
     snippets = SNIPPET.findall(PAGE)
     assert len(snippets) == PAGE.count("```python") == PAGE.count("```text") >= 12
     program = "".join(f"{code}\nprint({END!r})\n" for code, _ in snippets)
-    done = processes.run(processes.python("-c", program))
+    usual = {"JAX_NUMPY_DTYPE_PROMOTION": None, "JAX_NUMPY_RANK_PROMOTION": None}  # a reader's process
+    done = processes.run(processes.python("-c", program), env=usual)
     assert done.returncode == 0, done.stderr
     for (code, shown), printed in zip(snippets, done.stdout.split(f"{END}\n"), strict=False):
         assert printed == shown, code
