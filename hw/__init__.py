@@ -1,4 +1,4 @@
-"""A problem set on modern architectures: answered, computed, proved, trained and shown.
+"""Answers, computes, proves, trains and shows a problem set on modern architectures.
 
 `import hw` imports nothing else. A room is imported when it is first named, as in `hw.ops.attention`.
 """
