@@ -166,7 +166,7 @@ def test_a_language_model_is_no_classifier(finished, hw, tmp_path):
 
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     process = hw("predict", tmp_path / "a.png", f"--workdir={workdir}")
-    assert process.returncode == 2 and "model of text" in process.stderr
+    assert process.returncode == 2 and "a model of task text" in process.stderr
 
 
 def _exact(workdir: Path) -> list[dict]:
