@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from hw import schema
 from hw.cli import UserError
-from hw.schema import FLAG, Rule, Table, each, number, one_of, text, whole
+from hw.schema import FLAG, Rule, Table, each, number, one_of, whole
 
 # --- Bounds ---
 
@@ -21,7 +21,6 @@ from hw.schema import FLAG, Rule, Table, each, number, one_of, text, whole
 MAX_SIZE, _MAX_DEPTH, _MAX_STAGES = 65_536, 1_000, 64
 # A step is computed in float32, and a larger number overflows to infinity.
 _LARGEST = float(np.finfo(np.float32).max)
-_WORD = text(100)
 _PATH = Rule("a path", lambda v: type(v) is str and len(v) <= 4096 and "\0" not in v)
 _COUNT = whole(0, 10**9)
 _BATCH = whole(1, 10**6)
@@ -212,11 +211,11 @@ def check(config: ConfigDict) -> None:
     schema.require(values, "task", name="config")
     schema.check(values, {"task": TASK}, name="config")
     task = values["task"]
-    # The names come first, because each model and each dataset has its own fields.
     for old, new in RENAMED.items():  # an old recipe may have an old name
         part, name = old.split(".")
         if name in values.get(part, {}):
             raise UserError(f"config.{old} is called config.{new} now")
+    # The names come first, because each model and each dataset has its own fields.
     names = {"model": {"name": one_of(*MODELS_OF[task])}, "data": {"name": one_of(*DATASETS_OF[task])}}
     schema.check(values, names, name="config")
     schema.require(values, "model.name", "data.name", name="config")
