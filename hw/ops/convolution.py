@@ -1,10 +1,15 @@
 """Computes convolution and pooling fast on every platform.
 
-GPUs and TPUs use XLA's convolution and its gradients. On a CPU, XLA's convolution is slow in the
-gradient for the weights at almost every size, with few channels, and when the image is smaller than
-the kernel. XLA's matrix product is fast. So in these cases a convolution is one product with the matrix
-of the patches (im2col) of a few images at a time. We choose between the two when a program is lowered:
-a program that a CPU compiles for a TPU uses the TPU's convolution.
+GPUs and TPUs use XLA's convolution and its gradients. On a CPU we also use two methods of our own, because
+XLA's gradient for the weights is slow there at almost every size. Both methods work on a few images at a
+time, so that their intermediate arrays stay in the cache.
+
+  Winograd's method (`hw.ops.winograd`), for 3×3 kernels of stride 1. A tile of its outputs is also what 2×2
+    pooling reads, so the two become one.
+  Patches (im2col), for the weights' gradient of other kernels: one product with the matrix of the patches.
+
+The choice is made when a program is lowered: a program that a CPU compiles for a TPU uses the TPU's
+convolution.
 
 Glossary:
   b  images             n  images in one chunk
@@ -12,12 +17,12 @@ Glossary:
   c  input channels     o  output channels
   p  output pixels of a chunk, n·h·w      k  numbers in one patch, i·j·c
 
-Sources: K. Chellapilla, S. Puri and P. Simard, "High performance convolutional neural networks for
-document processing", IWFHR 2006, section 3 (convolution as a product, and its gradients);
-V. Dumoulin and F. Visin, "A guide to convolution arithmetic for deep learning", arXiv:1603.07285,
-section 4 (the gradient for the input is a convolution).
+Sources: K. Chellapilla, S. Puri and P. Simard, "High performance convolutional neural networks for document
+processing", IWFHR 2006, section 3 (patches); V. Dumoulin and F. Visin, "A guide to convolution arithmetic for
+deep learning", arXiv:1603.07285 (padding).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -27,15 +32,15 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from hw.ops import winograd
+from hw.ops.winograd import Grid, Shape, Size
+
 Array = jax.Array
-Size = tuple[int, int]  # rows, columns
 Pads = tuple[Size, Size]  # ((lo, hi), (lo, hi)): zero pixels before and after the rows and the columns
 Padding = str | Sequence[Size]  # a name, or the pads
-# A function of a chunk of the output; it returns an array or a tree of arrays, with images on the first axis.
-Finish = Callable[[Array], Any]
 
-# The patches of a chunk and the product's other operands should fit into the cache that two cores share.
-CHUNK_BYTES = 2**22
+# What a chunk stores should fit into the cache that the cores share.
+CHUNK_BYTES = 12 * 2**20
 
 
 def conv2d(
@@ -62,7 +67,7 @@ def conv2d(
     pads = _explicit(stride, padding, x_bhwc, kernel_ijco)
     if not _may_chunk(x_bhwc, chunked):
         return _xla(stride, pads, x_bhwc, kernel_ijco)
-    return _conv2d(stride, pads, x_bhwc, kernel_ijco)
+    return _convolve(False, stride, pads, x_bhwc, kernel_ijco)
 
 
 def conv2d_max_pool2(
@@ -71,16 +76,19 @@ def conv2d_max_pool2(
     """Returns `max_pool2` of `conv2d`, without storing the large array between them on a CPU.
 
     The arguments and limits are those of `conv2d`. A CPU pools each chunk of the convolution's output while
-    it is in the cache. For the backward pass we keep the place of each block's maximum, one byte each, and
-    expand the gradient chunk by chunk.
+    it is in the cache. For the backward pass we keep the place of each block's maximum, one byte each. Only
+    XLA's gradients need the gradient of the large array as a whole.
 
     Returns:
       The maxima, (b, ⌊h'/2⌋, ⌊w'/2⌋, o).
     """
     pads = _explicit(stride, padding, x_bhwc, kernel_ijco)
-    if not _may_chunk(x_bhwc, chunked):
-        return max_pool2(_xla(stride, pads, x_bhwc, kernel_ijco))
-    return _conv2d_max_pool2(stride, pads, x_bhwc, kernel_ijco)
+    # Pooling leaves out an odd last row or column, so we do not compute it.
+    size = _output_size(stride, pads, x_bhwc.shape, kernel_ijco.shape)
+    rows, columns = ((lo, hi - n % 2 * stride) for n, (lo, hi) in zip(size, pads, strict=True))
+    if not _may_chunk(x_bhwc, chunked) or min(size) < 2:  # without a block, there are no tiles
+        return max_pool2(_xla(stride, (rows, columns), x_bhwc, kernel_ijco))
+    return _convolve(True, stride, (rows, columns), x_bhwc, kernel_ijco)
 
 
 def max_pool2(x_bhwc: Array) -> Array:
@@ -96,31 +104,24 @@ def max_pool2(x_bhwc: Array) -> Array:
     Returns:
       The maxima, (b, ⌊h/2⌋, ⌊w/2⌋, c); NaN if the block contains NaN.
     """
-    return _max_and_place(x_bhwc)[0]
+    return _max_and_place(winograd.quarters(x_bhwc))[0]
 
 
-def _max_and_place(x_bhwc: Array) -> tuple[Array, Array]:
-    """Returns each 2×2 block's maximum and the place, 0 to 3, of the first maximum in reading order."""
+def _max_and_place(y: Grid) -> tuple[Array, Array]:
+    """Returns the maximum over a 2×2 grid and its place, 0 to 3, the first in reading order."""
 
     def first_largest(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
         (x, place_x), (y, place_y) = a, b
         keep = (x >= y) | jnp.isnan(x)
         return jnp.where(keep, x, y), jnp.where(keep, place_x, place_y)
 
-    h, w = (size // 2 * 2 for size in x_bhwc.shape[1:3])
-    top, bottom = (
-        first_largest(*((x_bhwc[:, i:h:2, j:w:2], jnp.uint8(2 * i + j)) for j in (0, 1))) for i in (0, 1)
-    )
+    top, bottom = (first_largest(*((y[i][j], jnp.uint8(2 * i + j)) for j in range(2))) for i in range(2))
     return first_largest(top, bottom)
 
 
-def _spread(size: Size, dy_bhwo: Array, place_bhwo: Array) -> Array:
-    """Returns the pooling's gradient of `size`: dy at the given place of each 2×2 block, zero elsewhere."""
-    b, h, w, o = dy_bhwo.shape
-    places = jnp.arange(4, dtype=place_bhwo.dtype).reshape(1, 1, 2, 1, 2, 1)
-    chosen = place_bhwo[:, :, None, :, None] == places
-    dx_bhwo = jnp.where(chosen, dy_bhwo[:, :, None, :, None], 0).reshape(b, 2 * h, 2 * w, o)
-    return jnp.pad(dx_bhwo, ((0, 0), (0, size[0] - 2 * h), (0, size[1] - 2 * w), (0, 0)))
+def _at_place(dy: Array, place: Array) -> Grid:
+    """Returns the gradient of `_max_and_place`: a 2×2 grid with dy at the place, zero elsewhere."""
+    return [[jnp.where(place == 2 * i + j, dy, 0) for j in range(2)] for i in range(2)]
 
 
 def _explicit(stride: int, padding: Padding, x_bhwc: Array, kernel_ijco: Array) -> Pads:
@@ -132,83 +133,16 @@ def _explicit(stride: int, padding: Padding, x_bhwc: Array, kernel_ijco: Array) 
     return rows, columns
 
 
+def _output_size(stride: int, pads: Pads, x_shape: Shape, kernel_shape: Shape) -> Size:
+    """Returns the output's rows and columns, h' and w'."""
+    sizes = zip(x_shape[1:3], pads, kernel_shape[:2], strict=True)
+    rows, columns = ((size + lo + hi - taps) // stride + 1 for size, (lo, hi), taps in sizes)
+    return rows, columns
+
+
 def _may_chunk(x_bhwc: Array, chunked: bool) -> bool:
     # On our CPU, half-precision products are no faster than float32 ones, so we use XLA's convolution.
     return chunked and x_bhwc.dtype in (jnp.float32, jnp.float64)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _conv2d(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array) -> Array:
-    """Computes the convolution by the platform's rules, with explicit padding."""
-    cpu, other = partial(_cpu, stride, pads), partial(_xla, stride, pads)
-    return lax.platform_dependent(x_bhwc, kernel_ijco, cpu=cpu, default=other)
-
-
-def _conv2d_fwd(
-    stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array
-) -> tuple[Array, tuple[Array, Array]]:
-    return _conv2d(stride, pads, x_bhwc, kernel_ijco), (x_bhwc, kernel_ijco)
-
-
-def _conv2d_bwd(
-    stride: int, pads: Pads, residuals: tuple[Array, Array], dy_bhwo: Array
-) -> tuple[Array, Array]:
-    def cpu(x_bhwc: Array, kernel_ijco: Array, dy_bhwo: Array) -> tuple[Array, Array]:
-        return (
-            _cpu_dx(stride, pads, x_bhwc, kernel_ijco, dy_bhwo),
-            _cpu_dkernel(stride, pads, x_bhwc, kernel_ijco, dy_bhwo),
-        )
-
-    def other(x_bhwc: Array, kernel_ijco: Array, dy_bhwo: Array) -> tuple[Array, Array]:
-        return jax.vjp(partial(_xla, stride, pads), x_bhwc, kernel_ijco)[1](dy_bhwo)
-
-    return lax.platform_dependent(*residuals, dy_bhwo, cpu=cpu, default=other)
-
-
-_conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _conv2d_max_pool2(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array) -> Array:
-    """Computes the pooled convolution by the platform's rules, with explicit padding."""
-    return _conv2d_max_pool2_fwd(stride, pads, x_bhwc, kernel_ijco)[0]
-
-
-def _conv2d_max_pool2_fwd(
-    stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array
-) -> tuple[Array, tuple[Array, Array, Array]]:
-    def cpu(x_bhwc: Array, kernel_ijco: Array) -> tuple[Array, Array]:
-        return _cpu(stride, pads, x_bhwc, kernel_ijco, finish=_max_and_place)
-
-    def other(x_bhwc: Array, kernel_ijco: Array) -> tuple[Array, Array]:
-        return _max_and_place(_xla(stride, pads, x_bhwc, kernel_ijco))
-
-    y_bhwo, place_bhwo = lax.platform_dependent(x_bhwc, kernel_ijco, cpu=cpu, default=other)
-    return y_bhwo, (x_bhwc, kernel_ijco, place_bhwo)
-
-
-def _conv2d_max_pool2_bwd(
-    stride: int, pads: Pads, residuals: tuple[Array, Array, Array], dy_bhwo: Array
-) -> tuple[Array, Array]:
-    x_bhwc, kernel_ijco, place_bhwo = residuals
-    size = _output_size(stride, pads, x_bhwc, kernel_ijco)
-
-    def cpu(x_bhwc: Array, kernel_ijco: Array, *pooled: Array) -> tuple[Array, Array]:
-        spread = partial(_spread, size)
-        # We expand the gradient twice, at full size and in chunks: XLA removes the full-size copy when
-        # the input needs no gradient.
-        return (
-            _cpu_dx(stride, pads, x_bhwc, kernel_ijco, spread(*pooled)),
-            _cpu_dkernel(stride, pads, x_bhwc, kernel_ijco, *pooled, expand=spread),
-        )
-
-    def other(x_bhwc: Array, kernel_ijco: Array, *pooled: Array) -> tuple[Array, Array]:
-        return jax.vjp(partial(_xla, stride, pads), x_bhwc, kernel_ijco)[1](_spread(size, *pooled))
-
-    return lax.platform_dependent(x_bhwc, kernel_ijco, dy_bhwo, place_bhwo, cpu=cpu, default=other)
-
-
-_conv2d_max_pool2.defvjp(_conv2d_max_pool2_fwd, _conv2d_max_pool2_bwd)
 
 
 def _xla(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array) -> Array:
@@ -216,137 +150,175 @@ def _xla(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array) -> Array:
     return lax.conv_general_dilated(x_bhwc, kernel_ijco, (stride, stride), pads, dimension_numbers=dims)
 
 
-def forward_pays(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bool:
-    """Returns whether `conv2d_by_patches` is faster on a CPU than XLA's convolution.
+def _pooled(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array) -> tuple[Array, Array]:
+    """Returns the maxima of XLA's convolution and their places."""
+    return _max_and_place(winograd.quarters(_xla(stride, pads, x_bhwc, kernel_ijco)))
 
-    The rule follows the part "shapes" of experiments/results/throughput.
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _convolve(pool: bool, stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array) -> Array:
+    """Computes the convolution, pooled or not, by the platform's rules and with explicit padding."""
+    return _convolve_fwd(pool, stride, pads, x_bhwc, kernel_ijco)[0]
+
+
+def _convolve_fwd(
+    pool: bool, stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    def cpu(x_bhwc: Array, kernel_ijco: Array) -> tuple[Array, ...]:
+        if forward_by_winograd(stride, kernel_ijco.shape):
+            return winograd_forward(pool, pads, x_bhwc, kernel_ijco)
+        if pool:
+            return pooled_in_chunks(stride, pads, x_bhwc, kernel_ijco)
+        return other(x_bhwc, kernel_ijco)
+
+    def other(x_bhwc: Array, kernel_ijco: Array) -> tuple[Array, ...]:
+        if pool:
+            return _pooled(stride, pads, x_bhwc, kernel_ijco)
+        return (_xla(stride, pads, x_bhwc, kernel_ijco),)
+
+    y_bhwo, *place = lax.platform_dependent(x_bhwc, kernel_ijco, cpu=cpu, default=other)
+    return y_bhwo, (x_bhwc, kernel_ijco, *place)
+
+
+def _convolve_bwd(
+    pool: bool, stride: int, pads: Pads, residuals: tuple[Array, ...], dy_bhwo: Array
+) -> tuple[Array, Array]:
+    x_bhwc, kernel_ijco, *place = residuals
+
+    def cpu(x_bhwc: Array, kernel_ijco: Array, *dy: Array) -> tuple[Array, Array]:
+        size = _output_size(stride, pads, x_bhwc.shape, kernel_ijco.shape)
+        if backward_by_winograd(stride, kernel_ijco.shape):
+            return winograd_gradients(pads, x_bhwc, kernel_ijco, *dy)
+        dx_bhwc, dkernel_ijco = other(x_bhwc, kernel_ijco, *dy)
+        if dkernel_by_patches(size, kernel_ijco.shape):
+            dkernel_ijco = patches_dkernel(stride, pads, x_bhwc, kernel_ijco, *dy)
+        return dx_bhwc, dkernel_ijco
+
+    def other(x_bhwc: Array, kernel_ijco: Array, *dy: Array) -> tuple[Array, Array]:
+        return jax.vjp(partial(_xla, stride, pads), x_bhwc, kernel_ijco)[1](_full(*dy))
+
+    return lax.platform_dependent(x_bhwc, kernel_ijco, dy_bhwo, *place, cpu=cpu, default=other)
+
+
+_convolve.defvjp(_convolve_fwd, _convolve_bwd)
+
+
+def _full(dy: Array, place: Array | None = None) -> Array:
+    """Returns the gradient of the convolution's output, from that of the pooled output and the places."""
+    return dy if place is None else winograd.whole(_at_place(dy, place))
+
+
+def forward_by_winograd(stride: int, kernel_shape: Shape) -> bool:
+    """Returns whether a CPU convolves faster by Winograd's method than by XLA's convolution.
+
+    The rules follow the part "shapes" of experiments/results/throughput.
     """
-    (_, height, width, c), (rows, columns, _, o) = x_shape, kernel_shape
-    # XLA has no fast code for images smaller than the kernel.
-    if height < rows or width < columns:
-        return True
-    # With few input or output channels, XLA uses only one core. Patches are slower for narrow layers and
-    # small images; a 1×1 kernel has no patches.
-    return rows * columns > 1 and c >= 16 and o >= 24 and min(c, o) <= 128 and height * width >= 49
+    *taps, c, o = kernel_shape
+    # With few channels, transforming the tiles takes longer than the products.
+    return stride == 1 and taps == [3, 3] and min(c, o) >= 64
 
 
-def dkernel_pays(size: Size, kernel_shape: tuple[int, ...]) -> bool:
-    """Returns whether `dkernel_by_patches` is faster on a CPU than XLA, for `size` outputs a channel."""
+def backward_by_winograd(stride: int, kernel_shape: Shape) -> bool:
+    """Returns whether a CPU computes the gradients faster by Winograd's method than in other ways."""
+    *taps, c, o = kernel_shape
+    return stride == 1 and taps == [3, 3] and min(c, o) >= 16
+
+
+def dkernel_by_patches(size: Size, kernel_shape: Shape) -> bool:
+    """Returns whether a CPU computes dkernel faster by patches, for `size` outputs a channel."""
     # Patches are slower for outputs of a few pixels and for narrow layers, except a stem with 3 colours.
     return (kernel_shape[3] >= 64 or kernel_shape[2] < 8) and size[0] * size[1] >= 9
 
 
-def _same(y: Array) -> Array:
-    return y
+def pooled_in_chunks(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array) -> tuple[Array, Array]:
+    """Returns the maxima of XLA's convolution and their places, a few images at a time."""
+    h, w = _output_size(stride, pads, x_bhwc.shape, kernel_ijco.shape)
+    numbers = math.prod(x_bhwc.shape[1:]) + h * w * kernel_ijco.shape[-1]
+    part = partial(_pooled, stride, pads)
+    return _by_chunks(lambda x_nhwc: (part(x_nhwc, kernel_ijco), ()), numbers, x_bhwc)[0]
 
 
-def _cpu(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array, finish: Finish = _same) -> Any:
-    """Returns `finish` of the convolution, which it computes in the way that is faster on a CPU."""
-    if forward_pays(x_bhwc.shape, kernel_ijco.shape):
-        return conv2d_by_patches(stride, pads, x_bhwc, kernel_ijco, finish)
-    return finish(_xla(stride, pads, x_bhwc, kernel_ijco))
+def winograd_forward(pool: bool, pads: Pads, x_bhwc: Array, kernel_ijco: Array) -> tuple[Array, ...]:
+    """Convolves by Winograd's method, with stride 1 and a 3×3 kernel.
 
-
-def conv2d_by_patches(
-    stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array, finish: Finish = _same
-) -> Any:
-    """Computes the convolution Y_po = P_pk K_ko and applies `finish` to each chunk; `pads` are explicit."""
-    chunk, (b, h, w, n) = _patches(stride, pads, x_bhwc, kernel_ijco)
-    kernel_ko = kernel_ijco.reshape(-1, kernel_ijco.shape[-1])
-
-    def part(start: ArrayLike) -> Any:
-        return finish((chunk(start, n) @ kernel_ko).reshape(n, h, w, -1))
-
-    def body(step: Array, whole: Any) -> Any:
-        start = jnp.minimum(step * n, b - n)  # the last chunk may repeat a few images
-        return jax.tree.map(
-            lambda all_b, some_n: lax.dynamic_update_slice_in_dim(all_b, some_n, start, 0), whole, part(start)
-        )
-
-    whole = jax.tree.map(lambda a: jnp.zeros((b, *a.shape[1:]), a.dtype), jax.eval_shape(part, 0))
-    return lax.fori_loop(0, -(-b // n), body, whole)
-
-
-def _cpu_dx(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array, dy_bhwo: Array) -> Array:
-    """Returns dx. For stride 1 it convolves dy with the kernel turned by 180° and its channels exchanged."""
-    if stride != 1:
-        return jax.vjp(lambda x: _xla(stride, pads, x, kernel_ijco), x_bhwc)[1](dy_bhwo)[0]
-    turned_ijoc = kernel_ijco[::-1, ::-1].swapaxes(2, 3)
-    size = kernel_ijco.shape[:2]
-    rows, columns = ((f - 1 - lo, f - 1 - hi) for f, (lo, hi) in zip(size, pads, strict=True))
-    return _cpu(1, (rows, columns), dy_bhwo, turned_ijoc)
-
-
-def _cpu_dkernel(
-    stride: int,
-    pads: Pads,
-    x_bhwc: Array,
-    kernel_ijco: Array,
-    *gradient: Array,
-    expand: Callable[..., Array] = _same,
-) -> Array:
-    """Returns dkernel[i,j,c,o] = Σ_bhw x[b, s·h + i - lo_h, s·w + j - lo_w, c] · dy[b,h,w,o].
-
-    dy is `expand(*gradient)`; the first axis of each array is the images.
+    Returns:
+      The outputs, or the maxima of their 2×2 blocks and their places.
     """
-    if dkernel_pays(_output_size(stride, pads, x_bhwc, kernel_ijco), kernel_ijco.shape):
-        return dkernel_by_patches(stride, pads, x_bhwc, kernel_ijco, *gradient, expand=expand)
-    return jax.vjp(lambda k: _xla(stride, pads, x_bhwc, k), kernel_ijco)[1](expand(*gradient))[0]
+    size = h, w = _output_size(1, pads, x_bhwc.shape, kernel_ijco.shape)
+    u_ijco = winograd.transform(kernel_ijco)
+
+    def part(x_nhwc: Array) -> tuple[tuple[Array, ...], tuple[()]]:
+        y = winograd.outputs(size, pads, x_nhwc, u_ijco)
+        return (_max_and_place(y) if pool else (winograd.whole(y)[:, :h, :w],)), ()
+
+    return _by_chunks(part, winograd.numbers(size, kernel_ijco.shape), x_bhwc)[0]
 
 
-def dkernel_by_patches(
-    stride: int,
-    pads: Pads,
-    x_bhwc: Array,
-    kernel_ijco: Array,
-    *gradient: Array,
-    expand: Callable[..., Array] = _same,
-) -> Array:
-    """Computes the weights' gradient dK_ok = Σ_chunks dYᵀ_op P_pk; it reads only the kernel's shape.
+def winograd_gradients(
+    pads: Pads, x_bhwc: Array, kernel_ijco: Array, dy: Array, *place: Array
+) -> tuple[Array, Array]:
+    """Returns dx and dkernel of `winograd_forward`; with places, dy belongs to the pooled output."""
+    size = h, w = _output_size(1, pads, x_bhwc.shape, kernel_ijco.shape)
+    u_ijoc = winograd.transform(kernel_ijco).swapaxes(2, 3)
 
-    dY is `expand(*gradient)`, chunk by chunk.
+    def part(x_nhwc: Array, dy: Array, *place: Array) -> tuple[Array, list[Array]]:
+        if place:
+            grid = _at_place(dy, *place)
+        else:  # Zeros complete the last tiles of odd sides.
+            grid = winograd.quarters(winograd.pad(dy, ((0, h % 2), (0, w % 2))))
+        return winograd.gradients(size, pads, x_nhwc, u_ijoc, grid)
+
+    dx_bhwc, du = _by_chunks(part, winograd.numbers(size, kernel_ijco.shape), x_bhwc, dy, *place)
+    return dx_bhwc, winograd.transform_transposed(du)
+
+
+def patches_dkernel(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array, *dy: Array) -> Array:
+    """Computes the weights' gradient dK_ok = Σ_chunks dYᵀ_op P_pk; see `_full` for dy.
+
+    It reads only the shape of the kernel.
     """
-    chunk, (b, _, _, n) = _patches(stride, pads, x_bhwc, kernel_ijco)
-    channels = kernel_ijco.shape[-1]
+    rows, columns, c, _ = kernel_ijco.shape
+    h, w = _output_size(stride, pads, x_bhwc.shape, kernel_ijco.shape)
 
-    def term(start: ArrayLike, n: int) -> Array:
-        dy_nhwo = expand(*(lax.dynamic_slice_in_dim(a, start, n) for a in gradient))
-        return dy_nhwo.reshape(-1, channels).T @ chunk(start, n)
-
-    rest = b % n  # the images that do not fill a chunk start the sum
-    zero_ok = jnp.zeros((channels, kernel_ijco[..., 0].size), x_bhwc.dtype)
-    first_ok = term(0, rest) if rest else zero_ok
-    dkernel_ok = lax.fori_loop(0, b // n, lambda step, sum_ok: sum_ok + term(rest + step * n, n), first_ok)
-    return dkernel_ok.T.reshape(kernel_ijco.shape)
-
-
-def _output_size(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array) -> Size:
-    """Returns the output's rows and columns, h' and w'."""
-    sizes = zip(x_bhwc.shape[1:3], pads, kernel_ijco.shape[:2], strict=True)
-    rows, columns = ((size + lo + hi - taps) // stride + 1 for size, (lo, hi), taps in sizes)
-    return rows, columns
-
-
-def _patches(
-    stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array
-) -> tuple[Callable[[ArrayLike, int], Array], tuple[int, int, int, int]]:
-    """Returns chunk(start, n) -> P_pk, the patches of n images, and the sizes b, h', w', n."""
-    rows, columns = kernel_ijco.shape[:2]
-    zero = jnp.zeros((), x_bhwc.dtype)
-    b, (h, w) = x_bhwc.shape[0], _output_size(stride, pads, x_bhwc, kernel_ijco)
-    k = kernel_ijco.size // kernel_ijco.shape[-1]
-    n = min(b, max(1, round(CHUNK_BYTES / (h * w * k * x_bhwc.dtype.itemsize))))
-
-    def chunk(start: ArrayLike, n: int) -> Array:
-        # We pad a chunk in the cache, not the whole batch in memory.
-        x_nhwc = lax.dynamic_slice_in_dim(x_bhwc, start, n)
-        x_nhwc = lax.pad(x_nhwc, zero, ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))
+    def part(x_nhwc: Array, *dy: Array) -> tuple[tuple[()], Array]:
+        x_nhwc = winograd.pad(x_nhwc, pads)
         # Each tap is the element (i, j) of every patch: h'·w' pixels, one stride apart.
         taps = [
             x_nhwc[:, i : i + stride * (h - 1) + 1 : stride, j : j + stride * (w - 1) + 1 : stride]
             for i in range(rows)
             for j in range(columns)
         ]
-        return jnp.concatenate(taps, axis=-1).reshape(-1, k)
+        return (), winograd.flat(_full(*dy)).T @ winograd.flat(jnp.concatenate(taps, axis=-1))
 
-    return chunk, (b, h, w, n)
+    numbers = 3 * h * w * rows * columns * c
+    _, dkernel_ok = _by_chunks(part, numbers, x_bhwc, *dy)
+    return dkernel_ok.T.reshape(kernel_ijco.shape)
+
+
+def _by_chunks(part: Callable[..., tuple[Any, Any]], numbers: int, *batch: Array) -> tuple[Any, Any]:
+    """Applies `part` to a few images at a time.
+
+    Args:
+      part: a function of a chunk of each array. It returns (a tree of arrays with images on the first axis,
+        a tree of arrays).
+      numbers: the numbers that it stores for one image, which determine the size of a chunk.
+      batch: arrays with images on the first axis.
+
+    Returns:
+      (the first results, joined; the second results, added).
+    """
+    b = len(batch[0])
+    most = max(1, round(CHUNK_BYTES / (numbers * batch[0].dtype.itemsize)))
+    n = -(-b // -(-b // most))  # as few chunks, and of equal size where possible
+
+    def at(start: ArrayLike, n: int, done: tuple[Any, Any]) -> tuple[Any, Any]:
+        joined, added = part(*(lax.dynamic_slice_in_dim(a, start, n) for a in batch))
+        whole = jax.tree.map(
+            lambda a, some: lax.dynamic_update_slice_in_dim(a, some, start, 0), done[0], joined
+        )
+        return whole, jax.tree.map(jnp.add, done[1], added)
+
+    done = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(part, *batch))
+    if rest := b % n:  # the images that do not fill a chunk come first
+        done = at(0, rest, done)
+    return lax.fori_loop(0, b // n, lambda step, done: at(rest + step * n, n, done), done)

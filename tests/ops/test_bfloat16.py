@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hw.ops import attention, convolution, gru, rnn
+from hw.ops import attention, convolution, gru, rnn, winograd
 from hw.ops.convolution import conv2d, conv2d_max_pool2, max_pool2
 from tests.ops.test_convolution import CASES
 
@@ -112,9 +112,12 @@ def test_pooled_convolution():
     dy = jnp.asarray(np.random.default_rng(1).normal(size=y.shape), jnp.bfloat16)
     low = (y, *vjp(dy))
     large = conv2d(x, kernel)
-    _, place = convolution._max_and_place(large)
+    _, place = convolution._max_and_place(winograd.quarters(large))
     wide, conv_vjp = jax.vjp(conv2d, x.astype(jnp.float32), kernel.astype(jnp.float32))
-    spread = convolution._spread(large.shape[1:3], dy.astype(jnp.float32), place)
+    spread = convolution._full(dy.astype(jnp.float32), place)
+    spread = winograd.pad(
+        spread, [(0, n - m) for n, m in zip(large.shape[1:3], spread.shape[1:3], strict=True)]
+    )
     high = (max_pool2(wide), *conv_vjp(spread))
     assert worst((low, high)) < CONVOLUTION
 
