@@ -10,7 +10,7 @@ full size. The benchmark measures
   the network with a plain update (SGD with Nesterov momentum) in our convolutions, in flax's layers and in
     PyTorch;
   each part of the step alone;
-  for each shape, the two methods of convolution between which `hw.ops.convolution` chooses.
+  for each shape, the methods of convolution between which `hw.ops.convolution` chooses.
 
 PyTorch is not part of this package; without it, its rows are left out:
 
@@ -63,6 +63,14 @@ SIZES = (
     (128, 32, 3, 16),
     (128, 32, 3, 64),
 )
+# What the part "shapes" measures, with the titles of its table, and by which methods.
+KINDS = {
+    "forward": "forward",
+    "dkernel": "weights' gradient",
+    "dx": "input's gradient",
+    "both": "both gradients",
+}
+METHODS = ("xla", "patches", "winograd")
 
 
 class FlaxLayers(nn.Module):
@@ -258,6 +266,11 @@ def _norm_gelu(x: Array) -> Array:
     return nn.gelu(norm.apply(variables, x, mutable=["batch_stats"])[0])
 
 
+def _only(fn: Callable[..., Sequence[Array]], index: int) -> Callable[..., Array]:
+    """Returns a function of one result of `fn`; XLA drops what only the others need."""
+    return lambda *arguments: fn(*arguments)[index]
+
+
 def parts(
     config: ConfigDict, variables: VariableDict, task: Task, size: int
 ) -> dict[str, tuple[Callable[[], Any], int]]:
@@ -282,7 +295,7 @@ def parts(
     pads = ((1, 1), (1, 1))
     for number, (name, side, c, o, _) in enumerate(layers(config.model.hwnet.widths)):
         x, kernel, dy = normal(size, side, side, c), normal(3, 3, c, o), normal(size, side, side, o)
-        if number % 2 == 0:  # a pooling follows; ours is one with it, so the backward passes share no part
+        if number % 2 == 0:  # A pooling follows. Ours computes both at once, so we measure them together.
             pooled = normal(size, side // 2, side // 2, o)
             for kind, conv in (("ours", convolution.conv2d_max_pool2), ("xla", _conv_then_pool)):
 
@@ -299,6 +312,12 @@ def parts(
 
                 program = compiled(both, x, kernel, pooled)
                 found[f"{kind}: conv {name} and pool, both ways"] = program, kind == "ours"
+            even = (1, 1 - side % 2)  # like `conv2d_max_pool2`, without an odd last row and column
+            for kind, forward in (
+                ("xla in chunks", partial(convolution.pooled_in_chunks, 1, (even, even))),
+                ("winograd", partial(convolution.winograd_forward, True, (even, even))),
+            ):
+                found[f"{kind}: conv {name} and pool, forward"] = compiled(forward, x, kernel), 0
             for kind, pool in (("ours", convolution.max_pool2), ("flax", _flax_pool)):
                 program = compiled(lambda x, dy, pool=pool: jax.vjp(pool, x)[1](dy), dy, pooled)
                 found[f"{kind}: pool {side}² × {o} alone, both ways"] = program, 0
@@ -309,17 +328,16 @@ def parts(
         for kind, own in (("ours", True), ("xla", False)):
             conv = partial(convolution.conv2d, padding=pads, chunked=own)
 
-            def dkernel(
+            def gradients(
                 x: Array, kernel: Array, dy: Array, conv: Callable[..., Array] = conv
-            ) -> tuple[Array]:
-                return jax.vjp(partial(conv, x), kernel)[1](dy)
-
-            def dx(x: Array, kernel: Array, dy: Array, conv: Callable[..., Array] = conv) -> tuple[Array]:
-                return jax.vjp(lambda x: conv(x, kernel), x)[1](dy)
+            ) -> tuple[Array, Array]:
+                return jax.vjp(conv, x, kernel)[1](dy)
 
             found[f"{kind}: conv {name}, forward"] = compiled(conv, x, kernel), own
-            found[f"{kind}: conv {name}, weights' gradient"] = compiled(dkernel, x, kernel, dy), own
-            found[f"{kind}: conv {name}, input's gradient"] = compiled(dx, x, kernel, dy), own
+            found[f"{kind}: conv {name}, both gradients"] = compiled(gradients, x, kernel, dy), own
+            for what, index in (("input's", 0), ("weights'", 1)):
+                program = compiled(_only(gradients, index), x, kernel, dy)
+                found[f"{kind}: conv {name}, {what} gradient alone"] = program, 0
     tx, _ = optim.build(config.optim, 100)
     params = variables["params"]
     found["optimiser"] = compiled(tx.update, params, tx.init(params), params), 1
@@ -327,46 +345,61 @@ def parts(
 
 
 def shapes(sizes: Sequence[tuple[int, int, int, int]], rounds: int) -> list[dict[str, Any]]:
-    """Measures 3×3 convolutions by XLA and by our products of patches, in GFLOP/s, and records the choice.
+    """Measures 3×3 convolutions by each method, in GFLOP/s, and records the choices.
+
+    A row holds KIND_METHOD_gflops for the kinds and methods in `KINDS` and `METHODS`. We count the operations
+    of the direct convolution for every method.
 
     Args:
       sizes: (batch, side, channels in, channels out).
       rounds: their number; the median counts.
     """
     pads = ((1, 1), (1, 1))
+    plain = partial(convolution.conv2d, padding=pads, chunked=False)
+
+    def by_xla(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
+        return jax.vjp(plain, x, kernel)[1](dy)
+
+    def by_patches(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
+        return by_xla(x, kernel, dy)[0], convolution.patches_dkernel(1, pads, x, kernel, dy)
+
+    by_winograd = partial(convolution.winograd_gradients, pads)
+    gradients = {"xla": by_xla, "patches": by_patches, "winograd": by_winograd}
     rows: list[dict[str, Any]] = []
     for b, side, c, o in sizes:
         rng = jax.random.key(0)
         x, dy = (jax.random.normal(rng, (b, side, side, channels)) for channels in (c, o))
         kernel = jax.random.normal(rng, (3, 3, c, o))
-        plain = partial(convolution.conv2d, padding=pads, chunked=False)
-
-        def dkernel_xla(
-            x: Array, kernel: Array, dy: Array, plain: Callable[..., Array] = plain
-        ) -> tuple[Array]:
-            return jax.vjp(partial(plain, x), kernel)[1](dy)
-
-        seconds = interleaved(
-            {
-                "forward_xla": compiled(plain, x, kernel),
-                "forward_patches": compiled(partial(convolution.conv2d_by_patches, 1, pads), x, kernel),
-                "dkernel_xla": compiled(dkernel_xla, x, kernel, dy),
-                "dkernel_patches": compiled(partial(convolution.dkernel_by_patches, 1, pads), x, kernel, dy),
-            },
-            rounds,
-        )
+        programs = {
+            "forward_xla": compiled(plain, x, kernel),
+            "forward_winograd": compiled(partial(convolution.winograd_forward, False, pads), x, kernel),
+        }
+        for method, fn in gradients.items():
+            programs[f"dkernel_{method}"] = compiled(_only(fn, 1), x, kernel, dy)
+        for method in ("xla", "winograd"):
+            programs[f"dx_{method}"] = compiled(_only(gradients[method], 0), x, kernel, dy)
+        for method, fn in gradients.items():
+            programs[f"both_{method}"] = compiled(fn, x, kernel, dy)
+        seconds = interleaved(programs, rounds)
         flops = 2 * 9 * b * side**2 * c * o
-        forward_pays = convolution.forward_pays(x.shape, kernel.shape)
-        dkernel_pays = convolution.dkernel_pays((side, side), kernel.shape)
         rows.append(
             {"batch": b, "side": side, "channels_in": c, "channels_out": o}
-            | {f"{name}_gflops": flops / statistics.median(v) / 1e9 for name, v in seconds.items()}
             | {
-                "forward_chosen": "patches" if forward_pays else "xla",
-                "dkernel_chosen": "patches" if dkernel_pays else "xla",
+                f"{name}_gflops": (2 if name.startswith("both") else 1) * flops / statistics.median(v) / 1e9
+                for name, v in seconds.items()
             }
+            | {f"{kind}_chosen": method for kind, method in _chosen(side, kernel.shape).items()}
         )
     return rows
+
+
+def _chosen(side: int, kernel_shape: tuple[int, ...]) -> dict[str, str]:
+    """Returns the method that `hw.ops.convolution` chooses on a CPU for each kind of `shapes`."""
+    forward = "winograd" if convolution.forward_by_winograd(1, kernel_shape) else "xla"
+    if convolution.backward_by_winograd(1, kernel_shape):
+        return {"forward": forward, "dkernel": "winograd", "dx": "winograd", "both": "winograd"}
+    dkernel = "patches" if convolution.dkernel_by_patches((side, side), kernel_shape) else "xla"
+    return {"forward": forward, "dkernel": dkernel, "dx": "xla", "both": dkernel}
 
 
 def measure(
@@ -447,21 +480,26 @@ def table(report: Mapping[str, Any]) -> str:
         total += part["times_a_step"] * median
         lines.append(f"{name:<58}{1e3 * median:>8.1f}{part['times_a_step']:>8}")
     lines.append(f"{'sum of the parts of a step':<58}{1e3 * total:>8.1f}")
-    lines += ["", f"{'3×3 convolution, GFLOP/s':<26}{'forward':>18}{'weights gradient':>22}"]
-    lines += [f"{'':<26}{'xla':>9}{'patches':>9}{'xla':>12}{'patches':>10}"]
-    for row in report["shapes"]:
-        name = f"{row['channels_in']}→{row['channels_out']} at {row['side']}², batch {row['batch']}"
-        numbers = [
-            row[f"{kind}_{way}_gflops"] for kind in ("forward", "dkernel") for way in ("xla", "patches")
+    return "\n".join([*lines, "", *_shapes_table(report["shapes"])])
+
+
+def _shapes_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the lines of a table of `shapes`. Committed files of earlier versions have fewer columns."""
+    columns = [(kind, way) for kind in KINDS for way in METHODS if f"{kind}_{way}_gflops" in rows[0]]
+    widths = {kind: 9 * sum(other == kind for other, _ in columns) for kind, _ in columns}
+    lines = [
+        f"{'3×3 convolution, GFLOP/s':<26}"
+        + "".join(f"{KINDS[kind]:>{width - 1}} " for kind, width in widths.items()),
+        f"{'':<26}" + "".join(f"{way:>8} " for _, way in columns),
+    ]
+    for row in rows:
+        line = f"{row['channels_in']}→{row['channels_out']} at {row['side']}², batch {row['batch']}"
+        cells = [
+            f"{row[f'{kind}_{way}_gflops']:>8.0f}{'*' if row[f'{kind}_chosen'] == way else ' '}"
+            for kind, way in columns
         ]
-        marks = [
-            "*" if row[f"{kind}_chosen"] == way else " "
-            for kind in ("forward", "dkernel")
-            for way in ("xla", "patches")
-        ]
-        cells = "".join(f"{n:>9.0f}{m}" for n, m in zip(numbers, marks, strict=True))
-        lines.append(f"{name:<26}{cells}")
-    return "\n".join([*lines, "* chosen"])
+        lines.append(f"{line:<26}{''.join(cells)}")
+    return [*(line.rstrip() for line in lines), "* chosen"]
 
 
 def steps_table(reports: Mapping[str, Mapping[str, Any]]) -> str:

@@ -221,12 +221,33 @@ def test_throughput_measures_everything_once(monkeypatch):
     config = configs.resnet.get_config()
     config.model.hwnet.widths = (8,)  # few programs to compile
     config.train.batch_size = 8
-    report = throughput.measure(config, rounds=1, sizes=[(2, 4, 16, 32)])
+    report = throughput.measure(config, rounds=1, sizes=[(2, 4, 16, 32), (2, 4, 3, 64), (2, 4, 64, 64)])
     assert {"hw.train's step", "plain step, ours", "plain step, flax layers"} <= report["steps"].keys()
     assert all(step["images_per_second"] > 0 for step in report["steps"].values())
     assert "optimiser" in report["parts"] and report["peak_gflops"] > 0
     for name in [*report["steps"], *report["parts"]]:
         assert name in throughput.table(report)
+    # These sizes use Winograd's method for the gradients, patches, and Winograd's method for everything.
+    chosen = [[row[f"{kind}_chosen"] for kind in throughput.KINDS] for row in report["shapes"]]
+    assert chosen == [
+        ["xla", "winograd", "winograd", "winograd"],
+        ["xla", "patches", "xla", "patches"],
+        ["winograd"] * 4,
+    ]
+    for row in report["shapes"]:
+        assert sum(key.endswith("_gflops") and value > 0 for key, value in row.items()) == 10
+    assert [line.count("*") for line in throughput.table(report).splitlines()[-4:]] == [4, 4, 4, 1]
+
+
+@pytest.mark.parametrize("name", ["throughput", "huge-pages", "quiet-hour"])
+def test_throughput_prints_committed_measurements(name):
+    report = json.loads((throughput.RESULTS / "throughput" / f"{name}.json").read_text(encoding="utf-8"))
+    lines = throughput.table(report).splitlines()
+    assert lines[-1] == "* chosen"
+    shapes = report["shapes"]
+    assert [line.count("*") for line in lines[-1 - len(shapes) : -1]] == [
+        sum(key.endswith("_chosen") for key in row) for row in shapes
+    ]
 
 
 # --- the studies of questions 4 and 8 ---
