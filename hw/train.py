@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from absl import flags
 
-from hw import cli, recipe
+from hw import cli, hardware, recipe
 from hw.training import processes
 
 
@@ -72,6 +72,7 @@ def _leave(code: int | str | None) -> NoReturn:
 
 
 if __name__ == "__main__":
+    hardware.use_huge_pages()
     try:
         cli.run(main, sys.argv[1:])
     except SystemExit as ended:

@@ -1,7 +1,10 @@
 """Tests hw.hardware with the descriptions of several systems; unknown parts stay empty."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -199,3 +202,36 @@ def test_versions_of_all_runs_are_named():
     new, old = _summary(SKYLAKE, dtype="bfloat16"), _summary("", "0.10.2")
     assert software_in_short([new, new, old], "jax") == "jax 0.12.0.1, bfloat16; jax 0.10.2"
     assert software_in_short([old]) == "jax 0.10.2, python 3.13.0"
+
+
+@pytest.mark.parametrize(
+    ("setting", "tunables", "expected"),
+    [
+        ("always [madvise] never", None, "glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "glibc.malloc.check=0", "glibc.malloc.check=0"),  # the user's own
+        ("[always] madvise never", None, None),
+        ("always madvise [never]", None, None),
+        ("", None, None),
+        (None, None, None),  # the system has no such file
+    ],
+)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux gives huge pages on request")
+def test_a_program_starts_again_in_huge_pages_once(tmp_path, setting, tunables, expected):
+    path = tmp_path / "enabled"
+    if setting is not None:
+        path.write_text(setting)
+    code = (
+        "import os, sys\n"
+        "from hw import hardware\n"
+        f"hardware._HUGE_PAGES = {str(path)!r}\n"
+        "print('start', flush=True)\n"
+        "hardware.use_huge_pages()\n"
+        "print(sys.argv[1:], os.environ.get('GLIBC_TUNABLES'))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    environment |= {"GLIBC_TUNABLES": tunables} if tunables else {}
+    arguments = [sys.executable, "-c", code, "a b", "--c=d"]
+    ended = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    again = setting is not None and "[madvise]" in setting and tunables is None
+    assert ended.stdout == "start\n" * (1 + again) + f"['a b', '--c=d'] {expected}\n"
+    assert ended.stderr == ""

@@ -300,10 +300,9 @@ class HWNet(nn.Module):
         else:
             kernel = self.param("stem", nn.initializers.lecun_normal(), shape)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        x = conv2d(x, kernel, padding="VALID", chunked=not self.sharded)
-        # We keep both signs of every response, because GELU keeps only one: gelu(-x) = gelu(x) - x.
-        positive = nn.gelu(x)
-        x = jnp.concatenate([positive, positive - x], axis=-1)
+        # We keep both signs of every response, because GELU keeps only one.
+        kernel = jnp.concatenate([kernel, -kernel], axis=-1)
+        x = nn.gelu(conv2d(x, kernel, padding="VALID", chunked=not self.sharded))
 
         def layer(x: Array, width: int, pool: bool = False) -> Array:
             x = nn.gelu(norm()(conv(width, pool=pool)(x)))

@@ -308,8 +308,9 @@ def _by_chunks(part: Callable[..., tuple[Any, Any]], numbers: int, *batch: Array
       (the first results, joined; the second results, added).
     """
     b = len(batch[0])
-    most = max(1, round(CHUNK_BYTES / (numbers * batch[0].dtype.itemsize)))
-    n = -(-b // -(-b // most))  # as few chunks, and of equal size where possible
+    most = min(b, max(1, round(CHUNK_BYTES / (numbers * batch[0].dtype.itemsize))))
+    # Where chunks of equal size are possible, we compile no second program for the rest.
+    n = next((n for n in range(most, most // 2, -1) if b % n == 0), most)
 
     def at(start: ArrayLike, n: int, done: tuple[Any, Any]) -> tuple[Any, Any]:
         joined, added = part(*(lax.dynamic_slice_in_dim(a, start, n) for a in batch))
