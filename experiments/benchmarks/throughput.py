@@ -8,7 +8,7 @@ full size. The benchmark measures
   this machine's matrix product;
   the whole training step as `hw.train` runs it;
   the network with a plain update (SGD with Nesterov momentum) in our convolutions, in flax's layers and in
-    PyTorch;
+    PyTorch, in float32 and in bfloat16;
   each part of the step alone;
   for each shape, the methods of convolution between which `hw.ops.convolution` chooses.
 
@@ -129,7 +129,9 @@ def plain_step(
 def torch_steps(
     module: nn.Module, variables: VariableDict, batch: Batch, smoothing: float
 ) -> dict[str, Callable[[], None]]:
-    """Builds the same step in PyTorch: eager with oneDNN on channels-last tensors, and compiled.
+    """Builds the same step in PyTorch, with oneDNN on channels-last tensors.
+
+    There are four: eager and compiled, in float32 and under autocast in bfloat16.
 
     Raises:
       AssertionError: its logits differ from those of `module` with the same weights.
@@ -172,14 +174,16 @@ def torch_steps(
     image = tensor(batch["image"]).permute(0, 3, 1, 2)  # NHWC in memory: channels last
     label = tensor(batch["label"]).long()
 
-    def step_of(net: torch.nn.Module) -> Callable[[], None]:
+    def step_of(net: torch.nn.Module, half: bool) -> Callable[[], None]:
         optimizer = torch.optim.SGD(
             [p for p in net.parameters() if p.requires_grad], lr=1e-3, momentum=0.9, nesterov=True
         )
 
         def call() -> None:
             optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(net(image), label, label_smoothing=smoothing).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                logits = net(image)
+            F.cross_entropy(logits.float(), label, label_smoothing=smoothing).backward()
             optimizer.step()
 
         return call
@@ -187,13 +191,14 @@ def torch_steps(
     net = Net()
     ours, _ = module.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(net(image).detach().numpy(), ours, rtol=1e-3, atol=1e-3)
-    steps = {"torch, eager": step_of(net)}
-    compiled_step = step_of(torch.compile(Net()))
-    try:
-        compiled_step()
-        steps["torch, compiled"] = compiled_step
-    except Exception as error:  # without a C++ compiler it fails in many ways
-        cli.say(f"torch.compile is left out: {str(error).strip().splitlines()[0][:200]}")
+    steps = {"torch, eager": step_of(net, False), "torch, eager, bfloat16": step_of(Net(), True)}
+    for name, half in (("torch, compiled", False), ("torch, compiled, bfloat16", True)):
+        step = step_of(torch.compile(Net()), half)
+        try:
+            step()
+            steps[name] = step
+        except Exception as error:  # without a C++ compiler it fails in many ways
+            cli.say(f"{name} is left out: {str(error).strip().splitlines()[0][:200]}")
     return steps
 
 
@@ -426,6 +431,9 @@ def measure(
         "matrix product": compiled(lambda a: a @ a, square),
         "hw.train's step": whole,
         "plain step, ours": plain_step(module, variables, batch, smoothing),
+        "plain step, ours, bfloat16": plain_step(
+            module.clone(dtype=jnp.bfloat16), variables, batch, smoothing
+        ),
         "plain step, flax layers": plain_step(flax_module, variables, batch, smoothing),
     }
     if torch_version():
@@ -469,10 +477,12 @@ def table(report: Mapping[str, Any]) -> str:
         f"matrix product {_PEAK_SIDE}³: {report['peak_gflops']:.0f} GFLOP/s",
         f"batch {size}, {report['training_flops_per_image'] / 1e6:.0f} MFLOP an image",
         "",
-        f"{'step':<28}{'images/s':>9}{'of peak':>9}",
+        f"{'step':<42}{'images/s':>9}{'of peak':>9}",
     ]
     for name, step in report["steps"].items():
-        lines.append(f"{name:<28}{step['images_per_second']:>9.0f}{step['share_of_peak']:>9.1%}")
+        lines.append(f"{name:<42}{step['images_per_second']:>9.0f}{step['share_of_peak']:>9.1%}")
+    if (found := ratio(report)) is not None:
+        lines.append(f"our plain step / PyTorch's, the fastest of each: {found:.2f}")
     lines += ["", f"{'part, alone':<58}{'ms':>8}{'a step':>8}"]
     total = 0.0
     for name, part in report["parts"].items():
@@ -502,28 +512,39 @@ def _shapes_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*(line.rstrip() for line in lines), "* chosen"]
 
 
+def ratio(report: Mapping[str, Any]) -> float | None:
+    """Returns the speed of our plain step over PyTorch's, each in its fastest form; None without PyTorch."""
+    rates = {name: step["images_per_second"] for name, step in report["steps"].items()}
+    ours, theirs = (
+        [rate for name, rate in rates.items() if name.startswith(f"plain step, {side}")]
+        for side in ("ours", "torch")
+    )
+    return max(ours) / max(theirs) if theirs else None
+
+
 def steps_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the whole steps of several runs side by side, as Markdown: images/s and the share of the peak.
 
     Args:
-      reports: results of `measure` with PyTorch installed, by the name of their columns.
+      reports: results of `measure` with PyTorch installed, by the name of their columns. Those of earlier
+        versions have fewer rows.
     """
-    ours, theirs = "plain step, ours", "plain step, torch, compiled"
     lines = ["| step |", "|---|"]
     for name in reports:
         lines[0] += f" {name}: images/s | of the matrix product |"
         lines[1] += "---|---|"
-    for step in next(iter(reports.values()))["steps"]:
-        cells = [report["steps"][step] for report in reports.values()]
-        row = "".join(f" {c['images_per_second']:.0f} | {c['share_of_peak']:.0%} |" for c in cells)
+    # The newest run has all rows.
+    steps: list[str] = max((list(report["steps"]) for report in reports.values()), key=len)
+    for step in steps:
+        cells = [report["steps"].get(step) for report in reports.values()]
+        row = "".join(
+            f" {c['images_per_second']:.0f} | {c['share_of_peak']:.0%} |" if c else " – | – |" for c in cells
+        )
         lines.append(f"| {step} |{row}")
     peaks = "".join(f" | {report['peak_gflops']:.0f} GFLOP/s |" for report in reports.values())
-    rates = [
-        [report["steps"][name]["images_per_second"] for name in (ours, theirs)] for report in reports.values()
-    ]
-    ratios = "".join(f" {a / b:.2f} | |" for a, b in rates)
-    lines += [f"| {ours} / {theirs} |{ratios}", f"| matrix product {_PEAK_SIDE}³ |{peaks}"]
-    return "\n".join(lines)
+    ratios = "".join(f" {ratio(report):.2f} | |" for report in reports.values())
+    lines += [f"| our plain step / PyTorch's, the fastest of each |{ratios}"]
+    return "\n".join([*lines, f"| matrix product {_PEAK_SIDE}³ |{peaks}"])
 
 
 def main(argv: Sequence[str]) -> int:
