@@ -49,9 +49,10 @@ def _stages(stem, blocks, widths):
 def _arithmetic(name):
     """Returns (parameters, multiply-adds) of a network, from its description in words."""
     if name == "hwnet":
-        # A stage is conv, pool, conv. Norms have only a bias. The stem's kernel is not a parameter.
+        # A stage is conv, pool, conv. Norms have only a bias. The stem's kernel is not a parameter; it has
+        # 12 filters, and we compute their responses with both signs.
         body = " ".join(f"conv{w}k3samenobias pool2 conv{w}k3samenobias" for w in HWNET["widths"])
-        stem = trace((32, 32, 3), parse_layers("conv12k2nobias"))
+        stem = trace((32, 32, 3), parse_layers("conv24k2nobias"))
         net = trace((31, 31, 24), parse_layers(body))
         head = trace((256,), parse_layers("dense10nobias"))
         params = net.total_params + 2 * sum(HWNET["widths"]) + head.total_params
