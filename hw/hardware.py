@@ -177,9 +177,9 @@ def _cores() -> int:
 def use_huge_pages() -> None:
     """Starts this program again in pages of 2 MiB instead of 4 KiB, where Linux gives them on request.
 
-    XLA:CPU asks for the memory of a step anew at each step, and Linux prepares it page by page. On our
-    machine a step of configs/resnet.py took a tenth less time in huge pages. glibc reads the request only
-    when a program starts. A user's own GLIBC_TUNABLES stays.
+    XLA:CPU asks for the memory of a step anew at each step, and Linux prepares it page by page;
+    experiments/benchmarks/pages.py measures what this costs. glibc reads the request only when a program
+    starts. A user's own GLIBC_TUNABLES stays.
     """
     if not sys.platform.startswith("linux") or "GLIBC_TUNABLES" in os.environ:
         return

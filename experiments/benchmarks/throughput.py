@@ -8,7 +8,7 @@ full size. The benchmark measures
   this machine's matrix product;
   the whole training step as `hw.train` runs it;
   the network with a plain update (SGD with Nesterov momentum) in our convolutions, in flax's layers and in
-    PyTorch, in float32 and in bfloat16;
+    PyTorch, in float32 and, on processors that are fast in it, in bfloat16;
   each part of the step alone;
   for each shape, the methods of convolution between which `hw.ops.convolution` chooses.
 
@@ -127,11 +127,11 @@ def plain_step(
 
 
 def torch_steps(
-    module: nn.Module, variables: VariableDict, batch: Batch, smoothing: float
+    module: nn.Module, variables: VariableDict, batch: Batch, smoothing: float, *, half: bool
 ) -> dict[str, Callable[[], None]]:
-    """Builds the same step in PyTorch, with oneDNN on channels-last tensors.
+    """Builds the same step in PyTorch, with oneDNN on channels-last tensors: eager and compiled.
 
-    There are four: eager and compiled, in float32 and under autocast in bfloat16.
+    With `half` there are four: both in float32, and both under autocast in bfloat16.
 
     Raises:
       AssertionError: its logits differ from those of `module` with the same weights.
@@ -174,14 +174,14 @@ def torch_steps(
     image = tensor(batch["image"]).permute(0, 3, 1, 2)  # NHWC in memory: channels last
     label = tensor(batch["label"]).long()
 
-    def step_of(net: torch.nn.Module, half: bool) -> Callable[[], None]:
+    def step_of(net: torch.nn.Module, bfloat16: bool) -> Callable[[], None]:
         optimizer = torch.optim.SGD(
             [p for p in net.parameters() if p.requires_grad], lr=1e-3, momentum=0.9, nesterov=True
         )
 
         def call() -> None:
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
                 logits = net(image)
             F.cross_entropy(logits.float(), label, label_smoothing=smoothing).backward()
             optimizer.step()
@@ -191,14 +191,16 @@ def torch_steps(
     net = Net()
     ours, _ = module.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(net(image).detach().numpy(), ours, rtol=1e-3, atol=1e-3)
-    steps = {"torch, eager": step_of(net, False), "torch, eager, bfloat16": step_of(Net(), True)}
-    for name, half in (("torch, compiled", False), ("torch, compiled, bfloat16", True)):
-        step = step_of(torch.compile(Net()), half)
+    steps: dict[str, Callable[[], None]] = {}
+    for bfloat16 in (False, True)[: 1 + half]:
+        suffix = ", bfloat16" if bfloat16 else ""
+        steps[f"torch, eager{suffix}"] = step_of(Net(), bfloat16)
+        compiled_step = step_of(torch.compile(Net()), bfloat16)
         try:
-            step()
-            steps[name] = step
+            compiled_step()
+            steps[f"torch, compiled{suffix}"] = compiled_step
         except Exception as error:  # without a C++ compiler it fails in many ways
-            cli.say(f"{name} is left out: {str(error).strip().splitlines()[0][:200]}")
+            cli.say(f"torch.compile is left out: {str(error).strip().splitlines()[0][:200]}")
     return steps
 
 
@@ -431,15 +433,17 @@ def measure(
         "matrix product": compiled(lambda a: a @ a, square),
         "hw.train's step": whole,
         "plain step, ours": plain_step(module, variables, batch, smoothing),
-        "plain step, ours, bfloat16": plain_step(
-            module.clone(dtype=jnp.bfloat16), variables, batch, smoothing
-        ),
         "plain step, flax layers": plain_step(flax_module, variables, batch, smoothing),
     }
+    # Without instructions for bfloat16, a step in it takes minutes.
+    half = hardware.fast_bfloat16(hardware.processor())
+    if half:
+        half_module = module.clone(dtype=jnp.bfloat16)
+        programs["plain step, ours, bfloat16"] = plain_step(half_module, variables, batch, smoothing)
     if torch_version():
         programs |= {
             f"plain step, {name}": step
-            for name, step in torch_steps(module, variables, batch, smoothing).items()
+            for name, step in torch_steps(module, variables, batch, smoothing, half=half).items()
         }
     else:
         cli.say("PyTorch is not installed, so its rows are left out (pip install torch==2.13.0)")
