@@ -211,7 +211,7 @@ def _full(dy: Array, place: Array | None = None) -> Array:
 def forward_by_winograd(stride: int, kernel_shape: Shape) -> bool:
     """Returns whether a CPU convolves faster by Winograd's method than by XLA's convolution.
 
-    The rules follow the part "shapes" of experiments/results/throughput.
+    The part "shapes" of experiments/benchmarks/throughput.py measures what these rules compare.
     """
     *taps, c, o = kernel_shape
     # With few channels, transforming the tiles takes longer than the products.
@@ -221,7 +221,7 @@ def forward_by_winograd(stride: int, kernel_shape: Shape) -> bool:
 def backward_by_winograd(stride: int, kernel_shape: Shape) -> bool:
     """Returns whether a CPU computes the gradients faster by Winograd's method than in other ways."""
     *taps, c, o = kernel_shape
-    return stride == 1 and taps == [3, 3] and min(c, o) >= 16
+    return stride == 1 and taps == [3, 3] and min(c, o) >= 24
 
 
 def dkernel_by_patches(size: Size, kernel_shape: Shape) -> bool:
@@ -290,6 +290,7 @@ def patches_dkernel(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array, 
         ]
         return (), winograd.flat(_full(*dy)).T @ winograd.flat(jnp.concatenate(taps, axis=-1))
 
+    # Patches were fastest in chunks of a third of the bytes.
     numbers = 3 * h * w * rows * columns * c
     _, dkernel_ok = _by_chunks(part, numbers, x_bhwc, *dy)
     return dkernel_ok.T.reshape(kernel_ijco.shape)
