@@ -17,13 +17,20 @@ Array = jax.Array
 # The quintic Newton–Schulz iteration applies p(s) = a s + b s³ + c s⁵ to singular values. Its steep slope at
 # 0 brings all of them near 1 in a few steps. Source: Jordan et al. 2024, "Muon", section "Design".
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_STEPS_OF_A_GRAM = 3
 
 
 def orthogonalize(matrix: Array, steps: int) -> Array:
     """Approximates U Vᵀ of `matrix` = U S Vᵀ: the nearest semi-orthogonal matrix.
 
-    It iterates X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X from X = matrix / ‖matrix‖_F, `steps` times. The singular
-    values end between about 0.7 and 1.2, which is as good for an update as exactly 1.
+    The iteration X ← X (a I + b G + c G²) with G = Xᵀ X starts from X = matrix / ‖matrix‖_F and takes `steps`
+    steps. The singular values end between about 0.7 and 1.2, which is as good for an update as exactly 1.
+
+    Each factor P = a I + b G + c G² is a polynomial of the first G. So all factors are symmetric and commute,
+    and the next G is P G P. We multiply the small factors first and the tall X last. For the filters of
+    `configs/resnet.py`, this takes half the time of multiplying X in every step. But the smallest singular
+    values grow by `a` in each step, and so do the rounding errors of G, so that we compute G from X again
+    after every third step.
 
     Args:
       matrix: [m, n].
@@ -32,12 +39,17 @@ def orthogonalize(matrix: Array, steps: int) -> Array:
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
     """
     a, b, c = _NEWTON_SCHULZ
-    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = wide / (jnp.linalg.norm(wide) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    tall = matrix if matrix.shape[0] > matrix.shape[1] else matrix.T
+    x = tall / (jnp.linalg.norm(tall) + 1e-7)
+    eye = jnp.eye(x.shape[1], dtype=x.dtype)
+    for start in range(0, steps, _STEPS_OF_A_GRAM):
+        gram, product = x.T @ x, eye
+        for step in range(start, min(steps, start + _STEPS_OF_A_GRAM)):
+            factor = a * eye + b * gram + c * (gram @ gram)
+            product = factor if step == start else product @ factor
+            gram = factor @ gram @ factor
+        x = x @ product
+    return x if matrix.shape[0] > matrix.shape[1] else x.T
 
 
 def scale_by_orthogonal_momentum(momentum: float, steps: int) -> optax.GradientTransformation:

@@ -40,6 +40,21 @@ def test_orthogonalize_keeps_directions_and_evens_lengths(shape):
     assert values.min() > 0.6 and values.max() < 1.3
 
 
+@pytest.mark.parametrize("shape", [(12, 30), (30, 12), (8, 8)])
+@pytest.mark.parametrize("steps", [0, 1, 3, 4, 5])
+def test_orthogonalize_applies_its_polynomial_to_every_singular_value(shape, steps):
+    # The singular values span five orders of magnitude: the smallest must not drown in the largest.
+    r = np.random.default_rng(2)
+    u, _, vt = np.linalg.svd(r.normal(size=shape), full_matrices=False)
+    values = np.geomspace(1.0, 1e-5, min(shape))
+    expected = values / (np.linalg.norm(values) + 1e-7)
+    for _ in range(steps):
+        expected = 3.4445 * expected - 4.7750 * expected**3 + 2.0315 * expected**5
+    matrix = jnp.array((u * values) @ vt, jnp.float32)
+    result = np.asarray(optim.orthogonalize(matrix, steps), np.float64)
+    np.testing.assert_allclose(result, (u * expected) @ vt, atol=1e-5)
+
+
 def test_sgd_is_pytorchs_nesterov(config):
     # d = g + wd p;  v <- m v + d;  p <- p - lr (d + m v), with weight decay on matrices only.
     config.name, config.learning_rate, config.momentum, config.weight_decay = "sgd", 0.1, 0.9, 0.01
