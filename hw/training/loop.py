@@ -4,11 +4,13 @@ import bisect
 import signal
 import time
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.stages import Compiled
+from jax.stages import Compiled, Lowered
 from ml_collections import ConfigDict
 
 from hw import cli, files
@@ -17,6 +19,7 @@ from hw.data.cache import cache_dir
 from hw.training import checkpoint, processes, setup
 from hw.training.log import RunLog, Silence, draw_curves, write_report
 from hw.training.parallel import OutOfMemory, keep_programs
+from hw.training.programs import Programs
 from hw.training.step import TrainState
 from hw.training.tasks.task import Report
 from hw.training.workdir import Clock, Signals, Workdir, versions
@@ -162,12 +165,40 @@ class _Loop:
         flat = self.task.indices(step * size, count * size)
         return self.parallel.shard_indices({k: v.reshape(count, size) for k, v in flat.items()})
 
+    def _next(self, step: int) -> tuple[int, int]:
+        """Returns the steps and the stage of the dispatch at `step`. It passes no stage and no evaluation."""
+        run, total = self.run, self.task.total_steps
+        boundary = min(total, (step // run.eval_steps + 1) * run.eval_steps)
+        stage = bisect.bisect_right(self.task.stages, step) - 1
+        ahead = [*self.task.stages[stage + 1 :], total]
+        return min(run.steps_per_dispatch, ahead[0] - step, boundary - step), stage
+
+    def _programs(self, state: TrainState, resident: Any) -> Programs[tuple[int, int]]:
+        """Begins to compile the programs of all remaining steps."""
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        lower: dict[tuple[int, int], Callable[[], Lowered]] = {}
+        step = int(state.step)
+        while step < self.task.total_steps:
+            key = count, stage = self._next(step)
+            if key not in lower:
+                program = self.parallel.train(self.run.step(stage))
+                lower[key] = partial(program.lower, shapes, resident, self._indices(step, count))
+            step += count
+        return Programs(lower, threads=1 if processes.several() else 2)
+
     def _steps(self, state: TrainState) -> TrainState:
         """Takes all remaining steps. The host logs one dispatch while the devices compute the next one."""
+        resident = self.parallel.replicate(self.task.resident)
+        # Here the small programs that shuffle the data are compiled too.
+        with self.clock.part("compile"):
+            programs = self._programs(state, resident)
+        with programs:
+            return self._take(state, resident, programs)
+
+    def _take(self, state: TrainState, resident: Any, programs: Programs[tuple[int, int]]) -> TrainState:
         run, total = self.run, self.task.total_steps
         step = int(state.step)
-        resident = self.parallel.replicate(self.task.resident)
-        programs: dict[tuple[int, int], Compiled] = {}
+        ready: dict[tuple[int, int], Compiled] = {}
         pending: deque[tuple[int, dict[str, Array]]] = deque()
         self.last_save = time.monotonic()
         while True:
@@ -176,28 +207,21 @@ class _Loop:
                 self._evaluate(state, step)
             if step == total:
                 return state
-            boundary = min(total, (step // run.eval_steps + 1) * run.eval_steps)
-            stage = bisect.bisect_right(self.task.stages, step) - 1
-            ahead = [*self.task.stages[stage + 1 :], boundary]
-            count = min(run.steps_per_dispatch, ahead[0] - step, boundary - step)
-            key = (count, stage)
-            # The first call also compiles the small programs that shuffle the data.
-            with self.clock.part("train" if key in programs else "compile"):
-                indices = self._indices(step, count)
-            if key not in programs:
+            key = count, _ = self._next(step)
+            if key not in ready:
                 with self.clock.part("compile"):
-                    program = self.parallel.train(run.step(stage))
-                    programs[key] = program.lower(state, resident, indices).compile()
-                self.parallel.check_memory(programs[key], run.batch_field)
+                    ready[key] = programs[key]
+                self.parallel.check_memory(ready[key], run.batch_field)
             with self.clock.part("train"):
+                indices = self._indices(step, count)
                 with self.clock.part("step"):
-                    state, metrics = programs[key](state, resident, indices)
+                    state, metrics = ready[key](state, resident, indices)
                 step += count
                 pending.append((step, metrics))
                 late = time.monotonic() - self.last_save >= run.save_seconds
                 # All processes must save at the same step, so the clock of the primary process decides.
                 due, signum = processes.all_reduce_max(late and processes.is_primary(), self.signals.received)
-                if step == boundary or due or signum:
+                if step == total or step % run.eval_steps == 0 or due or signum:
                     while pending:
                         self._log_steps(*pending.popleft())
                     self._save(state)
