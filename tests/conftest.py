@@ -26,6 +26,7 @@ STACK = (
     "tests/ops/test_bfloat16.py",
     "tests/ops/test_convolution.py",
     "tests/ops/test_gru.py",
+    "tests/ops/test_normalization.py",
     "tests/ops/test_rnn.py",
     "tests/models/",
     "tests/training/test_checkpoint.py",

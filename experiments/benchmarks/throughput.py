@@ -41,6 +41,7 @@ from hw.data.images import Dataset, Split
 from hw.ops import convolution
 from hw.ops.conv_arithmetic import trace
 from hw.ops.layer_language import parse_layers
+from hw.ops.normalization import batch_norm_gelu
 from hw.training import losses, optim, setup
 from hw.training.parallel import Parallel
 from hw.training.step import Batch, TrainState, train_step
@@ -266,6 +267,10 @@ def _conv_then_pool(x: Array, kernel: Array, padding: tuple[tuple[int, int], tup
 
 
 def _norm_gelu(x: Array) -> Array:
+    return batch_norm_gelu(x, None, jnp.zeros(x.shape[-1]), epsilon=1e-5)[0]
+
+
+def _flax_norm_gelu(x: Array) -> Array:
     norm = nn.BatchNorm(use_running_average=False, use_scale=False)
     channels = x.shape[-1:]
     stats = {"mean": jnp.zeros(channels), "var": jnp.ones(channels)}
@@ -329,8 +334,17 @@ def parts(
                 program = compiled(lambda x, dy, pool=pool: jax.vjp(pool, x)[1](dy), dy, pooled)
                 found[f"{kind}: pool {side}² × {o} alone, both ways"] = program, 0
             # A stage does this twice: after its pooling and in its residual branch.
-            program = compiled(lambda x: jax.vjp(_norm_gelu, x)[1](x), pooled)
-            found[f"norm and gelu {side // 2}² × {o}, both ways"] = program, 2
+            for kind, norm in (("ours", _norm_gelu), ("flax", _flax_norm_gelu)):
+
+                def both_ways(x: Array, norm: Callable[[Array], Array] = norm) -> tuple[Array, Array]:
+                    y, vjp = jax.vjp(norm, x)
+                    return y, vjp(x)[0]
+
+                times = 2 if kind == "ours" else 0
+                found[f"{kind}: norm and gelu {side // 2}² × {o}, both ways"] = (
+                    compiled(both_ways, pooled),
+                    times,
+                )
             continue
         for kind, own in (("ours", True), ("xla", False)):
             conv = partial(convolution.conv2d, padding=pads, chunked=own)

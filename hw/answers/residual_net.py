@@ -27,7 +27,7 @@ _FIELDS = {
 # Names of layers in a drawing: True for hwnet, False for standard nets.
 _WORDS = {
     True: {
-        "BatchNorm": "normalisation, GELU",
+        "BatchNormGELU": "normalisation, GELU",
         "ChannelGates": "channels gated by their means",
         "Dense": "maximum of each channel, linear head",
     },

@@ -6,6 +6,7 @@ in `dtype`, keeps its parameters in float32 and returns float32 logits.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from flax.typing import VariableDict
 from jax.typing import DTypeLike
 
 from hw.ops.convolution import conv2d, conv2d_max_pool2, max_pool2
+from hw.ops.normalization import batch_norm_gelu, norm_gelu
 
 Array = jax.Array
 
@@ -72,6 +74,45 @@ class BatchNorm(nn.BatchNorm):
 
     def __call__(self, x: Array) -> Array:
         return super().__call__(x.astype(self.dtype)).astype(x.dtype)
+
+
+class BatchNormGELU(nn.Module):
+    """Computes GELU of batch normalisation, by `hw.ops.normalization`, with the variables of linen's own.
+
+    x is [..., channels]; y has its shape and dtype. In training, the statistics of the batch normalise x, and
+    the running statistics follow: running ← momentum · running + (1 − momentum) · batch.
+
+    Attributes:
+      use_running_average: whether the running statistics normalise x, as in evaluation.
+      momentum: of the running statistics.
+      use_scale: whether normalisation has a scale.
+      axis_name: the mapped axis over which the statistics are averaged.
+      epsilon: ε, in squared units of x.
+    """
+
+    use_running_average: bool
+    momentum: float
+    use_scale: bool = False
+    axis_name: str | None = None
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        scale = self.param("scale", nn.initializers.ones_init(), shape) if self.use_scale else None
+        bias = self.param("bias", nn.initializers.zeros_init(), shape)
+        if self.use_running_average:
+            return norm_gelu(x, mean.value, var.value, scale, bias, epsilon=self.epsilon)
+        # `init` runs outside the mapped axis and keeps the first statistics.
+        axis_name = None if self.is_initializing() else self.axis_name
+        y, *found = batch_norm_gelu(x, scale, bias, epsilon=self.epsilon, axis_name=axis_name)
+        if not self.is_initializing():
+            for running, batch in zip((mean, var), found, strict=True):
+                batch = batch.astype(running.value.dtype)
+                running.value = self.momentum * running.value + (1 - self.momentum) * batch
+        return y
 
 
 class BasicBlock(nn.Module):
@@ -285,14 +326,13 @@ class HWNet(nn.Module):
         start = _dirac if self.identity else nn.initializers.lecun_normal()
         conv = partial(Conv, dtype=self.dtype, chunked=not self.sharded, kernel_init=start)
         norm = partial(
-            BatchNorm,
+            BatchNormGELU,
             use_running_average=not train,
             momentum=self.norm_momentum,
-            epsilon=1e-5,
-            dtype=np.promote_types(self.dtype, jnp.float32),
             use_scale=self.norm_scale,
             axis_name=self.axis_name,
         )
+        number = count()
         shape = (2, 2, x.shape[-1], 4 * x.shape[-1])
         if self.stem == "whitened":
             # The stem is not a parameter: `fit_stem` computes it from the training images.
@@ -305,7 +345,8 @@ class HWNet(nn.Module):
         x = nn.gelu(conv2d(x, kernel, padding="VALID", chunked=not self.sharded))
 
         def layer(x: Array, width: int, pool: bool = False) -> Array:
-            x = nn.gelu(norm()(conv(width, pool=pool)(x)))
+            # Checkpoints know the normalisation by the name that linen gives its own.
+            x = norm(name=f"BatchNorm_{next(number)}")(conv(width, pool=pool)(x))
             return ChannelGates()(x) if self.channel_gates else x
 
         for width in self.widths:

@@ -309,6 +309,9 @@ def _by_chunks(part: Callable[..., tuple[Any, Any]], numbers: int, *batch: Array
       (the first results, joined; the second results, added).
     """
     b = len(batch[0])
+    done = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(part, *batch))
+    if b == 0:
+        return done
     most = min(b, max(1, round(CHUNK_BYTES / (numbers * batch[0].dtype.itemsize))))
     # Where chunks of equal size are possible, we compile no second program for the rest.
     n = next((n for n in range(most, most // 2, -1) if b % n == 0), most)
@@ -320,7 +323,6 @@ def _by_chunks(part: Callable[..., tuple[Any, Any]], numbers: int, *batch: Array
         )
         return whole, jax.tree.map(jnp.add, done[1], added)
 
-    done = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(part, *batch))
     if rest := b % n:  # the images that do not fill a chunk come first
         done = at(0, rest, done)
     return lax.fori_loop(0, b // n, lambda step, done: at(rest + step * n, n, done), done)

@@ -240,6 +240,92 @@ def test_each_idea_can_be_taken_out(change, params):
     assert not np.allclose(*outputs, rtol=1e-3)
 
 
+def _norm(train, scaled, axis_name=None):
+    """Returns our normalisation with GELU, and its `apply`, which also returns the new statistics."""
+    norm = resnet.BatchNormGELU(not train, momentum=0.6, use_scale=scaled, axis_name=axis_name)
+    return norm, partial(norm.apply, mutable=["batch_stats"])
+
+
+def _linen_norm(train, scaled):
+    """Returns the same from linen's layer; `apply` adds the GELU."""
+    norm = nn.BatchNorm(not train, momentum=0.6, use_scale=scaled)
+
+    def apply(variables, x):
+        y, updated = norm.apply(variables, x, mutable=["batch_stats"])
+        return nn.gelu(y), updated
+
+    return norm, apply
+
+
+def _norm_variables(norm, x):
+    """Returns the variables that `norm` makes, and some that are not the first ones."""
+    made = norm.init(jax.random.key(0), x)
+    r = np.random.default_rng(1)
+    params = jax.tree.map(lambda a: a + jnp.asarray(r.normal(size=a.shape), a.dtype), made["params"])
+    return made, {
+        "params": params,
+        "batch_stats": {"mean": jnp.arange(8.0) + 3, "var": jnp.arange(8.0) + 0.5},
+    }
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("train", [False, True])
+def test_normalisation_has_linens_variables_and_results(train, scaled):
+    x = 2 * jax.random.normal(jax.random.key(0), (8, 6, 6, 8)) + 1
+    (ours, apply), (linens, linen_apply) = _norm(train, scaled), _linen_norm(train, scaled)
+    (made, given), (expected, _) = (_norm_variables(norm, x) for norm in (ours, linens))
+    chex.assert_trees_all_equal(made, expected)
+    chex.assert_trees_all_equal_shapes_and_dtypes(made, expected)
+    (y, updated), (linen_y, linen_updated) = apply(given, x), linen_apply(given, x)
+    np.testing.assert_allclose(y, linen_y, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(updated, linen_updated, rtol=1e-6, atol=1e-6)
+    moved = np.abs(updated["batch_stats"]["mean"] - given["batch_stats"]["mean"])
+    assert (moved > 0.1).all() if train else (moved == 0).all()
+    if train:
+
+        def gradient(apply):
+            return jax.grad(lambda params: jnp.sin(apply({**given, "params": params}, x)[0]).sum())
+
+        ours, linens = gradient(apply)(given["params"]), gradient(linen_apply)(given["params"])
+        chex.assert_trees_all_close(ours, linens, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_normalisation_computes_in_float32_in_a_bfloat16_net(train):
+    x = (jax.random.normal(jax.random.key(0), (8, 6, 6, 8)) + 1).astype(jnp.bfloat16)
+    norm, apply = _norm(train, True)
+    _, given = _norm_variables(norm, x)
+    y, updated = apply(given, x)
+    wide, linen_updated = _linen_norm(train, True)[1](given, x.astype(jnp.float32))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), wide, rtol=2**-8, atol=1e-6)
+    chex.assert_trees_all_close(updated, linen_updated, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("eight_devices")
+def test_normalisation_averages_over_the_mapped_axis():
+    x = 2 * jax.random.normal(jax.random.key(0), (16, 6, 6, 8)) + 1
+    norm, apply = _norm(True, True, "batch")
+    made, given = _norm_variables(norm, x)  # initialised outside the axis
+    chex.assert_trees_all_equal(made["batch_stats"], {"mean": jnp.zeros(8), "var": jnp.ones(8)})
+    y, updated = jax.pmap(apply, axis_name="batch", in_axes=(None, 0))(given, x.reshape(8, 2, 6, 6, 8))
+    linen_y, linen_updated = _linen_norm(True, True)[1](given, x)
+    np.testing.assert_allclose(y.reshape(x.shape), linen_y, rtol=1e-5, atol=1e-6)
+    on_each = jax.tree.map(lambda a: jnp.broadcast_to(a, (8, *a.shape)), linen_updated)
+    chex.assert_trees_all_close(updated, on_each, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_hwnets_normalisation_has_the_names_of_a_checkpoint(scaled):
+    module = _build("hwnet", HWNET | {"norm_scale": scaled}, num_devices=2)
+    x = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
+    variables = jax.eval_shape(partial(module.init, train=True), jax.random.key(0), x)
+    parts = {"bias"} | ({"scale"} if scaled else set())
+    for collection, names in (("params", parts), ("batch_stats", {"mean", "var"})):
+        found = {k: set(v) for k, v in variables[collection].items() if k.startswith("BatchNorm")}
+        assert found == {f"BatchNorm_{i}": names for i in range(6)}
+
+
 def test_gates_start_open():
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 6))
     gates = resnet.ChannelGates()

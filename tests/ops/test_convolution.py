@@ -393,6 +393,30 @@ def test_pooled_convolution_keeps_nan(method, force):
     np.testing.assert_array_equal(jnp.isnan(y[0, :, :, 0]), [[1, 1, 0], [1, 1, 0], [0, 0, 0]])
 
 
+@pytest.mark.parametrize("fn", [conv2d, conv2d_max_pool2])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("dtype", "chunked"), [(jnp.float32, True), (jnp.float32, False), (jnp.bfloat16, True)]
+)
+def test_an_empty_batch_has_an_empty_result(fn, method, dtype, chunked, force):
+    force(method)
+    x, kernel = draw((0, 7, 6, 24, 64, (3, 3), 1, "SAME"), dtype)
+    y, dx, dkernel = output_and_gradients(x, kernel, 1, "SAME", fn=fn, chunked=chunked)
+    assert y.shape == ((0, 7, 6, 64) if fn is conv2d else (0, 3, 3, 64))
+    assert dx.shape == x.shape and dkernel.shape == kernel.shape
+    assert {a.dtype for a in (y, dx, dkernel)} == {jnp.dtype(dtype)}
+    np.testing.assert_array_equal(dkernel, 0)
+
+
+@pytest.mark.parametrize("fn", [conv2d, conv2d_max_pool2])
+@pytest.mark.parametrize("size", [size[1:] for size in SIZES])
+def test_an_empty_batch_with_the_rules_in_use(fn, size):
+    x, kernel = draw((0, *size, (3, 3), 1, "SAME"), jnp.float32)
+    y, dx, dkernel = output_and_gradients(x, kernel, 1, "SAME", fn=fn)
+    assert len(y) == 0 and dx.shape == x.shape
+    np.testing.assert_array_equal(dkernel, np.zeros(kernel.shape))
+
+
 @pytest.mark.parametrize("size", [*SIZES, (5, 7, 7, 256, 256)])
 def test_pooled_convolution_with_the_rules_in_use(size):
     x, kernel = draw((*size, (3, 3), 1, "SAME"), jnp.float32)
