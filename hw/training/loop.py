@@ -97,40 +97,45 @@ class _Loop:
                 first, *others = self.run.in_words()
                 for line in (f"{self.folder.path}: {first}", *others):
                     self.log.say(line)
-                state = self._start()
-                state = self._steps(state)
+                state = self._to_the_end()
                 report = self._evaluate(state, self.task.total_steps)
                 whole = self.parallel.local(state)
                 return processes.on_primary(lambda: self._write(whole, report, name, variant))
         finally:
             self.log.close()
 
-    def _start(self) -> TrainState:
-        """Restores the newest sound checkpoint, or creates step 0 and saves it at once."""
-        rng = jax.random.fold_in(jax.random.key(self.run.seed), 0)
+    def _to_the_end(self) -> TrainState:
+        """Returns the state after the last step. The programs are compiled while the first state is made."""
+        create = jax.jit(self.run.first_state)
+        start = jax.random.fold_in(jax.random.key(self.run.seed), 0), self.task.start
+        shapes = create.eval_shape(*start)
         like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.parallel.own),
-            jax.eval_shape(self.run.first_state, rng, self.task.start),
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.parallel.own), shapes
         )
         progress, state = processes.on_primary_keeping(lambda: self._restore(like))
-        if progress is None:
-            state = jax.jit(self.run.first_state)(rng, self.task.start)
-        state = self.parallel.replicate(processes.broadcast(state, like))
-        if progress is None:
-            self._save(state)
-        else:
-            self.clock.spent.update(progress["seconds"])
-            self.log.say(f"continuing at step {int(state.step)}")
-        step = int(state.step)
-        self.evaluated.update(
-            processes.on_primary(
-                lambda: [line["step"] for line in self.log.begin(step) if line["split"] == "eval"]
+        step = progress["step"] if progress else 0
+        resident = self.parallel.replicate(self.task.resident)
+        # Here the small programs that shuffle the data are compiled too.
+        with self.clock.part("compile"):
+            programs = self._programs(self.parallel.shape(shapes), resident, step)
+        with programs:
+            if progress is None:
+                state = create(*start)
+            state = self.parallel.replicate(processes.broadcast(state, like))
+            if progress is None:
+                self._save(state)
+            else:
+                self.clock.spent.update(progress["seconds"])
+                self.log.say(f"continuing at step {step}")
+            self.evaluated.update(
+                processes.on_primary(
+                    lambda: [line["step"] for line in self.log.begin(step) if line["split"] == "eval"]
+                )
             )
-        )
-        return state
+            return self._steps(state, resident, programs)
 
     def _restore(self, like: TrainState) -> tuple[dict[str, Any] | None, TrainState | None]:
-        """Returns the progress and the state of the newest sound checkpoint; (None, None) for a new run."""
+        """Returns the newest sound checkpoint's progress, with its step, and state; nothing for a new run."""
         folder, run = self.folder, self.run
         checkpoint.clean(folder.checkpoints)
         restored = checkpoint.restore_newest(
@@ -144,7 +149,7 @@ class _Loop:
             return None, None
         folder.save_config()
         state, progress = restored
-        return progress, state
+        return progress | {"step": int(state.step)}, state
 
     def _save(self, state: TrainState) -> None:
         def save() -> int:
@@ -173,11 +178,9 @@ class _Loop:
         ahead = [*self.task.stages[stage + 1 :], total]
         return min(run.steps_per_dispatch, ahead[0] - step, boundary - step), stage
 
-    def _programs(self, state: TrainState, resident: Any) -> Programs[tuple[int, int]]:
-        """Begins to compile the programs of all remaining steps."""
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    def _programs(self, shapes: TrainState, resident: Any, step: int) -> Programs[tuple[int, int]]:
+        """Begins to compile the programs of all steps from `step` on, for a state of these shapes."""
         lower: dict[tuple[int, int], Callable[[], Lowered]] = {}
-        step = int(state.step)
         while step < self.task.total_steps:
             key = count, stage = self._next(step)
             if key not in lower:
@@ -186,16 +189,8 @@ class _Loop:
             step += count
         return Programs(lower, threads=1 if processes.several() else 2)
 
-    def _steps(self, state: TrainState) -> TrainState:
+    def _steps(self, state: TrainState, resident: Any, programs: Programs[tuple[int, int]]) -> TrainState:
         """Takes all remaining steps. The host logs one dispatch while the devices compute the next one."""
-        resident = self.parallel.replicate(self.task.resident)
-        # Here the small programs that shuffle the data are compiled too.
-        with self.clock.part("compile"):
-            programs = self._programs(state, resident)
-        with programs:
-            return self._take(state, resident, programs)
-
-    def _take(self, state: TrainState, resident: Any, programs: Programs[tuple[int, int]]) -> TrainState:
         run, total = self.run, self.task.total_steps
         step = int(state.step)
         ready: dict[tuple[int, int], Compiled] = {}
