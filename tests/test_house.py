@@ -18,6 +18,7 @@ ROWS = [
     {
         "hw.training.processes",
         "hw.training.parallel",
+        "hw.training.programs",
         "hw.training.losses",
         "hw.training.metrics",
         "hw.training.optim",

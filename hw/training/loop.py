@@ -1,6 +1,5 @@
 """Runs the training loop: fetch, dispatch, evaluate, log, save, stop on a signal, and continue."""
 
-import bisect
 import signal
 import time
 from collections import deque
@@ -164,28 +163,14 @@ class _Loop:
         self.last_save = time.monotonic()
         self.log.note(f"saved step {step}")
 
-    def _indices(self, step: int, count: int) -> dict[str, Array]:
-        """Returns the indices of the examples of the next `count` steps, [count, batch]."""
-        size = self.run.batch_size
-        flat = self.task.indices(step * size, count * size)
-        return self.parallel.shard_indices({k: v.reshape(count, size) for k, v in flat.items()})
-
-    def _next(self, step: int) -> tuple[int, int]:
-        """Returns the steps and the stage of the dispatch at `step`. It passes no stage and no evaluation."""
-        run, total = self.run, self.task.total_steps
-        boundary = min(total, (step // run.eval_steps + 1) * run.eval_steps)
-        stage = bisect.bisect_right(self.task.stages, step) - 1
-        ahead = [*self.task.stages[stage + 1 :], total]
-        return min(run.steps_per_dispatch, ahead[0] - step, boundary - step), stage
-
     def _programs(self, shapes: TrainState, resident: Any, step: int) -> Programs[tuple[int, int]]:
         """Begins to compile the programs of all steps from `step` on, for a state of these shapes."""
         lower: dict[tuple[int, int], Callable[[], Lowered]] = {}
         while step < self.task.total_steps:
-            key = count, stage = self._next(step)
+            key = count, stage = self.run.dispatch(step)
             if key not in lower:
                 program = self.parallel.train(self.run.step(stage))
-                lower[key] = partial(program.lower, shapes, resident, self._indices(step, count))
+                lower[key] = partial(program.lower, shapes, resident, self.run.indices(step, count))
             step += count
         return Programs(lower, threads=1 if processes.several() else 2)
 
@@ -202,13 +187,13 @@ class _Loop:
                 self._evaluate(state, step)
             if step == total:
                 return state
-            key = count, _ = self._next(step)
+            key = count, _ = self.run.dispatch(step)
             if key not in ready:
                 with self.clock.part("compile"):
                     ready[key] = programs[key]
                 self.parallel.check_memory(ready[key], run.batch_field)
             with self.clock.part("train"):
-                indices = self._indices(step, count)
+                indices = self.run.indices(step, count)
                 with self.clock.part("step"):
                     state, metrics = ready[key](state, resident, indices)
                 step += count

@@ -1,5 +1,6 @@
 """Turns a config into a run. Everything is decided here, once: no later code reads the config."""
 
+import bisect
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,6 +72,19 @@ class Run:
     def per_step(self) -> int:
         """Returns the units of one step, such as images or characters."""
         return self.batch_size * self.task.per_example
+
+    def dispatch(self, step: int) -> tuple[int, int]:
+        """Returns the steps and the stage of the dispatch at `step`. It passes no stage and no evaluation."""
+        stage = bisect.bisect_right(self.task.stages, step) - 1
+        end = [*self.task.stages[stage + 1 :], self.task.total_steps][0]
+        evaluation = (step // self.eval_steps + 1) * self.eval_steps
+        return min(self.steps_per_dispatch, end - step, evaluation - step), stage
+
+    def indices(self, step: int, count: int) -> dict[str, Array]:
+        """Returns the indices of the examples of the `count` steps from `step` on, [count, batch]."""
+        size = self.batch_size
+        flat = self.task.indices(step * size, count * size)
+        return self.parallel.shard_indices({k: v.reshape(count, size) for k, v in flat.items()})
 
     def in_words(self) -> list[str]:
         """Returns lines for the log: the steps, the hardware and the data of the run."""
