@@ -64,7 +64,7 @@ def take(name: str, parallel: Parallel, rounds: int) -> float:
     task = run.task
     state = parallel.replicate(jax.jit(run.first_state)(jax.random.key(0), task.start))
     resident = parallel.replicate(task.resident)
-    program = parallel.train(run.step(len(task.stages) - 1))
+    program = parallel.train(run.step(len(task.stages) - 1), run.dtype)
     times = []
     for step in range(rounds + 2):
         host = task.indices(step * size, size)

@@ -30,7 +30,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 from flax.typing import VariableDict
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from ml_collections import ConfigDict
 
 from experiments.benchmarks.timing import compiled, interleaved, torch_version
@@ -80,6 +80,7 @@ class FlaxLayers(nn.Module):
     widths: Sequence[int]
     norm_momentum: float
     num_classes: int
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -117,7 +118,9 @@ def plain_step(
     step = partial(train_step, apply_fn=apply_fn, loss_fn=loss_fn, tx=tx)
     rng = jax.random.key(0)
     state = TrainState.create(jax.tree.map(jnp.copy, dict(variables)), tx)
-    program = jax.jit(step, donate_argnums=0).lower(state, batch, rng).compile()
+    options = models.compiler_options(jax.devices()[0].platform, module.dtype)
+    jitted = jax.jit(step, donate_argnums=0, compiler_options=options)
+    program = jitted.lower(state, batch, rng).compile()
 
     def call() -> None:
         nonlocal state
@@ -248,7 +251,7 @@ def whole_step(config: ConfigDict, batch: Batch) -> tuple[Callable[[], None], Ta
         flat = task.indices(0, config.train.batch_size)
         return parallel.shard_indices({k: v[None] for k, v in flat.items()})
 
-    program = parallel.train(run.step()).lower(state, resident, indices()).compile()
+    program = parallel.train(run.step(), run.dtype).lower(state, resident, indices()).compile()
 
     def call() -> None:
         nonlocal state

@@ -137,7 +137,7 @@ def programs(config: ConfigDict, parallel: Parallel) -> Iterator[tuple[str, int,
         {k: jax.ShapeDtypeStruct((count, batch), v.dtype) for k, v in one.items()}
     )
     for stage, first in enumerate(task.stages):
-        step = parallel.train(run.step(stage))
+        step = parallel.train(run.step(stage), run.dtype)
         name = "train" if len(task.stages) == 1 else f"train from step {first}"
         yield name, batch, step.lower(state, parallel.shape(task.resident), indices)
     yield from task.programs(state.result, parallel)

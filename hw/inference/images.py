@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hw import cli
+from hw import cli, models
 from hw.cli import UserError
 from hw.data.photos import read_image
 from hw.training import saved, setup
@@ -28,7 +28,10 @@ def predict(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
     needs = ("data.mean", "data.std", "eval.tta", "eval.temperature")
     run = saved.load_run(folder, cli.say, task="images", needs=needs)
     config = setup.with_fallback(run.config, run.provenance["source"])
-    logits_of = jax.jit(images.classify(run.module, config.data, images.TTA_VIEWS[config.eval.tta]))
+    logits_of = jax.jit(
+        images.classify(run.module, config.data, images.TTA_VIEWS[config.eval.tta]),
+        compiler_options=models.compiler_options(jax.devices()[0].platform, run.module.dtype),
+    )
     logits = logits_of(run.variables, {"image": pixels})["logits_tta"]
     probabilities = np.asarray(jax.nn.softmax(logits / (config.eval.temperature or 1.0)), float)
     if not np.isfinite(probabilities).all():

@@ -3,8 +3,10 @@
 import inspect
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from hw import fields, hardware, schema
@@ -22,10 +24,14 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 # The dtypes in which a model may compute. Parameters, optimiser state, statistics, softmax and losses are
 # always float32.
 DTYPES = ("float32", "bfloat16")
-# Whether "auto" means bfloat16 on CPUs where it makes products faster. It does not yet: bfloat16 uses XLA's
-# convolutions (`hw.ops.convolution`), and their gradients are slow. A run of configs/resnet.py:quick spent
-# 660 s in its steps against 362 s in float32 (AMD EPYC with avx512_bf16, jax 0.12, the same hour; issue 20).
-BFLOAT16_PAYS_ON_CPU = False
+# XLA:CPU calls oneDNN for the products and convolutions of a program with these options, but only where no
+# other library claims them first. jaxlib has oneDNN for x86 since this version.
+_ONEDNN_SINCE = (0, 11)
+_ONEDNN = {
+    "xla_cpu_experimental_onednn_custom_call": True,
+    "xla_cpu_experimental_ynn_fusion_type": "",
+    "xla_cpu_use_xnnpack": False,
+}
 
 
 def _declared(name: str) -> dict[str, inspect.Parameter]:
@@ -42,9 +48,8 @@ def arguments(name: str) -> dict[str, inspect.Parameter]:
 def dtype_of(dtype: str, platform: str, processor: hardware.Processor) -> str:
     """Returns the dtype that `config.model.dtype` means on some hardware: "float32" or "bfloat16".
 
-    "auto" is bfloat16 on GPUs and TPUs. On CPUs it is float32, unless `BFLOAT16_PAYS_ON_CPU` is True and the
-    processor's instruction sets make bfloat16 faster. Nothing is timed, so a run's numbers depend only on
-    its hardware.
+    "auto" is bfloat16 on GPUs and TPUs, and on CPUs that have instructions for it (`hardware.fast_bfloat16`)
+    and oneDNN. Nothing is timed, so a run's numbers depend only on its hardware and the version of jax.
 
     Args:
       dtype: "auto", "float32" or "bfloat16".
@@ -53,8 +58,19 @@ def dtype_of(dtype: str, platform: str, processor: hardware.Processor) -> str:
     """
     if dtype != "auto":
         return dtype
-    fast = platform != "cpu" or (BFLOAT16_PAYS_ON_CPU and hardware.fast_bfloat16(processor))
+    fast = platform != "cpu" or (_has_onednn() and hardware.fast_bfloat16(processor))
     return "bfloat16" if fast else "float32"
+
+
+def compiler_options(platform: str, dtype: DTypeLike) -> dict[str, bool | str]:
+    """Returns the options of XLA for a program that computes in `dtype` on "cpu", "gpu" or "tpu"."""
+    half = jnp.dtype(dtype) == jnp.bfloat16
+    # float32 programs do without oneDNN: for them it is no faster, and their numbers stay what they were.
+    return dict(_ONEDNN) if platform == "cpu" and half and _has_onednn() else {}
+
+
+def _has_onednn() -> bool:
+    return jax.__version_info__ >= _ONEDNN_SINCE
 
 
 def build(

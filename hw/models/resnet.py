@@ -43,7 +43,7 @@ class Conv(nn.Module):
         convolve = conv2d_max_pool2 if self.pool else conv2d
         return convolve(
             x.astype(self.dtype),
-            kernel.astype(self.dtype),
+            kernel,
             stride=self.stride,
             padding=self.padding,
             chunked=self.chunked,
@@ -88,6 +88,7 @@ class BatchNormGELU(nn.Module):
       use_scale: whether normalisation has a scale.
       axis_name: the mapped axis over which the statistics are averaged.
       epsilon: ε, in squared units of x.
+      chunked: as in `batch_norm_gelu`.
     """
 
     use_running_average: bool
@@ -95,6 +96,7 @@ class BatchNormGELU(nn.Module):
     use_scale: bool = False
     axis_name: str | None = None
     epsilon: float = 1e-5
+    chunked: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -107,7 +109,9 @@ class BatchNormGELU(nn.Module):
             return norm_gelu(x, mean.value, var.value, scale, bias, epsilon=self.epsilon)
         # `init` runs outside the mapped axis and keeps the first statistics.
         axis_name = None if self.is_initializing() else self.axis_name
-        y, *found = batch_norm_gelu(x, scale, bias, epsilon=self.epsilon, axis_name=axis_name)
+        y, *found = batch_norm_gelu(
+            x, scale, bias, epsilon=self.epsilon, axis_name=axis_name, chunked=self.chunked
+        )
         if not self.is_initializing():
             for running, batch in zip((mean, var), found, strict=True):
                 batch = batch.astype(running.value.dtype)
@@ -331,6 +335,7 @@ class HWNet(nn.Module):
             momentum=self.norm_momentum,
             use_scale=self.norm_scale,
             axis_name=self.axis_name,
+            chunked=not self.sharded,
         )
         number = count()
         shape = (2, 2, x.shape[-1], 4 * x.shape[-1])

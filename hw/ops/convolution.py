@@ -29,8 +29,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from hw.ops import winograd
 from hw.ops.winograd import Grid, Shape, Size
@@ -54,7 +55,8 @@ def conv2d(
 
     Args:
       x_bhwc: images.
-      kernel_ijco: filters (HWIO), of the same dtype.
+      kernel_ijco: filters (HWIO), of the same dtype or a wider one. We round them to the dtype of the images;
+        on a CPU, their gradient is summed over the chunks in float32 or wider.
       stride: s, for rows and columns alike.
       padding: 'SAME', 'VALID' or ((lo, hi), (lo, hi)) for rows and columns.
       chunked: whether a CPU may loop over slices of the batch. It must be False when the batch is sharded
@@ -62,11 +64,11 @@ def conv2d(
         convolution.
 
     Returns:
-      The outputs, (b, h', w', o), in the dtype of the inputs.
+      The outputs, (b, h', w', o), in the dtype of the images.
     """
     pads = _explicit(stride, padding, x_bhwc, kernel_ijco)
     if not _may_chunk(x_bhwc, chunked):
-        return _xla(stride, pads, x_bhwc, kernel_ijco)
+        return _xla(stride, pads, x_bhwc, kernel_ijco.astype(x_bhwc.dtype))
     return _convolve(False, stride, pads, x_bhwc, kernel_ijco)
 
 
@@ -87,7 +89,7 @@ def conv2d_max_pool2(
     size = _output_size(stride, pads, x_bhwc.shape, kernel_ijco.shape)
     rows, columns = ((lo, hi - n % 2 * stride) for n, (lo, hi) in zip(size, pads, strict=True))
     if not _may_chunk(x_bhwc, chunked) or min(size) < 2:  # without a block, there are no tiles
-        return max_pool2(_xla(stride, (rows, columns), x_bhwc, kernel_ijco))
+        return max_pool2(_xla(stride, (rows, columns), x_bhwc, kernel_ijco.astype(x_bhwc.dtype)))
     return _convolve(True, stride, (rows, columns), x_bhwc, kernel_ijco)
 
 
@@ -141,8 +143,7 @@ def _output_size(stride: int, pads: Pads, x_shape: Shape, kernel_shape: Shape) -
 
 
 def _may_chunk(x_bhwc: Array, chunked: bool) -> bool:
-    # On our CPU, half-precision products are no faster than float32 ones, so we use XLA's convolution.
-    return chunked and x_bhwc.dtype in (jnp.float32, jnp.float64)
+    return chunked and x_bhwc.dtype in (jnp.bfloat16, jnp.float32, jnp.float64)
 
 
 def _xla(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array) -> Array:
@@ -164,11 +165,15 @@ def _convolve(pool: bool, stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: A
 def _convolve_fwd(
     pool: bool, stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array
 ) -> tuple[Array, tuple[Array, ...]]:
+    rounded_ijco = kernel_ijco.astype(x_bhwc.dtype)
+
     def cpu(x_bhwc: Array, kernel_ijco: Array) -> tuple[Array, ...]:
-        if forward_by_winograd(stride, kernel_ijco.shape):
+        if forward_by_winograd(stride, kernel_ijco.shape) and not by_onednn(x_bhwc.dtype):
             return winograd_forward(pool, pads, x_bhwc, kernel_ijco)
         if pool:
             return pooled_in_chunks(stride, pads, x_bhwc, kernel_ijco)
+        if by_onednn(x_bhwc.dtype):
+            return (_for_onednn(stride, pads, x_bhwc, kernel_ijco),)
         return other(x_bhwc, kernel_ijco)
 
     def other(x_bhwc: Array, kernel_ijco: Array) -> tuple[Array, ...]:
@@ -176,7 +181,7 @@ def _convolve_fwd(
             return _pooled(stride, pads, x_bhwc, kernel_ijco)
         return (_xla(stride, pads, x_bhwc, kernel_ijco),)
 
-    y_bhwo, *place = lax.platform_dependent(x_bhwc, kernel_ijco, cpu=cpu, default=other)
+    y_bhwo, *place = lax.platform_dependent(x_bhwc, rounded_ijco, cpu=cpu, default=other)
     return y_bhwo, (x_bhwc, kernel_ijco, *place)
 
 
@@ -184,20 +189,29 @@ def _convolve_bwd(
     pool: bool, stride: int, pads: Pads, residuals: tuple[Array, ...], dy_bhwo: Array
 ) -> tuple[Array, Array]:
     x_bhwc, kernel_ijco, *place = residuals
+    rounded_ijco, dtype = kernel_ijco.astype(x_bhwc.dtype), kernel_ijco.dtype
 
     def cpu(x_bhwc: Array, kernel_ijco: Array, *dy: Array) -> tuple[Array, Array]:
         size = _output_size(stride, pads, x_bhwc.shape, kernel_ijco.shape)
+        if stride == 1 and by_onednn(x_bhwc.dtype):
+            dx_bhwc, dkernel_ijco = direct_gradients(pads, x_bhwc, kernel_ijco, *dy)
+            return dx_bhwc, dkernel_ijco.astype(dtype)
         if backward_by_winograd(stride, kernel_ijco.shape):
-            return winograd_gradients(pads, x_bhwc, kernel_ijco, *dy)
+            dx_bhwc, dkernel_ijco = winograd_gradients(pads, x_bhwc, kernel_ijco, *dy)
+            return dx_bhwc, dkernel_ijco.astype(dtype)
         dx_bhwc, dkernel_ijco = other(x_bhwc, kernel_ijco, *dy)
         if dkernel_by_patches(size, kernel_ijco.shape):
-            dkernel_ijco = patches_dkernel(stride, pads, x_bhwc, kernel_ijco, *dy)
+            dkernel_ijco = patches_dkernel(stride, pads, x_bhwc, kernel_ijco, *dy).astype(dtype)
         return dx_bhwc, dkernel_ijco
 
-    def other(x_bhwc: Array, kernel_ijco: Array, *dy: Array) -> tuple[Array, Array]:
-        return jax.vjp(partial(_xla, stride, pads), x_bhwc, kernel_ijco)[1](_full(*dy))
+    def other(x_bhwc: Array, rounded_ijco: Array, *dy: Array) -> tuple[Array, Array]:
+        dx, dkernel = jax.vjp(partial(_xla, stride, pads), x_bhwc, rounded_ijco)[1](_full(*dy))
+        return dx, dkernel.astype(dtype)
 
-    return lax.platform_dependent(x_bhwc, kernel_ijco, dy_bhwo, *place, cpu=cpu, default=other)
+    dx_bhwc, dkernel_ijco = lax.platform_dependent(
+        x_bhwc, rounded_ijco, dy_bhwo, *place, cpu=cpu, default=other
+    )
+    return dx_bhwc, dkernel_ijco
 
 
 _convolve.defvjp(_convolve_fwd, _convolve_bwd)
@@ -206,6 +220,14 @@ _convolve.defvjp(_convolve_fwd, _convolve_bwd)
 def _full(dy: Array, place: Array | None = None) -> Array:
     """Returns the gradient of the convolution's output, from that of the pooled output and the places."""
     return dy if place is None else winograd.whole(_at_place(dy, place))
+
+
+def by_onednn(dtype: DTypeLike) -> bool:
+    """Returns whether a CPU convolves faster by oneDNN than by our methods.
+
+    XLA does not offer oneDNN's weights' gradient, so this one is computed by patches.
+    """
+    return dtype == jnp.bfloat16
 
 
 def forward_by_winograd(stride: int, kernel_shape: Shape) -> bool:
@@ -277,23 +299,68 @@ def patches_dkernel(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array, 
 
     It reads only the shape of the kernel.
     """
-    rows, columns, c, _ = kernel_ijco.shape
-    h, w = _output_size(stride, pads, x_bhwc.shape, kernel_ijco.shape)
 
     def part(x_nhwc: Array, *dy: Array) -> tuple[tuple[()], Array]:
-        x_nhwc = winograd.pad(x_nhwc, pads)
-        # Each tap is the element (i, j) of every patch: h'·w' pixels, one stride apart.
-        taps = [
-            x_nhwc[:, i : i + stride * (h - 1) + 1 : stride, j : j + stride * (w - 1) + 1 : stride]
-            for i in range(rows)
-            for j in range(columns)
-        ]
-        return (), winograd.flat(_full(*dy)).T @ winograd.flat(jnp.concatenate(taps, axis=-1))
+        return (), _patches_product(stride, pads, kernel_ijco.shape, x_nhwc, _full(*dy))
 
-    # Patches were fastest in chunks of a third of the bytes.
-    numbers = 3 * h * w * rows * columns * c
-    _, dkernel_ok = _by_chunks(part, numbers, x_bhwc, *dy)
+    _, dkernel_ok = _by_chunks(part, _patches_numbers(stride, pads, x_bhwc, kernel_ijco), x_bhwc, *dy)
     return dkernel_ok.T.reshape(kernel_ijco.shape)
+
+
+def direct_gradients(pads: Pads, x_bhwc: Array, kernel_ijco: Array, *dy: Array) -> tuple[Array, Array]:
+    """Returns dx and dkernel for stride 1, from the same chunk of dy, which `_full` explains.
+
+    dx is itself a convolution, of dy with the kernel turned by 180° and its channels exchanged:
+    dx[b,h,w,c] = Σ_ijo dy[b, h + lo_h - i, w + lo_w - j, o] · kernel[i,j,c,o]. XLA's own gradient computes
+    the same, but not by oneDNN.
+    """
+    turned_ijoc = lax.rev(kernel_ijco, (0, 1)).swapaxes(2, 3)
+    sizes = zip(kernel_ijco.shape[:2], pads, strict=True)
+    rows, columns = ((taps - 1 - lo, taps - 1 - hi) for taps, (lo, hi) in sizes)
+
+    def part(x_nhwc: Array, *dy: Array) -> tuple[Array, Array]:
+        dy_nhwo = _full(*dy)
+        dx_nhwc = _for_onednn(1, (rows, columns), dy_nhwo, turned_ijoc)
+        return dx_nhwc, _patches_product(1, pads, kernel_ijco.shape, x_nhwc, dy_nhwo)
+
+    numbers = _patches_numbers(1, pads, x_bhwc, kernel_ijco)
+    dx_bhwc, dkernel_ok = _by_chunks(part, numbers, x_bhwc, *dy)
+    return dx_bhwc, dkernel_ok.T.reshape(kernel_ijco.shape)
+
+
+def _for_onednn(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array) -> Array:
+    """Returns the convolution in a form that XLA hands to oneDNN."""
+    size = _output_size(stride, pads, x_bhwc.shape, kernel_ijco.shape)
+    if min(size) > 2:
+        return _xla(stride, pads, x_bhwc, kernel_ijco)
+    # XLA would exchange tiny images with the kernel, and oneDNN does not have that.
+    o = kernel_ijco.shape[-1]
+    y_po = _patches(stride, pads, size, kernel_ijco.shape, x_bhwc) @ kernel_ijco.reshape(-1, o)
+    return y_po.reshape(len(x_bhwc), *size, o)
+
+
+def _patches_product(stride: int, pads: Pads, kernel_shape: Shape, x_nhwc: Array, dy_nhwo: Array) -> Array:
+    """Returns dYᵀ_op P_pk of one chunk."""
+    return winograd.flat(dy_nhwo).T @ _patches(stride, pads, dy_nhwo.shape[1:3], kernel_shape, x_nhwc)
+
+
+def _patches(stride: int, pads: Pads, size: Size, kernel_shape: Shape, x_nhwc: Array) -> Array:
+    """Returns P_pk, the matrix of the patches, for `size` outputs a channel."""
+    (h, w), (rows, columns) = size, kernel_shape[:2]
+    x_nhwc = winograd.pad(x_nhwc, pads)
+    # Each tap is the element (i, j) of every patch: h'·w' pixels, one stride apart.
+    taps = [
+        x_nhwc[:, i : i + stride * (h - 1) + 1 : stride, j : j + stride * (w - 1) + 1 : stride]
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    return winograd.flat(jnp.concatenate(taps, axis=-1))
+
+
+def _patches_numbers(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array) -> int:
+    """Returns three times the numbers in an image's patches: chunks of a third of the bytes were fastest."""
+    rows, columns, c, _ = kernel_ijco.shape
+    return 3 * math.prod(_output_size(stride, pads, x_bhwc.shape, kernel_ijco.shape)) * rows * columns * c
 
 
 def _by_chunks(part: Callable[..., tuple[Any, Any]], numbers: int, *batch: Array) -> tuple[Any, Any]:
@@ -309,7 +376,11 @@ def _by_chunks(part: Callable[..., tuple[Any, Any]], numbers: int, *batch: Array
       (the first results, joined; the second results, added).
     """
     b = len(batch[0])
-    done = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(part, *batch))
+    joined, added = jax.eval_shape(part, *batch)
+    done = (
+        jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), joined),
+        jax.tree.map(lambda a: jnp.zeros(a.shape, np.promote_types(a.dtype, jnp.float32)), added),
+    )
     if b == 0:
         return done
     most = min(b, max(1, round(CHUNK_BYTES / (numbers * batch[0].dtype.itemsize))))
@@ -321,7 +392,7 @@ def _by_chunks(part: Callable[..., tuple[Any, Any]], numbers: int, *batch: Array
         whole = jax.tree.map(
             lambda a, some: lax.dynamic_update_slice_in_dim(a, some, start, 0), done[0], joined
         )
-        return whole, jax.tree.map(jnp.add, done[1], added)
+        return whole, jax.tree.map(lambda sum, some: sum + some.astype(sum.dtype), done[1], added)
 
     if rest := b % n:  # the images that do not fill a chunk come first
         done = at(0, rest, done)

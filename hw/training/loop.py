@@ -12,7 +12,7 @@ import jax
 from jax.stages import Compiled, Lowered
 from ml_collections import ConfigDict
 
-from hw import cli, files
+from hw import cli, files, models
 from hw.cli import Stopped, UserError
 from hw.data.cache import cache_dir
 from hw.training import checkpoint, processes, setup
@@ -52,6 +52,8 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
             return finished
         keep_programs(cache_dir(cli.say))
         run = setup.prepare(config, parallel, folder.begun_in)
+        if models.compiler_options(parallel.platform, run.dtype):
+            keep_programs(None)  # XLA cannot write a program that calls oneDNN to a file.
         batch = run.batch_field
         # We save the config only now. A mistake in the data or the model must not leave it in the folder.
         processes.on_primary(lambda: None if folder.has_checkpoints else folder.save_config())
@@ -82,8 +84,7 @@ class _Loop:
         self.run, self.folder, self.clock = run, folder, clock
         self.task, self.parallel = run.task, run.parallel
         self.signals = Signals()
-        # Only the primary process has a log, because only it writes the workdir.
-        self.log: RunLog | Silence = Silence()
+        self.log: RunLog | Silence = Silence()  # Only the primary process writes the workdir.
         if processes.is_primary():
             self.log = RunLog(folder.path, self.task.total_steps, run.log_seconds, self.task.unit)
         self.evaluated: set[int] = set()  # steps whose evaluation is logged
@@ -98,8 +99,7 @@ class _Loop:
                     self.log.say(line)
                 state = self._to_the_end()
                 report = self._evaluate(state, self.task.total_steps)
-                whole = self.parallel.local(state)
-                return processes.on_primary(lambda: self._write(whole, report, name, variant))
+                return processes.on_primary(lambda: self._write(state, report, name, variant))
         finally:
             self.log.close()
 
@@ -169,7 +169,7 @@ class _Loop:
         while step < self.task.total_steps:
             key = count, stage = self.run.dispatch(step)
             if key not in lower:
-                program = self.parallel.train(self.run.step(stage))
+                program = self.parallel.train(self.run.step(stage), self.run.dtype)
                 lower[key] = partial(program.lower, shapes, resident, self.run.indices(step, count))
             step += count
         return Programs(lower, threads=1 if processes.several() else 2)
@@ -259,7 +259,7 @@ class _Loop:
 
     def _write(self, state: TrainState, report: Report, name: str, variant: str) -> dict[str, Any]:
         """Writes the final files of the run, the summary last, and returns the summary."""
-        run, path = self.run, self.folder.path
+        run, path, state = self.run, self.folder.path, self.parallel.local(state)
         checkpoint.save_params(path / "params.npz", state.result)
         with self.clock.part("eval"):
             written = self.task.samples(state.result)

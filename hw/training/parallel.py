@@ -13,8 +13,9 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled, Wrapped
+from jax.typing import DTypeLike
 
-from hw import hardware
+from hw import hardware, models
 from hw.cli import UserError
 from hw.training import processes
 
@@ -31,13 +32,13 @@ class OutOfMemory(UserError):
 
 
 def keep_programs(folder: Path | None) -> None:
-    """Keeps compiled programs in `folder`, so that a second start need not compile; None keeps nothing.
+    """Keeps compiled programs in `folder`, so that a second start need not compile; None keeps no more.
 
     JAX executes the programs in that folder, so only the user may be able to write there.
     """
     if folder is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf if folder is None else 0.2)
 
 
 def memory_need(program: Compiled) -> int:
@@ -172,12 +173,16 @@ class Parallel:
         """Returns the shapes of arrays with the shardings of `replicate`."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), tree)
 
-    def train(self, step_fn: Callable[[State, Any, Any], tuple[State, Any]]) -> Wrapped:
+    def train(
+        self, step_fn: Callable[[State, Any, Any], tuple[State, Any]], dtype: DTypeLike = "float32"
+    ) -> Wrapped:
         """Compiles several steps into one dispatch.
 
         Args:
           step_fn: `(state, resident, indices) -> (state, metrics)`, one step. `indices` has the batch as
             first axis and selects examples of the `resident` data.
+          dtype: float32 or bfloat16, in which the model computes. It decides how jit compiles; pmap has
+            no options.
 
         Returns:
           A jitted `(state, resident, indices) -> (state, metrics)`. Its indices (of `shard_indices`) and
@@ -209,14 +214,19 @@ class Parallel:
             ),
             out_shardings=self.replicated,
             donate_argnums=0,
+            compiler_options=models.compiler_options(self.platform, dtype),
         )
 
-    def map(self, fn: Callable[[Any, Any], Any]) -> Wrapped:
-        """Returns jit of `fn(variables, batch)` with a sharded batch; every device gets the whole result."""
+    def map(self, fn: Callable[[Any, Any], Any], dtype: DTypeLike = "float32") -> Wrapped:
+        """Returns jit of `fn(variables, batch)` with a sharded batch; every device gets the whole result.
+
+        `dtype` is that of `train`.
+        """
         return jax.jit(
             fn,
             in_shardings=(self.replicated, NamedSharding(self.mesh, P(AXIS))),
             out_shardings=self.replicated,
+            compiler_options=models.compiler_options(self.platform, dtype),
         )
 
     def map_all(

@@ -1,24 +1,30 @@
 """Tests the meaning of `config.model.dtype` on each kind of hardware."""
 
+from platform import machine
+
+import jax
+import jax.numpy as jnp
 import pytest
+from jax import lax
 from ml_collections import ConfigDict
 
 from hw import models
 from hw.cli import UserError
 from hw.hardware import Processor
 
+ONEDNN = jax.__version_info__ >= (0, 11)  # Older jaxlibs have no oneDNN.
+DIMS = ("NHWC", "HWIO", "NHWC")
 PLAIN = Processor("plain", "", ("avx2", "avx512f"))
 FAST = [Processor("fast", "", (name,)) for name in ("avx512_bf16", "amx_bf16", "avx_ne_convert")]
 
 
 @pytest.mark.parametrize("processor", [Processor(), PLAIN, *FAST], ids=str)
-def test_auto_by_platform_and_processor(monkeypatch, processor):
+@pytest.mark.parametrize("version", [(0, 10, 2), (0, 11, 2), (0, 12, 0)], ids=str)
+def test_auto_by_platform_and_processor(monkeypatch, processor, version):
+    monkeypatch.setattr(jax, "__version_info__", version)
     for platform in ("gpu", "tpu"):  # for every processor of the host
         assert models.dtype_of("auto", platform, processor) == "bfloat16"
-    # No CPU uses bfloat16 while its convolutions are slower.
-    assert models.dtype_of("auto", "cpu", processor) == "float32"
-    monkeypatch.setattr(models, "BFLOAT16_PAYS_ON_CPU", True)
-    expected = "bfloat16" if processor in FAST else "float32"
+    expected = "bfloat16" if processor in FAST and version >= (0, 11) else "float32"
     assert models.dtype_of("auto", "cpu", processor) == expected
 
 
@@ -34,3 +40,23 @@ def test_another_word_is_refused(wrong):
     config = ConfigDict({"name": "recall_net", "dtype": wrong, "recall_net": {"cell": "rnn", "width": 4}})
     with pytest.raises(UserError, match=r"config\.model\.dtype must be one of auto, float32, bfloat16"):
         models.build(config, num_outputs=2, platform="cpu")
+
+
+@pytest.mark.stack
+def test_programs_in_bfloat16_call_onednn():
+    """float32 and other platforms never ask for it."""
+    assert models.compiler_options("cpu", "float32") == {}
+    assert models.compiler_options("gpu", "bfloat16") == models.compiler_options("tpu", jnp.bfloat16) == {}
+    options = models.compiler_options("cpu", jnp.bfloat16)
+    assert bool(options) == ONEDNN
+    if jax.devices()[0].platform != "cpu" or machine() != "x86_64":
+        pytest.skip("a CPU of x86 is needed")
+
+    def both(x, kernel):
+        product = x.reshape(-1, 64) @ kernel[0, 0]
+        return product, lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=DIMS)
+
+    x, kernel = jnp.ones((64, 16, 16, 64), jnp.bfloat16), jnp.ones((3, 3, 64, 64), jnp.bfloat16)
+    text = jax.jit(both, compiler_options=options).lower(x, kernel).compile().as_text()
+    for operation in ("matmul", "convolution"):
+        assert (f"onednn${operation}" in text) == ONEDNN

@@ -37,22 +37,25 @@ CASES = [
     (4, 9, 9, 3, 5, (3, 3), 1, ((-2, -1), (-1, 0))),  # crops
 ]
 
-RULES = ("forward_by_winograd", "backward_by_winograd", "dkernel_by_patches")
-# Whether each choice of `hw.ops.convolution` is Winograd's method or patches.
+RULES = ("forward_by_winograd", "backward_by_winograd", "dkernel_by_patches", "by_onednn")
+# What the rules of `hw.ops.convolution` choose for each method. By "onednn", products and convolutions are
+# XLA's own here, in any dtype.
 METHODS = {
-    "xla": (False, False, False),
-    "patches": (False, False, True),
-    "winograd": (True, True, False),
+    "xla": (False, False, False, False),
+    "patches": (False, False, True, False),
+    "winograd": (True, True, False, False),
+    "onednn": (True, True, False, True),
 }
 
 
-def methods(cases, names=("patches", "winograd")):
+def methods(cases, names=("patches", "winograd", "onednn")):
     """Returns each case with each method that can compute it."""
     return [
         (case, method)
         for case in cases
         for method in names
-        if method != "winograd" or case[5:7] == ((3, 3), 1)
+        if not (method == "winograd" and case[5:7] != ((3, 3), 1))
+        and not (method == "onednn" and case[6] > 1)
     ]
 
 
@@ -181,7 +184,7 @@ def test_batches_are_computed_in_chunks(case, method, force):
     assert ("length=2" in gradient) == (method != "xla")
 
 
-@pytest.mark.parametrize("method", ["xla", "patches"])
+@pytest.mark.parametrize("method", ["xla", "patches", "onednn"])
 def test_hand_worked(method, force):
     """The row is 1 2 3 and the kernel 10 1: y = (10 + 2, 20 + 3) = (12, 23).
 
@@ -258,13 +261,17 @@ def test_under_vmap(method, float64, force):
     assert_same(run(), run(chunked=False), 1e-12)
 
 
-def test_bfloat16_is_xlas():
-    x, kernel = draw(CASES[1], jnp.bfloat16)
-    ours = output_and_gradients(x, kernel, 1, "SAME")
-    plain = output_and_gradients(x, kernel, 1, "SAME", chunked=False)
-    assert ours[0].dtype == jnp.bfloat16
-    for a, b in zip(ours, plain, strict=True):
-        np.testing.assert_array_equal(a, b)
+def test_a_wider_kernel_is_rounded_and_its_gradient_is_not():
+    """The gradient of a float32 kernel is that of the rounded one, before its own rounding to bfloat16."""
+    for case in (CASES[1], (5, 9, 8, 16, 24, (3, 3), 1, "SAME")):
+        x, kernel = draw(case, jnp.float32)
+        half, narrow = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+        for chunked in (True, False):
+            wide = output_and_gradients(half, kernel, *case[6:], chunked=chunked)
+            assert [a.dtype for a in wide] == [jnp.bfloat16, jnp.bfloat16, jnp.float32]
+            plain = output_and_gradients(half, narrow, *case[6:], chunked=chunked)
+            for a, b in zip(wide, plain, strict=True):
+                np.testing.assert_array_equal(a.astype(b.dtype), b)
 
 
 @pytest.mark.parametrize(

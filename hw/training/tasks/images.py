@@ -138,7 +138,8 @@ class ImageTask(Task):
         directions. The report's `temperature` is fitted on both halves: it is the value for a recipe. On the
         test set we use the recipe's temperature, so that nothing is fitted on the test set.
         """
-        fn, images = parallel.map(self._logits_of), {"image": self._dataset.eval.image}
+        fn = parallel.map(self._logits_of, self._module.dtype)
+        images = {"image": self._dataset.eval.image}
         outputs = []
         for out in parallel.map_all(fn, variables, images, self._eval_batch_size):
             outputs.append(out)
@@ -158,7 +159,8 @@ class ImageTask(Task):
     def programs(self, variables: VariableDict, parallel: Parallel) -> Iterator[tuple[str, int, Lowered]]:
         size = self._eval_batch_size
         images = jax.ShapeDtypeStruct((size, *self._dataset.eval.image.shape[1:]), np.uint8)
-        yield "evaluate", size, parallel.map(self._logits_of).lower(variables, {"image": images})
+        fn = parallel.map(self._logits_of, self._module.dtype)
+        yield "evaluate", size, fn.lower(variables, {"image": images})
 
     def summarize(self, report: Report) -> dict[str, Any]:
         return {
