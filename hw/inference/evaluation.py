@@ -49,7 +49,7 @@ def evaluate(
     parallel = Parallel(config.parallel)
     parallel.check_batch(config.eval.batch_size, "--batch-size")
     config = setup.with_fallback(config, provenance["source"])
-    config.model.dtype = models.dtype_of(config.model.dtype, parallel.platform, hardware.processor())
+    config.model.dtype = models.dtype_of(config.model, parallel.platform, hardware.processor())
     task = setup.build_task(config, parallel, dataset)
     variables = parallel.replicate(run.variables)
     report = next(found for found in task.evaluate(variables, parallel) if found is not None)

@@ -24,6 +24,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 # The dtypes in which a model may compute. Parameters, optimiser state, statistics, softmax and losses are
 # always float32.
 DTYPES = ("float32", "bfloat16")
+# The models that are faster in bfloat16 on CPUs that have instructions for it. The GRU is not, and for the
+# attention model oneDNN has no fast product of some layouts.
+_HALF_ON_CPU = ("hwnet",)
 # XLA:CPU calls oneDNN for the products and convolutions of a program with these options, but only where no
 # other library claims them first. jaxlib has oneDNN for x86 since this version.
 _ONEDNN_SINCE = (0, 11)
@@ -45,21 +48,22 @@ def arguments(name: str) -> dict[str, inspect.Parameter]:
     return {field: declared[field] for field in fields.MODELS[name]}
 
 
-def dtype_of(dtype: str, platform: str, processor: hardware.Processor) -> str:
+def dtype_of(config: ConfigDict, platform: str, processor: hardware.Processor) -> str:
     """Returns the dtype that `config.model.dtype` means on some hardware: "float32" or "bfloat16".
 
-    "auto" is bfloat16 on GPUs and TPUs, and on CPUs that have instructions for it (`hardware.fast_bfloat16`)
-    and oneDNN. Nothing is timed, so a run's numbers depend only on its hardware and the version of jax.
+    "auto" is bfloat16 on GPUs and TPUs, and for the models of `_HALF_ON_CPU` on CPUs that have instructions
+    for it (`hardware.fast_bfloat16`) and oneDNN. Nothing is timed, so a run's numbers depend only on its
+    hardware and the version of jax.
 
     Args:
-      dtype: "auto", "float32" or "bfloat16".
+      config: `config.model`, with the fields `name` and `dtype`, which is "auto", "float32" or "bfloat16".
       platform: the platform of the devices that will run the model: "cpu", "gpu" or "tpu".
       processor: this machine's processor; it matters only if the platform is "cpu".
     """
-    if dtype != "auto":
-        return dtype
-    fast = platform != "cpu" or (_has_onednn() and hardware.fast_bfloat16(processor))
-    return "bfloat16" if fast else "float32"
+    if config.dtype != "auto":
+        return config.dtype
+    cpu = config.name in _HALF_ON_CPU and _has_onednn() and hardware.fast_bfloat16(processor)
+    return "bfloat16" if platform != "cpu" or cpu else "float32"
 
 
 def compiler_options(platform: str, dtype: DTypeLike) -> dict[str, bool | str]:
@@ -104,7 +108,7 @@ def build(
     offered = {
         "num_classes": num_outputs,
         "vocab_size": num_outputs,
-        "dtype": jnp.dtype(dtype_of(config.dtype, platform, hardware.processor())),
+        "dtype": jnp.dtype(dtype_of(config, platform, hardware.processor())),
         "axis_name": None if config.get("batch_norm") == "per-device" else axis_name,
         "sharded": num_devices > 1,
     }

@@ -208,7 +208,7 @@ def build(config: ConfigDict, parallel: Parallel, dataset: data.Dataset) -> Run:
         average_decay=config.train.average_decay,
         steps_per_dispatch=steps_per_dispatch(config, parallel.platform),
         eval_steps=max(1, round(every)) if every else task.total_steps,
-        dtype=models.dtype_of(config.model.dtype, parallel.platform, hardware.processor()),
+        dtype=models.dtype_of(config.model, parallel.platform, hardware.processor()),
         provenance=dataset.provenance,
         save_seconds=config.checkpoint.every_seconds,
         keep=config.checkpoint.keep,
@@ -234,27 +234,27 @@ def prepare(config: ConfigDict, parallel: Parallel, begun_in: Callable[[str], st
     config = ConfigDict(config.to_dict())
     # The primary process decides, because hosts may have different processors.
     config.model.dtype, note = processes.on_primary(
-        lambda: list(precision(config.model.dtype, parallel.platform, begun_in))
+        lambda: list(precision(config.model, parallel.platform, begun_in))
     )
     return dataclasses.replace(build(config, parallel, dataset), note=note)
 
 
-def precision(asked: str, platform: str, begun_in: Callable[[str], str | None]) -> tuple[str, str]:
+def precision(config: ConfigDict, platform: str, begun_in: Callable[[str], str | None]) -> tuple[str, str]:
     """Returns the precision that a run computes in.
 
     With "auto", a resumed run keeps the precision in which it began: another precision would change its
     numbers.
 
     Args:
-      asked: `config.model.dtype`.
+      config: `config.model`.
       platform: the platform of the devices.
       begun_in: see `prepare`.
 
     Returns:
       ("float32" or "bfloat16", a line for the user if "auto" means another precision here, else "").
     """
-    here = models.dtype_of(asked, platform, hardware.processor())
-    begun = begun_in(platform) if asked == "auto" else None
+    here = models.dtype_of(config, platform, hardware.processor())
+    begun = begun_in(platform) if config.dtype == "auto" else None
     if begun is None or begun == here:
         return here, ""
     auto = f"config.model.dtype=auto is {here} here"

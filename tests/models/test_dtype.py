@@ -18,21 +18,28 @@ PLAIN = Processor("plain", "", ("avx2", "avx512f"))
 FAST = [Processor("fast", "", (name,)) for name in ("avx512_bf16", "amx_bf16", "avx_ne_convert")]
 
 
+def _config(dtype: str, name: str) -> ConfigDict:
+    return ConfigDict({"dtype": dtype, "name": name})
+
+
 @pytest.mark.parametrize("processor", [Processor(), PLAIN, *FAST], ids=str)
 @pytest.mark.parametrize("version", [(0, 10, 2), (0, 11, 2), (0, 12, 0)], ids=str)
 def test_auto_by_platform_and_processor(monkeypatch, processor, version):
     monkeypatch.setattr(jax, "__version_info__", version)
     for platform in ("gpu", "tpu"):  # for every processor of the host
-        assert models.dtype_of("auto", platform, processor) == "bfloat16"
+        for name in models.MODELS:
+            assert models.dtype_of(_config("auto", name), platform, processor) == "bfloat16"
     expected = "bfloat16" if processor in FAST and version >= (0, 11) else "float32"
-    assert models.dtype_of("auto", "cpu", processor) == expected
+    assert models.dtype_of(_config("auto", "hwnet"), "cpu", processor) == expected
+    for name in sorted(models.MODELS.keys() - {"hwnet"}):  # bfloat16 does not make them faster
+        assert models.dtype_of(_config("auto", name), "cpu", processor) == "float32"
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize("processor", [PLAIN, FAST[0]], ids=str)
 def test_a_word_is_taken_as_it_is(platform, processor):
     for dtype in models.DTYPES:
-        assert models.dtype_of(dtype, platform, processor) == dtype
+        assert models.dtype_of(_config(dtype, "hwnet"), platform, processor) == dtype
 
 
 @pytest.mark.parametrize("wrong", ["float16", "", "AUTO", "bfloat16 "])

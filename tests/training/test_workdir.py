@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from hw import cli, hardware, train
+from hw import cli, hardware, models, train
 from hw.cli import UserError
 from hw.inference import evaluation
 from hw.training import checkpoint, log, workdir
@@ -574,7 +574,8 @@ def elsewhere(monkeypatch):
 
     def elsewhere(there: bool = True) -> None:
         sets = ("avx512_bf16",) if there else ()
-        monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
+        monkeypatch.setattr(models, "_HALF_ON_CPU", tuple(models.MODELS))
+        monkeypatch.setattr(models, "_has_onednn", lambda: True)
         monkeypatch.setattr(hardware, "processor", lambda: hardware.Processor("Fake 9000", "", sets, 0, 2))
 
     return elsewhere
@@ -687,14 +688,16 @@ import sys
 from pathlib import Path
 import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-from hw import hardware
+from ml_collections import ConfigDict
+from hw import hardware, models
 from hw.training import processes, setup
 from hw.training.workdir import Workdir
-jax.__version_info__ = (0, 12, 0)
+models._has_onednn = lambda: True
 sets = ("avx512_bf16",) if sys.argv[2] == sys.argv[3] else ()
 hardware.processor = lambda: hardware.Processor("", "", sets)
 begun_in = Workdir(Path(sys.argv[4]), {}).begun_in
-print(processes.on_primary(lambda: list(setup.precision("auto", "cpu", begun_in))))
+config = ConfigDict({"name": "hwnet", "dtype": "auto"})
+print(processes.on_primary(lambda: list(setup.precision(config, "cpu", begun_in))))
 """
 
 
