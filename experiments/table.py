@@ -100,6 +100,31 @@ def text_table() -> str:
     return "\n".join(rows)
 
 
+def mixtures() -> dict[str, dict[str, Any]]:
+    """Returns the committed evaluations of mixtures by the names of their files."""
+    paths = sorted((RESULTS / "mixture").glob("*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def mixture_table() -> str:
+    """Returns the table of all mixtures of language models, as Markdown."""
+    rows = [
+        "| models, log | text | parameters together | nats per character, windows of 256 | state carried |",
+        "|---|---|---|---|---|",
+    ]
+    for name, report in mixtures().items():
+        weights = [model["weight"] for model in report["models"]]
+        equal = max(weights) == min(weights)
+        names = (model["name"] + ("" if equal else f" ({model['weight']:.3f})") for model in report["models"])
+        rows.append(
+            f"| [{' + '.join(names)}](../experiments/results/mixture/{name}.json) "
+            f"| {report['dataset']['name']}, {report['num_examples']:,} targets "
+            f"| {sum(model['params'] for model in report['models']):,} "
+            f"| {report['nats_cold256']:.4f} | {report['nats_stateful']:.4f} |"
+        )
+    return "\n".join(rows)
+
+
 def measured(config: str) -> str:
     """Returns a recipe's results from the committed logs: two lines a study, as in the recipe's docstring.
 
@@ -184,7 +209,7 @@ def main(argv: Sequence[str]) -> int:
     """Prints the tables and draws the plot."""
     cli.ArgumentParser(prog="experiments.table", description=__doc__).parse_args(argv)
     draw(RESULTS / "accuracy.svg")
-    print(f"{table()}\n\n{text_table()}")
+    print(f"{table()}\n\n{text_table()}\n\n{mixture_table()}")
     for config in ("resnet", "gru", "attention", "recall"):
         print(f"\nconfigs/{config}.py:\n{measured(config)}")
     return 0

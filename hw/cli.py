@@ -84,9 +84,56 @@ class ArgumentParser(argparse.ArgumentParser):
         )
         self.add_force_option()
 
+    def add_model_options(self, released: Sequence[str], default: str = "") -> None:
+        """Adds `--workdir`, `--model` and `--weights`; `options.models` lists the given models in order.
+
+        Args:
+          released: the released models that the command can read.
+          default: the released model that the command takes if none is given, for --help.
+        """
+        self.add_argument(
+            "--workdir",
+            dest="models",
+            action="append",
+            type=path,
+            metavar="DIR",
+            help="a workdir of hw.train; several of --workdir and --model mix the models' probabilities",
+        )
+        self.add_argument(
+            "--model",
+            dest="models",
+            action="append",
+            choices=released,
+            help="a released model" + (f" (default: {default})" if default else ""),
+        )
+        self.add_argument(
+            "--weights",
+            type=weights,
+            metavar="W,W,…",
+            help="the weight of each model in a mixture, in their order (default: equal weights)",
+        )
+
     def add_force_option(self) -> None:
         """Adds `--force`, which lets an output replace a file that this program did not write."""
         self.add_argument("--force", action="store_true", help="overwrite a file that hw did not write")
+
+
+def weights(text: str) -> list[float]:
+    """Returns the numbers in W,W,…, which must be at least 0 with a sum above 0; the `type` of --weights.
+
+    Raises:
+      argparse.ArgumentTypeError: they are no such numbers.
+    """
+    try:
+        found = [float(word) for word in text.split(",")]
+    except ValueError:
+        found = [-1.0]
+    total = sum(found)
+    if min(found) < 0 or not 0 < total < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"{shorten(text, 60)!r} must be numbers of at least 0 with commas between them, such as 0.6,0.4"
+        )
+    return [number / total for number in found]
 
 
 def path(text: str) -> Path:

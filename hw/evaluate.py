@@ -1,9 +1,10 @@
 """Evaluates a run's final weights, the weights of its newest sound checkpoint, or a released model.
 
-    python -m hw.evaluate --model=resnet                a released model
-    python -m hw.evaluate --workdir=runs/resnet-s0      your own run of hw.train
+    python -m hw.evaluate --model=resnet                    a released model
+    python -m hw.evaluate --workdir=runs/resnet-s0          your own run of hw.train
+    python -m hw.evaluate --model=gru --model=attention     a mixture: the average of their probabilities
 
-For your own run it also writes evaluation.json to the workdir.
+For a single run of your own it also writes evaluation.json to the workdir.
 """
 
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hw import cli, files
+from hw.cli import UserError
 
 
 def _text_table(report: dict[str, Any]) -> str:
@@ -18,12 +20,23 @@ def _text_table(report: dict[str, Any]) -> str:
     lines = [
         f"{report['dataset']['name']} ({report['dataset']['source']}), {report['split']} split, "
         f"{report['num_examples']:,} characters, in {report['dtype']}",
+        *(
+            f"{'mixture of' if not number else '       and'} {model['name']}: weight {model['weight']:.4f}, "
+            f"{model['params']:,} parameters"
+            for number, model in enumerate(report.get("models", ()))
+        ),
         "                 nats per character    bits    perplexity",
     ]
     for protocol, what in (("cold256", "windows of 256"), ("stateful", "state carried")):
         lines.append(
             f"{what:<17}{report[f'nats_{protocol}']:<22.4f}{report[f'bits_{protocol}']:<8.4f}"
             f"{report[f'perplexity_{protocol}']:.3f}"
+        )
+    if (fit := report.get("fit")) is not None:
+        text = "characters that no run trained on" if fit["held_out"] else "characters of the training text"
+        lines.append(
+            f"weights fitted on {fit['characters']:,} {text}: {fit['nats_cold256']:.4f} nats per character "
+            f"there, at most {fit['gap']:.1e} above the best weights"
         )
     for of in report.get("copied", ()):
         lines.append(
@@ -74,9 +87,12 @@ def _image_table(report: dict[str, Any]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.ArgumentParser(prog="hw.evaluate", description=__doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=cli.path, help="a workdir of hw.train")
-    source.add_argument("--model", choices=["resnet", "gru", "attention"], help="a released model")
+    parser.add_model_options(["resnet", "gru", "attention"])
+    parser.add_argument(
+        "--fit-weights",
+        action="store_true",
+        help="fit the weights of a mixture on the end of the training text (see docs/results.md)",
+    )
     parser.add_argument("--data-dir", default="", help="the folder of prepared datasets")
     parser.add_argument(
         "--data-path", type=cli.path, metavar="FILE", help="the text of a run with --config.data.path"
@@ -86,22 +102,39 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_json_option()
     options = parser.parse_args(argv)
+    if not options.models:
+        raise UserError("name a run with --workdir=DIR, or a released model with --model=NAME")
+    several = len(options.models) > 1
+    if options.fit_weights and (options.weights or not several):
+        raise UserError(
+            "--fit-weights finds the weights of several models: leave out --weights, or name more"
+        )
 
     output = files.json_output(options.json, force=options.force)
 
     # The slow imports come after the options, so a wrong option is reported at once.
-    from hw.inference import evaluation
-    from hw.training import log, saved
+    from hw.inference import evaluation, mixing
+    from hw.training import log
 
-    folder = options.workdir or saved.released(options.model)
-    report = evaluation.evaluate(
-        folder, data_dir=options.data_dir, data_path=options.data_path, batch_size=options.batch_size
-    )
-    if options.workdir:
+    folders = mixing.folders(options.models)
+    data = {
+        "data_dir": options.data_dir,
+        "data_path": options.data_path,
+        "batch_size": options.batch_size,
+    }
+    if several:
+        report = evaluation.evaluate_mixture(
+            folders, weights=options.weights, fit=options.fit_weights, **data
+        )
+    else:
+        mixing.check_weights(options.weights, 1)
+        report = evaluation.evaluate(folders[0], **data)
+    (workdir, *_) = options.models
+    if not several and not isinstance(workdir, str):
         try:
-            log.write_report(options.workdir, report)
+            log.write_report(workdir, report)
         except OSError as error:  # the user may read another user's run but not write there
-            cli.say(f"note: evaluation.json in {options.workdir} was not written ({error.strerror or error})")
+            cli.say(f"note: evaluation.json in {workdir} was not written ({error.strerror or error})")
     if options.json:
         files.emit_json(report, output)
     else:

@@ -42,9 +42,7 @@ def _check(options: argparse.Namespace) -> None:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.ArgumentParser(prog="hw.sample", description=__doc__)
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--workdir", type=cli.path, help="a workdir of hw.train")
-    source.add_argument("--model", choices=["gru", "attention"], help="a released model (default: gru)")
+    parser.add_model_options(["gru", "attention"], default="gru")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--prompt", metavar="TEXT", help="the start of the text (default: a newline)")
     start.add_argument(
@@ -78,12 +76,12 @@ def main(argv: Sequence[str]) -> int:
     _check(options)
 
     # The slow imports come after the options, so a wrong option is reported at once.
-    from hw.inference import text
-    from hw.training import saved
+    from hw.inference import mixing, text
 
     prompt = files.read_text(options.prompt_file, MAX_PROMPT) if options.prompt_file else options.prompt
     samples = text.sample(
-        options.workdir or saved.released(options.model or "gru"),
+        mixing.folders(options.models or ["gru"]),
+        weights=options.weights,
         prompt=prompt,
         length=options.length,
         temperature=options.temperature,

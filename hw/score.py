@@ -18,9 +18,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.ArgumentParser(prog="hw.score", description=__doc__)
     parser.add_argument("file", type=cli.path, metavar="FILE", help="a text in UTF-8")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--workdir", type=cli.path, help="a workdir of hw.train")
-    source.add_argument("--model", choices=["gru", "attention"], help="a released model (default: gru)")
+    parser.add_model_options(["gru", "attention"], default="gru")
     parser.add_argument(
         "--protocol",
         choices=["cold256", "stateful"],
@@ -49,13 +47,14 @@ def main(argv: Sequence[str]) -> int:
         per_char = files.Output("--per-char", options.per_char, inputs=[options.file], force=options.force)
 
     # The slow imports come after the options, so a wrong option is reported at once.
+    from hw.inference import mixing
     from hw.inference import text as of_text
     from hw.report import surprise
-    from hw.training import saved
 
     report, characters = of_text.score(
         files.read_text(options.file, MAX_TEXT),
-        options.workdir or saved.released(options.model or "gru"),
+        mixing.folders(options.models or ["gru"]),
+        weights=options.weights,
         protocol=options.protocol,
         skip_unknown=options.unknown == "skip",
     )

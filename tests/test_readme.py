@@ -111,6 +111,22 @@ def test_language_models_are_those_of_the_logs():
     assert table.text_table().count("\n") >= 2, "no study is committed"
 
 
+def test_mixtures_are_those_of_the_logs():
+    assert _between("docs/results.md", "mixtures") == table.mixture_table()
+    report = table.mixtures()["gru-attention"]
+    assert [(of["name"], of["weight"]) for of in report["models"]] == [("gru", 0.5), ("attention", 0.5)]
+    assert math.exp(report["nats_cold256"]) == pytest.approx(report["perplexity_cold256"])
+    for of in report["models"]:
+        alone = json.loads(
+            (REPOSITORY / "experiments" / "pretrained" / of["name"] / "evaluation.json").read_text()
+        )
+        assert alone["dataset"] == report["dataset"] and alone["num_examples"] == report["num_examples"]
+        assert alone["nats_cold256"] > report["nats_cold256"] + 0.04
+        if of["name"] == "gru":
+            assert f"the GRU needs {alone['nats_cold256']:.4f}" in README
+    assert f"[{report['nats_cold256']:.4f} nats per\ncharacter](docs/results.md" in README
+
+
 def test_ablation_is_that_of_the_logs():
     runs = ablation.load(ablation.STUDY / "runs.json").by_name  # refuses another recipe's, and edited changes
     assert runs, "no run is committed"

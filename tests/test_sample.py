@@ -210,7 +210,13 @@ def test_the_released_model_is_the_default(run, monkeypatch, capsys, tmp_path):
         ("--stop=", "--stop"),
         ("--unknown=drop", "drop"),
         ("--model=gpt", "gpt"),
-        ("--model=gru", "not allowed with"),
+        ("--model=gru", "different vocabularies of 27 and 65 symbols"),
+        ("--weights=1,1", "2 numbers for 1 models"),
+        ("--weights=0", "at least 0"),
+        ("--weights=1,-1", "at least 0"),
+        ("--weights=nan", "at least 0"),
+        ("--weights=a", "at least 0"),
+        ("--weights=", "at least 0"),
         ("--temp=1", "--temp"),
         ("--prompt-file=/none", "/none"),
         ("stray", "stray"),
@@ -239,6 +245,59 @@ def test_folders_that_hold_no_language_model(module, model, mistake, tmp_path):
     assert "task images, not of task text" in mistake(module, *first, f"--workdir={images}")
     silent = write_run(tmp_path / "silent", model[1], vocabulary="")
     assert "no dataset.vocabulary" in mistake(module, *first, f"--workdir={silent}")
+
+
+# --- Mixtures ---
+
+
+@pytest.fixture
+def second(model, tmp_path):
+    """Returns another tiny run with the same vocabulary."""
+    return write_run(tmp_path / "second", jax.tree.map(lambda x: -x, model[1]))
+
+
+def test_a_mixture_averages_probabilities(run, second, tmp_path, capsys):
+    (tmp_path / "text").write_text("the cat\n is a bat " * 30)
+    here = [f"--workdir={run}", f"--workdir={second}"]
+
+    def nats(*arguments):
+        per_char = f"--per-char={tmp_path / 'rows.json'}"
+        assert score.main([str(tmp_path / "text"), "--force", per_char, *arguments]) == 0
+        found = json.loads(capsys.readouterr().out)
+        return found, np.array([r["nats"] for r in json.loads((tmp_path / "rows.json").read_text())[1:]])
+
+    (_, first), (_, other) = (nats(folder) for folder in here)
+    for weights, share in (([], 0.5), (["--weights=0.9,0.1"], 0.9), (["--weights=1,3"], 0.25)):
+        report, mixed = nats(*here, *weights)
+        expected = -np.log(share * np.exp(-first) + (1 - share) * np.exp(-other))
+        np.testing.assert_allclose(mixed, expected, atol=2e-5)
+        assert report["nats_per_character"] == pytest.approx(expected.mean(), abs=1e-5)
+        assert [(of["name"], of["weight"]) for of in report["models"]] == [
+            ("run", pytest.approx(share)),
+            ("second", pytest.approx(1 - share)),
+        ]
+        assert {of["params"] for of in report["models"]} == {sum(map(np.size, jax.tree.leaves(_params(run))))}
+
+
+def _params(folder):
+    return saved.load_run(folder, print).variables
+
+
+def test_a_mixture_writes(run, second, write, capsys):
+    plain = write("--length=200")
+    assert write("--length=200", f"--workdir={second}", "--weights=1,0") == plain
+    mixed = write("--length=200", f"--workdir={second}")
+    assert mixed != plain and len(mixed) == len(plain)
+    assert write("--length=200", "--stream", f"--workdir={second}") == mixed
+
+
+def test_a_mixture_needs_one_vocabulary_and_few_models(model, run, mistake, tmp_path):
+    other = write_run(tmp_path / "other", model[1], vocabulary="#" + VOCABULARY[1:])
+    line = mistake(sample, f"--workdir={run}", f"--workdir={other}")
+    assert f"{run} and {other}" in line and r"such as '\n': only models of one vocabulary" in line
+    turned = write_run(tmp_path / "turned", model[1], vocabulary=VOCABULARY[::-1])
+    assert "different vocabularies" in mistake(sample, f"--workdir={run}", f"--workdir={turned}")
+    assert "33 models: at most 32" in mistake(sample, *[f"--workdir={run}"] * 33)
 
 
 # --- hw.score ---

@@ -1,4 +1,4 @@
-"""Applies language models to text: samples on the device, scores a text in nats, finds copied text.
+"""Applies language models to text: samples on the device, scores a text, mixes models, finds copied text.
 
 A language model here is a linen module with
 
@@ -7,7 +7,9 @@ A language model here is a linen module with
 
 where every leaf of the carry has the batch as its first axis. None also means the initial carry. If the carry
 depends on the last symbols only, the module has `reach`, the number of these symbols. Other modules may have
-far_carries() -> carry, a batch of states that are as different as earlier texts can make them.
+far_carries() -> carry, a batch of states that are as different as earlier texts can make them. A module that
+consists of several language models has parts(variables), each of them with its variables; its carry is the
+tuple of their carries.
 
 Glossary:
   b  batch: streams, or windows        t  time, characters        V  symbols of the vocabulary
@@ -23,16 +25,21 @@ from jax.stages import Lowered
 
 from hw.generation import sampling, scoring
 from hw.generation.copies import copied
+from hw.generation.mixture import Fit, Mixture, fit_weights, mix
 from hw.generation.sampling import Draw, Stop, filter_logits, sample, stream
 from hw.generation.scoring import PROTOCOLS, score
 
 __all__ = [
     "PROTOCOLS",
     "Draw",
+    "Fit",
+    "Mixture",
     "Shaped",
     "Stop",
     "copied",
     "filter_logits",
+    "fit_weights",
+    "mix",
     "programs",
     "sample",
     "score",

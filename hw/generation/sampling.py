@@ -123,8 +123,11 @@ def _read_prompt(
     The end of a long prompt is enough if the model has forgotten the rest. For a model without a known reach
     we test this: we start from very different states, and reading the end must lead all of them to one state.
     Otherwise we read more, and at last the whole prompt. (This is coupling from the past, Propp & Wilson
-    1996, from a few states instead of all.)
+    1996, from a few states instead of all.) The models of a mixture read one after another, because each
+    forgets at its own pace.
     """
+    if hasattr(module, "parts"):
+        return tuple(_read_prompt(part, of, prompt, place) for part, of in module.parts(variables))
     end = len(prompt) - 1
 
     def read(start: int, carry: Any) -> Any:

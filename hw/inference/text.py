@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from hw import cli, generation
+from hw import generation
 from hw.cli import UserError
 from hw.data.text import beginning, decode, encode
-from hw.training import saved
+from hw.inference import mixing
 
 # We draw this many samples in one batch, because their noise and carries must fit the memory.
 SAMPLES_AT_ONCE = 64
@@ -20,8 +20,9 @@ _NAMED, _POSITIONS = 10, 5
 
 
 def sample(
-    folder: Path,
+    folders: Sequence[Path],
     *,
+    weights: Sequence[float] | None = None,
     prompt: str | None,
     length: int,
     temperature: float,
@@ -33,10 +34,11 @@ def sample(
     echo: bool,
     skip_unknown: bool,
 ) -> Iterator[Iterator[str]]:
-    """Yields samples of the language model in `folder`, each as the pieces of its text in order.
+    """Yields samples of a language model, each as the pieces of its text in order.
 
     Args:
-      folder: a workdir or a release.
+      folders: a workdir or a release; several for a mixture, see `hw.generation.mixture`.
+      weights: the weight of each model of a mixture; None for equal weights.
       prompt: the text to continue; None for a newline. An empty prompt means a newline that is not shown, or
         the vocabulary's first symbol if it has no newline.
       length: the number of characters after the prompt.
@@ -47,10 +49,10 @@ def sample(
       skip_unknown: whether to omit characters of the prompt that the model does not know.
 
     Raises:
-      UserError: there is no language model, or characters are unknown.
+      UserError: there is no language model, the models cannot be mixed, or characters are unknown.
     """
-    run = saved.load_run(folder, cli.say, task="text")
-    module, variables, classes = run.module, run.variables, run.symbols
+    model = mixing.load(folders, weights)
+    module, variables, classes = model.module, model.variables, model.symbols
     if prompt is None:
         prompt = "\n" if "\n" in classes else ""
     ids, _ = _known(prompt, classes, "the prompt", skip_unknown)
@@ -83,32 +85,40 @@ def sample(
 
 
 def score(
-    text: str, folder: Path, *, protocol: str, skip_unknown: bool
+    text: str,
+    folders: Sequence[Path],
+    *,
+    weights: Sequence[float] | None = None,
+    protocol: str,
+    skip_unknown: bool,
 ) -> tuple[dict[str, Any], list[tuple[str, float | None]]]:
-    """Scores how well the language model in `folder` predicts a text.
+    """Scores how well a language model predicts a text.
 
     Args:
       text: at least two characters that the model knows.
-      folder: a workdir or a release.
+      folders: a workdir or a release; several for a mixture, see `hw.generation.mixture`.
+      weights: the weight of each model of a mixture; None for equal weights.
       protocol: see `generation.score`.
       skip_unknown: whether to omit characters that the model does not know.
 
     Returns:
       (report, characters). The report has `protocol`; `characters`, the number of predicted characters;
       `nats_per_character`, `bits_per_character`, `perplexity`; and `unknown`, the omitted characters, each
-      with its `count` and its `first_position` in the text. The second part lists the characters that the
+      with its `count` and its `first_position` in the text; for a mixture also `models`, each with its name,
+      parameters and weight. The second part lists the characters that the
       model read, each with its nats; None for the first.
 
     Raises:
-      UserError: there is no language model, characters are unknown, or too few are known.
+      UserError: there is no language model, the models cannot be mixed, characters are unknown, or too few
+        are known.
     """
-    run = saved.load_run(folder, cli.say, task="text")
-    module, variables, classes = run.module, run.variables, run.symbols
+    model = mixing.load(folders, weights)
+    module, variables, classes = model.module, model.variables, model.symbols
     ids, unknown = _known(text, classes, "the text", skip_unknown)
     nats = next(found for found in generation.score(module, variables, ids, protocol) if found is not None)
     mean = float(np.mean(nats, dtype=np.float64))
     if not math.isfinite(mean):
-        raise UserError(f"the model in {folder} scores this text with nan or inf: train it again")
+        raise UserError(f"the model in {model.name} scores this text with nan or inf: train it again")
     report = {
         "protocol": protocol,
         "characters": len(nats),
@@ -120,6 +130,8 @@ def score(
             for symbol, positions in unknown.items()
         ],
     }
+    if model.members:
+        report["models"] = model.members
     return report, list(zip(decode(ids, classes), [None, *nats.tolist()], strict=True))
 
 

@@ -341,7 +341,8 @@ def _for_onednn(stride: int, pads: Pads, x_bhwc: Array, kernel_ijco: Array) -> A
 
 def _patches_product(stride: int, pads: Pads, kernel_shape: Shape, x_nhwc: Array, dy_nhwo: Array) -> Array:
     """Returns dYᵀ_op P_pk of one chunk."""
-    return winograd.flat(dy_nhwo).T @ _patches(stride, pads, dy_nhwo.shape[1:3], kernel_shape, x_nhwc)
+    _, h, w, _ = dy_nhwo.shape
+    return winograd.flat(dy_nhwo).T @ _patches(stride, pads, (h, w), kernel_shape, x_nhwc)
 
 
 def _patches(stride: int, pads: Pads, size: Size, kernel_shape: Shape, x_nhwc: Array) -> Array:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from hw import data, fields, hardware, models
@@ -170,15 +171,20 @@ def steps_per_dispatch(config: ConfigDict, platform: str) -> int:
     return config.train.steps_per_dispatch or (1 if platform == "cpu" else _STEPS_PER_DISPATCH)
 
 
-def build_task(config: ConfigDict, parallel: Parallel, dataset: data.Dataset) -> Task:
-    """Builds the task of `config` on `dataset`, and its model for the devices of `parallel`."""
-    module = models.build(
+def build_module(config: ConfigDict, parallel: Parallel, num_outputs: int) -> nn.Module:
+    """Builds the model of `config` for the devices of `parallel`."""
+    return models.build(
         config.model,
-        num_outputs=len(dataset.classes),
+        num_outputs=num_outputs,
         platform=parallel.platform,
         num_devices=parallel.num_devices,
         axis_name=parallel.axis_name,
     )
+
+
+def build_task(config: ConfigDict, parallel: Parallel, dataset: data.Dataset) -> Task:
+    """Builds the task of `config` on `dataset`, and its model for the devices of `parallel`."""
+    module = build_module(config, parallel, len(dataset.classes))
     return TASKS[config.task](config, dataset, module, parallel.axis_name)
 
 

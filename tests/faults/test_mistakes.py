@@ -229,7 +229,11 @@ def test_evaluate(mistake, tmp_path):
     assert "--nonsense" in mistake(evaluate, "--model=resnet", "--nonsense")
     assert "--work" in mistake(evaluate, f"--work={tmp_path}")  # Abbreviations are refused.
     assert "--model" in mistake(evaluate, "--model=gpt")
-    assert "not allowed with" in mistake(evaluate, "--model=resnet", f"--workdir={tmp_path}")
+    assert "holds a model of task images" in mistake(evaluate, "--model=resnet", f"--workdir={tmp_path}")
+    assert "--fit-weights" in mistake(evaluate, "--model=gru", "--fit-weights")
+    both = ["--model=gru", "--model=attention"]
+    assert "--fit-weights" in mistake(evaluate, *both, "--fit-weights", "--weights=1,1")
+    assert "3 numbers for 2 models" in mistake(evaluate, *both, "--weights=1,1,1")
     assert "many" in mistake(evaluate, f"--workdir={tmp_path}", "--batch-size=many")
     assert str(tmp_path / "none") in mistake(evaluate, f"--workdir={tmp_path / 'none'}")
     assert str(tmp_path) in mistake(evaluate, f"--workdir={tmp_path}")

@@ -1,11 +1,18 @@
-"""Tests hw.evaluate under unusual conditions; tests/e2e checks its numbers."""
+"""Tests hw.evaluate under unusual conditions and for mixtures; tests/e2e checks its numbers."""
 
+import json
 import pwd
 
+import jax
+import numpy as np
 import pytest
 
-from hw import cli, evaluate, prepare
+import configs.gru
+from hw import cli, data, evaluate, generation, prepare
+from hw.cli import UserError
 from hw.inference import evaluation
+from hw.models.gru_lm import GRULM
+from hw.training import checkpoint
 
 DATA = {"name": "recall", "source": "drawn"}
 REPORT = {
@@ -67,3 +74,95 @@ def test_a_workdir_that_is_none(name, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.run(evaluate.main, [f"--workdir={tmp_path / name}"])
     assert stopped.value.code == 2 and f"no run in {tmp_path / name}" in capsys.readouterr().err
+
+
+# --- mixtures ---
+
+LINES = ["The quick brown fox jumps over the lazy dog.", "0123456789", "Pack my box; judge vows!"]
+TEXT = "".join(f"{LINES[i * i % 3]} {LINES[i % 3]}\n" for i in range(60))
+SIZES = {"embedding": 4, "width": 8, "depth": 1}
+
+
+@pytest.fixture
+def write_run(tmp_path):
+    """Writes the run of a tiny GRU on TEXT, whose weights are drawn from a seed."""
+    (tmp_path / "text.txt").write_text(TEXT)
+
+    def write_run(name, seed, holdout=0):
+        config = configs.gru.get_config("quick")
+        config.model.gru_lm.update(SIZES)
+        config.data.path, config.data.holdout = str(tmp_path / "text.txt"), holdout
+        config.train.length, config.eval.window, config.eval.batch_size = 16, 32, 8
+        dataset = data.load(config.data)
+        module = GRULM(vocab_size=len(dataset.classes), **SIZES)
+        rng = np.random.default_rng(seed)
+        variables = {
+            flat: rng.normal(0, 0.5, shape).astype(np.float32) for flat, shape in module.shapes().items()
+        }
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(cli.to_json(config.to_dict()))
+        (folder / "summary.json").write_text(cli.to_json({"dataset": dataset.provenance}))
+        tree: dict = {}
+        for flat, array in variables.items():
+            *parents, leaf = flat.split("/")
+            at = tree
+            for parent in parents:
+                at = at.setdefault(parent, {})
+            at[leaf] = array
+        checkpoint.save_params(folder / "params.npz", tree)
+        return folder, (module, tree), dataset
+
+    return write_run
+
+
+def nats(model, ids, protocol, **options):
+    *_, found = generation.score(*model, ids, protocol, **options)
+    return found
+
+
+def test_a_mixture_is_evaluated_and_nothing_is_written(write_run, capsys):
+    (a, first, dataset), (b, second, _) = write_run("a", 1), write_run("b", 2)
+    before = [sorted(folder.iterdir()) for folder in (a, b)]
+    arguments = [f"--workdir={a}", f"--workdir={b}", "--weights=3,1"]
+    assert evaluate.main([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    for protocol in generation.PROTOCOLS:
+        of = [nats(model, dataset.eval, protocol, window=32, batch_size=8) for model in (first, second)]
+        expected = -np.log(0.75 * np.exp(-of[0]) + 0.25 * np.exp(-of[1])).mean()
+        assert report[f"nats_{protocol}"] == pytest.approx(expected, abs=1e-5)
+    size = sum(x.size for x in jax.tree.leaves(first[1]))
+    assert report["models"] == [
+        {"name": "a", "params": size, "weight": 0.75},
+        {"name": "b", "params": size, "weight": 0.25},
+    ]
+    assert report["num_examples"] == len(dataset.eval) - 1 and len(report["copied"]) == 3
+    assert evaluate.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "mixture of a: weight 0.7500" in shown and f"{report['nats_stateful']:.4f}" in shown
+    assert [sorted(folder.iterdir()) for folder in (a, b)] == before
+
+
+@pytest.mark.parametrize("holdout", [0, 600])
+def test_weights_are_fitted_on_the_end_of_the_training_text(write_run, capsys, holdout):
+    (a, first, dataset), (b, second, _) = write_run("a", 1, holdout), write_run("b", 2, holdout)
+    assert evaluate.main([f"--workdir={a}", f"--workdir={b}", "--fit-weights", "--json"]) == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    whole = np.concatenate([dataset.train, dataset.eval]) if holdout else dataset.train
+    text = whole[-(len(whole) // 10) :]
+    fit = generation.fit_weights(np.stack([nats(model, text, "cold256") for model in (first, second)]))
+    assert [of["weight"] for of in report["models"]] == pytest.approx(fit.weights.tolist(), abs=1e-4)
+    assert report["fit"]["characters"] == len(text) - 1
+    assert report["fit"]["nats_cold256"] == pytest.approx(fit.nats, abs=1e-5)
+    assert report["fit"]["gap"] <= generation.mixture.GAP
+    assert report["fit"]["held_out"] == bool(holdout) == ("have trained on the" not in err)
+    assert evaluate.main([f"--workdir={a}", f"--workdir={b}", "--fit-weights"]) == 0
+    words = "no run trained on" if holdout else "of the training text"
+    assert f"fitted on {len(text) - 1:,} characters" in (shown := capsys.readouterr().out) and words in shown
+
+
+def test_a_mixture_has_one_evaluation_text(write_run):
+    folders = [write_run("a", 1)[0], write_run("b", 2, holdout=600)[0]]
+    with pytest.raises(UserError, match="evaluated on different texts"):
+        evaluation.evaluate_mixture(folders, data_dir="", batch_size=0)
