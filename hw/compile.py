@@ -6,6 +6,8 @@
 The topology "local" means this machine's devices (default). A TPU's topology, such as v5e:1x1 (Colab's),
 v5e:2x4 or v5e:16x16, needs libtpu (pip install libtpu) but no TPU. FLOPs, bytes and time are the compiler's
 estimates for each device. They count the body of a loop once, so a dispatch of many steps counts as one step.
+For a TPU, XLA optimises at its first level, which is four times as fast as the default and needs more memory:
+the memory is an upper bound. A program that does not fit is compiled again at the default level.
 The exit code is 1 if a program does not fit into the devices' memory.
 """
 

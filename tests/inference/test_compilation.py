@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 
 import jax
 import numpy as np
@@ -181,6 +182,27 @@ def test_a_topology_that_does_not_exist_is_said():
     pytest.importorskip("libtpu", reason="libtpu is missing: pip install libtpu")
     with pytest.raises(UserError, match="v5e:3x3"):
         compilation.devices("v5e:3x3")
+
+
+def test_what_does_not_fit_at_the_quick_level_is_compiled_at_the_full_one(monkeypatch):
+    """The CPU stands for a TPU that is not there."""
+    monkeypatch.setattr(compilation, "devices", lambda topology: jax.devices()[:1])
+    levels, whole = [], jax.stages.Lowered.compile
+
+    def compile_(lowered, compiler_options=None):
+        levels.append((compiler_options or {}).get("optimization_level", "default"))
+        return whole(lowered)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile_)
+    for topology, memory, expected in (
+        ("v5e:1x1", math.inf, ["O1"] * 3),
+        ("v5e:1x1", 0, ["O1", "default"] * 3),
+        ("local", 0, ["default"] * 3),
+    ):
+        monkeypatch.setattr(Parallel, "memory_limit", memory)
+        levels.clear()
+        fits = {found.fits for found in compilation.report(topology, _small())}
+        assert levels == expected and fits == {memory > 0}
 
 
 @pytest.mark.parametrize(("topology", "count"), [("v5e:1x1", 1), ("v5e:2x4", 8)])
