@@ -125,6 +125,30 @@ def mixture_table() -> str:
     return "\n".join(rows)
 
 
+def history() -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Returns the records of the recipes for two cores, oldest first, each with the summaries of its runs."""
+    records = json.loads((RESULTS / "records" / "records.json").read_text(encoding="utf-8"))
+    return [(record, summaries(RESULTS / record["runs"])) for record in records]
+
+
+def history_table() -> str:
+    """Returns the table of the records, as Markdown."""
+    rows = [
+        "| recipe | date | test accuracy | seeds | whole run | device | software | what changed | logs |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for record, runs in history():
+        first = runs[0]
+        variant = f":{first['variant']}" if first["variant"] else ""
+        commit = f", commit {record['commit']}" if record["commit"] else ""
+        rows.append(
+            f"| `configs/{first['config']}.py{variant}` | {record['date']} "
+            f"| {_percent([run['test_accuracy'] for run in runs])} | {_cost(runs)} "
+            f"| {record['change']} | [runs](../experiments/results/{record['runs']}){commit} |"
+        )
+    return "\n".join(rows)
+
+
 def measured(config: str) -> str:
     """Returns a recipe's results from the committed logs: two lines a study, as in the recipe's docstring.
 
@@ -209,7 +233,7 @@ def main(argv: Sequence[str]) -> int:
     """Prints the tables and draws the plot."""
     cli.ArgumentParser(prog="experiments.table", description=__doc__).parse_args(argv)
     draw(RESULTS / "accuracy.svg")
-    print(f"{table()}\n\n{text_table()}\n\n{mixture_table()}")
+    print(f"{table()}\n\n{text_table()}\n\n{mixture_table()}\n\n{history_table()}")
     for config in ("resnet", "gru", "attention", "recall"):
         print(f"\nconfigs/{config}.py:\n{measured(config)}")
     return 0

@@ -111,6 +111,17 @@ def test_language_models_are_those_of_the_logs():
     assert table.text_table().count("\n") >= 2, "no study is committed"
 
 
+def test_history_is_that_of_the_logs():
+    assert _between("docs/results.md", "history") == table.history_table()
+    of_recipe: dict[str, list[dict]] = {}
+    for record, runs in table.history():
+        of_recipe.setdefault(runs[0]["variant"], []).append(record)
+    for records in of_recipe.values():  # the newest record of a recipe is its study in the table above
+        assert [record["date"] for record in records] == sorted(record["date"] for record in records)
+        assert not records[-1]["runs"].startswith("records/")
+        assert all(record["runs"].startswith("records/") for record in records[:-1])
+
+
 def test_mixtures_are_those_of_the_logs():
     assert _between("docs/results.md", "mixtures") == table.mixture_table()
     report = table.mixtures()["gru-attention"]

@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.throughput import whole_step
 from experiments.benchmarks.timing import interleaved
 from experiments.study import RESULTS
-from hw import cli, files, hardware
+from hw import cli, files, hardware, models
 
 # The setting of GLIBC_TUNABLES for each kind of pages.
 PAGES = {"small": "glibc.malloc.hugetlb=0", "huge": "glibc.malloc.hugetlb=1"}
@@ -35,7 +36,8 @@ def step_seconds() -> list[float]:
 
     config = configs.resnet.get_config()
     labels = np.random.default_rng(0).integers(0, 10, config.train.batch_size)
-    step, _ = whole_step(config, {"label": jnp.asarray(labels, jnp.int32)})
+    dtype = models.dtype_of(config.model, jax.devices()[0].platform, hardware.processor())
+    step, _ = whole_step(config, {"label": jnp.asarray(labels, jnp.int32)}, dtype)
     return interleaved({"step": step}, _STEPS)["step"]
 
 

@@ -9,14 +9,15 @@ full size. The benchmark measures
   the whole training step as `hw.train` runs it;
   the network with a plain update (SGD with Nesterov momentum) in our convolutions, in flax's layers and in
     PyTorch, in float32 and, on processors that are fast in it, in bfloat16;
-  each part of the step alone;
-  for each shape, the methods of convolution between which `hw.ops.convolution` chooses.
+  each part of the step alone, in the dtype that `hw.train` chooses here;
+  for each shape, the methods of convolution between which `hw.ops.convolution` chooses, in both dtypes.
 
 PyTorch is not part of this package; without it, its rows are left out:
 
     pip install torch==2.13.0
 """
 
+import os
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,8 @@ from flax.typing import VariableDict
 from jax.typing import ArrayLike, DTypeLike
 from ml_collections import ConfigDict
 
-from experiments.benchmarks.timing import compiled, interleaved, torch_version
+from experiments.benchmarks import timing
+from experiments.benchmarks.timing import interleaved, torch_version
 from experiments.study import RESULTS
 from hw import cli, files, hardware, models
 from hw.data import augment
@@ -71,7 +73,7 @@ KINDS = {
     "dx": "input's gradient",
     "both": "both gradients",
 }
-METHODS = ("xla", "patches", "winograd")
+METHODS = ("xla", "patches", "winograd", "onednn")
 
 
 class FlaxLayers(nn.Module):
@@ -233,8 +235,8 @@ def training_flops(widths: Sequence[int], side: int = _SIDE) -> int:
     return 2 * (stem + 2 * first + 3 * sum(others) + 3 * 10 * widths[-1])
 
 
-def whole_step(config: ConfigDict, batch: Batch) -> tuple[Callable[[], None], Task]:
-    """Builds the whole step of `hw.train` on images of noise; returns it and its task."""
+def whole_step(config: ConfigDict, batch: Batch, dtype: str) -> tuple[Callable[[], None], Task]:
+    """Builds the whole step of `hw.train` in `dtype` on images of noise; returns it and its task."""
     count = 4 * config.train.batch_size
     noise = np.random.default_rng(0).integers(0, 256, (count, _SIDE, _SIDE, 3)).astype(np.uint8)
     split = Split(noise, np.resize(np.asarray(batch["label"]), count))
@@ -242,6 +244,7 @@ def whole_step(config: ConfigDict, batch: Batch) -> tuple[Callable[[], None], Ta
     parallel = Parallel("jit")
     config = config.copy_and_resolve_references()
     config.augment.small_size = 0
+    config.model.dtype = dtype
     run = setup.build(config, parallel, dataset)
     task = run.task
     state = parallel.replicate(jax.jit(run.first_state)(jax.random.key(0), task.start))
@@ -287,20 +290,21 @@ def _only(fn: Callable[..., Sequence[Array]], index: int) -> Callable[..., Array
 
 
 def parts(
-    config: ConfigDict, variables: VariableDict, task: Task, size: int
+    config: ConfigDict, variables: VariableDict, task: Task, size: int, dtype: str
 ) -> dict[str, tuple[Callable[[], Any], int]]:
     """Compiles each part of the step alone; returns it with its uses in a step (0: an alternative method)."""
     rng = jax.random.key(0)
     found: dict[str, Any] = {}
+    compiled = partial(timing.compiled, dtype=dtype)
 
     def normal(*shape: int) -> Array:
-        return jax.random.normal(rng, shape)
+        return jax.random.normal(rng, shape).astype(dtype)
 
     resident = jax.device_put(task.resident)
     indices = {k: jnp.asarray(v) for k, v in task.indices(0, size).items()}
     make_batch = compiled(lambda resident, indices: task.make_batch(resident, indices, 0), resident, indices)
     found["input: gather, augment, normalise"] = make_batch, 1
-    stem = variables["constants"]["stem"]
+    stem = variables["constants"]["stem"].astype(dtype)
 
     def stem_and_gelu(x: Array, kernel: Array) -> Array:
         kernel = jnp.concatenate([kernel, -kernel], axis=-1)
@@ -368,18 +372,21 @@ def parts(
     return found
 
 
-def shapes(sizes: Sequence[tuple[int, int, int, int]], rounds: int) -> list[dict[str, Any]]:
+def shapes(sizes: Sequence[tuple[int, int, int, int]], rounds: int, dtype: str) -> list[dict[str, Any]]:
     """Measures 3×3 convolutions by each method, in GFLOP/s, and records the choices.
 
     A row holds KIND_METHOD_gflops for the kinds and methods in `KINDS` and `METHODS`. We count the operations
-    of the direct convolution for every method.
+    of the direct convolution for every method. Only bfloat16 uses oneDNN: its forward convolution is what XLA
+    makes of its own.
 
     Args:
       sizes: (batch, side, channels in, channels out).
       rounds: their number; the median counts.
+      dtype: "float32" or "bfloat16".
     """
     pads = ((1, 1), (1, 1))
     plain = partial(convolution.conv2d, padding=pads, chunked=False)
+    half = dtype == "bfloat16"
 
     def by_xla(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
         return jax.vjp(plain, x, kernel)[1](dy)
@@ -387,21 +394,31 @@ def shapes(sizes: Sequence[tuple[int, int, int, int]], rounds: int) -> list[dict
     def by_patches(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
         return by_xla(x, kernel, dy)[0], convolution.patches_dkernel(1, pads, x, kernel, dy)
 
-    by_winograd = partial(convolution.winograd_gradients, pads)
-    gradients = {"xla": by_xla, "patches": by_patches, "winograd": by_winograd}
+    gradients: dict[str, Callable[..., tuple[Array, Array]]] = {
+        "xla": by_xla,
+        "patches": by_patches,
+        "winograd": partial(convolution.winograd_gradients, pads),
+    }
+    if half:
+        # XLA's own gradients take seconds in bfloat16.
+        gradients = {
+            "winograd": gradients["winograd"],
+            "onednn": partial(convolution.direct_gradients, pads),
+        }
+    compiled = partial(timing.compiled, dtype=dtype)
     rows: list[dict[str, Any]] = []
     for b, side, c, o in sizes:
         rng = jax.random.key(0)
-        x, dy = (jax.random.normal(rng, (b, side, side, channels)) for channels in (c, o))
-        kernel = jax.random.normal(rng, (3, 3, c, o))
+        x, dy = (jax.random.normal(rng, (b, side, side, channels), dtype) for channels in (c, o))
+        kernel = jax.random.normal(rng, (3, 3, c, o), dtype)
         programs = {
-            "forward_xla": compiled(plain, x, kernel),
+            f"forward_{'onednn' if half else 'xla'}": compiled(plain, x, kernel),
             "forward_winograd": compiled(partial(convolution.winograd_forward, False, pads), x, kernel),
         }
         for method, fn in gradients.items():
             programs[f"dkernel_{method}"] = compiled(_only(fn, 1), x, kernel, dy)
-        for method in ("xla", "winograd"):
-            programs[f"dx_{method}"] = compiled(_only(gradients[method], 0), x, kernel, dy)
+            if method != "patches":  # they leave this gradient to XLA
+                programs[f"dx_{method}"] = compiled(_only(fn, 0), x, kernel, dy)
         for method, fn in gradients.items():
             programs[f"both_{method}"] = compiled(fn, x, kernel, dy)
         seconds = interleaved(programs, rounds)
@@ -412,13 +429,15 @@ def shapes(sizes: Sequence[tuple[int, int, int, int]], rounds: int) -> list[dict
                 f"{name}_gflops": (2 if name.startswith("both") else 1) * flops / statistics.median(v) / 1e9
                 for name, v in seconds.items()
             }
-            | {f"{kind}_chosen": method for kind, method in _chosen(side, kernel.shape).items()}
+            | {f"{kind}_chosen": method for kind, method in _chosen(side, kernel.shape, dtype).items()}
         )
     return rows
 
 
-def _chosen(side: int, kernel_shape: tuple[int, ...]) -> dict[str, str]:
+def _chosen(side: int, kernel_shape: tuple[int, ...], dtype: str) -> dict[str, str]:
     """Returns the method that `hw.ops.convolution` chooses on a CPU for each kind of `shapes`."""
+    if convolution.by_onednn(jnp.dtype(dtype)):
+        return dict.fromkeys(KINDS, "onednn")
     forward = "winograd" if convolution.forward_by_winograd(1, kernel_shape) else "xla"
     if convolution.backward_by_winograd(1, kernel_shape):
         return {"forward": forward, "dkernel": "winograd", "dx": "winograd", "both": "winograd"}
@@ -437,7 +456,8 @@ def measure(
         "image": augment.normalize(jnp.asarray(raw), config.data.mean, config.data.std),
         "label": jnp.asarray(rng.integers(0, 10, size), jnp.int32),
     }
-    module = models.build(config.model, num_outputs=10, platform=jax.devices()[0].platform)
+    platform, processor = jax.devices()[0].platform, hardware.processor()
+    module = models.build(config.model, num_outputs=10, platform=platform).clone(dtype=jnp.float32)
     variables = jax.jit(partial(module.init, train=False))(jax.random.key(0), batch["image"][:1])
     variables = module.fit_stem(variables, batch["image"])
     widths, smoothing = tuple(config.model.hwnet.widths), config.train.label_smoothing
@@ -445,18 +465,19 @@ def measure(
     # The head starts at zero. Random weights make the comparison of logits with PyTorch's meaningful.
     variables["params"]["head"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), (widths[-1], 10))
     square = jnp.ones((_PEAK_SIDE, _PEAK_SIDE))
-    whole, task = whole_step(config, batch)
-    programs = {
-        "matrix product": compiled(lambda a: a @ a, square),
-        "hw.train's step": whole,
-        "plain step, ours": plain_step(module, variables, batch, smoothing),
-        "plain step, flax layers": plain_step(flax_module, variables, batch, smoothing),
-    }
+    programs = {"plain step, flax layers": plain_step(flax_module, variables, batch, smoothing)}
     # Without instructions for bfloat16, a step in it takes minutes.
-    half = hardware.fast_bfloat16(hardware.processor())
-    if half:
-        half_module = module.clone(dtype=jnp.bfloat16)
-        programs["plain step, ours, bfloat16"] = plain_step(half_module, variables, batch, smoothing)
+    chosen = models.dtype_of(config.model, platform, processor)
+    half = chosen == "bfloat16"
+    task = None
+    for dtype in ("float32", "bfloat16")[: 1 + half]:
+        suffix = _suffix(dtype)
+        programs[f"hw.train's step{suffix}"], task = whole_step(config, batch, dtype)
+        own = module.clone(dtype=jnp.dtype(dtype))
+        programs[f"plain step, ours{suffix}"] = plain_step(own, variables, batch, smoothing)
+        product = square.astype(dtype)
+        programs[f"matrix product{suffix}"] = timing.compiled(lambda a: a @ a, product, dtype=dtype)
+    assert task is not None
     if torch_version():
         programs |= {
             f"plain step, {name}": step
@@ -464,38 +485,55 @@ def measure(
         }
     else:
         cli.say("PyTorch is not installed, so its rows are left out (pip install torch==2.13.0)")
+    load = os.getloadavg()[0]
     seconds = interleaved(programs, rounds)
-    peak = 2 * _PEAK_SIDE**3 / statistics.median(seconds.pop("matrix product"))
+    peaks = {
+        dtype: 2 * _PEAK_SIDE**3 / statistics.median(seconds.pop(f"matrix product{_suffix(dtype)}"))
+        for dtype in ("float32", "bfloat16")[: 1 + half]
+    }
     flops = training_flops(widths)
     steps = {}
     for name, values in seconds.items():
         rate = size / statistics.median(values)
+        peak = peaks["bfloat16" if name.endswith(_suffix("bfloat16")) else "float32"]
         steps[name] = {"seconds": values, "images_per_second": rate, "share_of_peak": rate * flops / peak}
-    pieces = parts(config, variables, task, size)
+    pieces = parts(config, variables, task, size, chosen)
     alone = interleaved({name: program for name, (program, _) in pieces.items()}, rounds)
-    return {
+    measured = {
         "config": {"widths": widths, "batch_size": size, "side": _SIDE},
         "device": {
             "kind": jax.devices()[0].device_kind,
-            "platform": jax.devices()[0].platform,
-            "processor": hardware.processor().as_dict(),
+            "platform": platform,
+            "processor": processor.as_dict(),
         },
         "versions": {"jax": jax.__version__} | torch_version(),
-        "peak_gflops": peak / 1e9,
+        "load": load,
+        "peak_gflops": peaks["float32"] / 1e9,
         "training_flops_per_image": flops,
         "steps": steps,
+        "parts_dtype": chosen,
         "parts": {
             name: {"seconds": alone[name], "times_a_step": int(times)} for name, (_, times) in pieces.items()
         },
-        "shapes": shapes(sizes, rounds),
+        "shapes": shapes(sizes, rounds, "float32"),
     }
+    if half:
+        measured["bfloat16_peak_gflops"] = peaks["bfloat16"] / 1e9
+        measured["bfloat16_shapes"] = shapes(sizes, rounds, "bfloat16")
+    return measured
+
+
+def _suffix(dtype: str) -> str:
+    """Returns what follows the name of a step in `dtype`."""
+    return "" if dtype == "float32" else f", {dtype}"
 
 
 def table(report: Mapping[str, Any]) -> str:
     """Formats the measurements as text."""
     size = report["config"]["batch_size"]
+    half = f", bfloat16 {report['bfloat16_peak_gflops']:.0f}" if "bfloat16_peak_gflops" in report else ""
     lines = [
-        f"matrix product {_PEAK_SIDE}³: {report['peak_gflops']:.0f} GFLOP/s",
+        f"matrix product {_PEAK_SIDE}³: {report['peak_gflops']:.0f} GFLOP/s{half}",
         f"batch {size}, {report['training_flops_per_image'] / 1e6:.0f} MFLOP an image",
         "",
         f"{'step':<42}{'images/s':>9}{'of peak':>9}",
@@ -504,22 +542,28 @@ def table(report: Mapping[str, Any]) -> str:
         lines.append(f"{name:<42}{step['images_per_second']:>9.0f}{step['share_of_peak']:>9.1%}")
     if (found := ratio(report)) is not None:
         lines.append(f"our plain step / PyTorch's, the fastest of each: {found:.2f}")
-    lines += ["", f"{'part, alone':<58}{'ms':>8}{'a step':>8}"]
+    lines += [
+        "",
+        f"{'part, alone' + _suffix(report.get('parts_dtype', 'float32')):<58}{'ms':>8}{'a step':>8}",
+    ]
     total = 0.0
     for name, part in report["parts"].items():
         median = statistics.median(part["seconds"])
         total += part["times_a_step"] * median
         lines.append(f"{name:<58}{1e3 * median:>8.1f}{part['times_a_step']:>8}")
     lines.append(f"{'sum of the parts of a step':<58}{1e3 * total:>8.1f}")
-    return "\n".join([*lines, "", *_shapes_table(report["shapes"])])
+    for dtype in ("float32", "bfloat16"):
+        if rows := report.get("shapes" if dtype == "float32" else f"{dtype}_shapes"):
+            lines += ["", *_shapes_table(rows, dtype)]
+    return "\n".join(lines)
 
 
-def _shapes_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _shapes_table(rows: Sequence[Mapping[str, Any]], dtype: str) -> list[str]:
     """Returns the lines of a table of `shapes`. Committed files of earlier versions have fewer columns."""
     columns = [(kind, way) for kind in KINDS for way in METHODS if f"{kind}_{way}_gflops" in rows[0]]
     widths = {kind: 9 * sum(other == kind for other, _ in columns) for kind, _ in columns}
     lines = [
-        f"{'3×3 convolution, GFLOP/s':<26}"
+        f"{f'3×3, {dtype}, GFLOP/s':<26}"
         + "".join(f"{KINDS[kind]:>{width - 1}} " for kind, width in widths.items()),
         f"{'':<26}" + "".join(f"{way:>8} " for _, way in columns),
     ]

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax.typing import DTypeLike
+
+from hw import models
 
 
 def interleaved(programs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -21,9 +24,10 @@ def interleaved(programs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[
     return seconds
 
 
-def compiled(fn: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    """Compiles `fn` for its arguments; returns a call that waits for the result."""
-    program = jax.jit(fn).lower(*arguments).compile()
+def compiled(fn: Callable[..., Any], *arguments: Any, dtype: DTypeLike = "float32") -> Callable[[], Any]:
+    """Compiles `fn`, which computes in `dtype`, for its arguments; returns a call that waits for its result."""
+    options = models.compiler_options(jax.devices()[0].platform, dtype)
+    program = jax.jit(fn, compiler_options=options).lower(*arguments).compile()
     return lambda: jax.block_until_ready(program(*arguments))
 
 
