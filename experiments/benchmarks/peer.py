@@ -97,8 +97,10 @@ def measure(published: str, epochs: float, dtype: str) -> dict[str, Any]:
         done = subprocess.run([sys.executable, program], cwd=folder, stdout=subprocess.PIPE, text=True)
     # `read_airbench` leaves out the first run, which is a warm-up elsewhere.
     runs = read_airbench(f"| | 0 | | 0 | | 0 |\n| | eval | | | 0 | 0 |\n{done.stdout}")
-    if done.returncode or not runs:
+    if done.returncode:
         raise UserError(f"the program failed with exit code {done.returncode}: see its output above")
+    if not runs:
+        raise UserError("the program printed no result")
     return {
         "name": f"airbench94_muon, {epochs:g} epochs, {dtype}",
         "source": f"github.com/KellerJordan/cifar10-airbench, PyTorch, {dtype}, one run",
