@@ -106,9 +106,9 @@ def measure(runs: Runs) -> dict[str, Any]:
 
 
 def per_tenth(found: Mapping[str, Any]) -> float:
-    """Returns how many words of 100 a tenth of a nat decides: the slope of a line through all models."""
+    """Returns the share of words that a tenth of a nat decides: the slope of a line through all models."""
     nats, shares = zip(*((row["nats_cold256"], row["share"]) for row in found["models"]), strict=True)
-    return float(10 * np.polyfit(nats, shares, 1)[0])
+    return float(np.polyfit(nats, shares, 1)[0] / 10)
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -137,7 +137,7 @@ def main(argv: Sequence[str]) -> int:
             summary = train(arguments(name, 0), folder)
             runs.save(name, 0, {field: summary[field] for field in _KEPT} | {"seconds": summary["seconds"]})
     found = measured(STUDY, lambda: measure(runs), draw=False, indent=1)
-    print(f"{table(found)}\n\na tenth of a nat: {per_tenth(found):.1f} words of 100")
+    print(f"{table(found)}\n\na tenth of a nat: {100 * per_tenth(found):.1f} words of 100")
     return 0
 
 

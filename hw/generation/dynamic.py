@@ -45,7 +45,7 @@ class Learning(NamedTuple):
       epsilon: ε, which bounds the step of a parameter that hardly ever has a gradient.
     """
 
-    rate: float = 1e-4
+    rate: float = 2e-4
     decay: float = 1e-3
     segment: int = 64
     epsilon: float = 1e-5
