@@ -31,13 +31,13 @@ MODELS = {
     "quick": {"config": "configs/gru.py:quick"},
 }
 # Each setting differs from the defaults in one field.
-LEARNING: dict[str, Sequence[float]] = {
+LEARNING: dict[str, Sequence[Any]] = {
     "rate": (3e-5, 1e-4, 2e-4, 4e-4, 8e-4),
     "decay": (0.0, 1e-3, 1e-2),
     "segment": (32, 64, 128),
     "epsilon": (1e-6, 1e-5, 1e-4),
 }
-CACHE: dict[str, Sequence[int]] = {
+CACHE: dict[str, Sequence[Any]] = {
     "order": (4, 5, 6, 8),
     "memory": (4096, 16_384, 65_536),
     "levels": (1, 4, 16),

@@ -117,7 +117,8 @@ def table(found: Mapping[str, Any]) -> str:
         "| text by | nats per character, windows of 256 | invented words of 100 | such as |",
         "|---|---|---|---|",
     ]
-    unseen = {"model": "Shakespeare: the validation text", "nats_cold256": None, **found["shakespeare"]}
+    unseen: dict[str, Any] = {"model": "Shakespeare: the validation text", "nats_cold256": None}
+    unseen |= found["shakespeare"]
     for row in [*found["models"], unseen]:
         nats = "–" if row["nats_cold256"] is None else f"{row['nats_cold256']:.4f}"
         such = ", ".join(row["first_invented"][:4])

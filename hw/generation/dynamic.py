@@ -74,9 +74,14 @@ def _read(
     state: State,
     inputs: Array,
     targets: Array,
-    learning: Learning,
+    numbers: Array,
 ) -> tuple[State, Array]:
-    """Scores a segment, and then learns from it; returns the new state and −log p(target) [t]."""
+    """Scores a segment, and then learns from it; returns the new state and −log p(target) [t].
+
+    Args:
+      numbers: rate, decay and ε, which are no constants of the program: all settings share one.
+    """
+    rate, decay, epsilon = numbers
 
     def loss(params: Any) -> tuple[Array, tuple[Array, Any]]:
         logits, carry = module.apply({**variables, "params": params}, inputs, state.carry, train=False)
@@ -89,8 +94,8 @@ def _read(
     squares = jax.tree.map(lambda total, g: total + g**2, state.squares, gradient)
 
     def moved(params: Array, g: Array, total: Array, trained: Array) -> Array:
-        step = learning.rate * g / (jnp.sqrt(total / count) + learning.epsilon)
-        return params - step + learning.decay * (trained - params)
+        step = rate * g / (jnp.sqrt(total / count) + epsilon)
+        return params - step + decay * (trained - params)
 
     params = jax.tree.map(moved, state.params, gradient, squares, variables["params"])
     return State(params, squares, carry, count), nats
@@ -128,7 +133,7 @@ def score_dynamically(
         place(module.initial_carry(1)),
         place(np.float32(0)),
     )
-    numbers = Learning(*(np.float32(x) for x in learning[:2]), size, np.float32(learning.epsilon))
+    numbers = place(np.array([learning.rate, learning.decay, learning.epsilon], np.float32))
     nats = np.empty(total, np.float32)
     for start in range(0, total, size):
         part = np.asarray(ids[start : start + size + 1], np.int32)
