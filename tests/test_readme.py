@@ -11,7 +11,7 @@ import pytest
 
 from experiments import table
 from experiments.benchmarks import throughput
-from experiments.studies import ablation, words
+from experiments.studies import ablation
 from hw import cli, fields
 from hw.answers.runs import interval
 from hw.cli import to_json
@@ -125,30 +125,6 @@ def test_mixtures_are_those_of_the_logs():
         if of["name"] == "gru":
             assert f"the GRU needs {alone['nats_cold256']:.4f}" in README
     assert f"[{report['nats_cold256']:.4f} nats per\ncharacter](docs/results.md" in README
-
-
-def test_models_that_learn_while_they_read_are_those_of_the_logs():
-    assert _between("docs/results.md", "adaptive") == table.adaptive_table()
-    fixed = {"gru-attention": table.evaluations("mixture")["gru-attention"]}
-    for name in ("gru", "attention"):
-        path = REPOSITORY / "experiments" / "pretrained" / name / "evaluation.json"
-        fixed[name] = json.loads(path.read_text())
-    reports = table.evaluations("adaptive")
-    assert reports.keys() == fixed.keys()
-    for name, report in reports.items():
-        assert report["dataset"] == fixed[name]["dataset"]
-        for protocol in ("cold256", "stateful"):
-            assert report[f"nats_{protocol}"] == pytest.approx(fixed[name][f"nats_{protocol}"], abs=1e-4)
-        assert math.exp(report["nats_dynamic"]) == pytest.approx(report["perplexity_dynamic"])
-
-
-def test_words_are_those_of_the_study():
-    found = json.loads((words.STUDY / "data.json").read_text())
-    assert _between("docs/results.md", "words") == words.table(found)
-    share = {row["model"]: round(100 * row["share"], 1) for row in [*found["models"]]}
-    unseen = round(100 * found["shakespeare"]["share"], 1)
-    assert f"a tenth of a nat decides about {100 * words.per_tenth(found):.1f} words of 100" in README
-    assert f"{share['quick-2.0']} of 100 at" in README and f"{share['gru']} at" in README and unseen
 
 
 def test_ablation_is_that_of_the_logs():
