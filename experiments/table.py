@@ -100,9 +100,9 @@ def text_table() -> str:
     return "\n".join(rows)
 
 
-def mixtures() -> dict[str, dict[str, Any]]:
-    """Returns the committed evaluations of mixtures by the names of their files."""
-    paths = sorted((RESULTS / "mixture").glob("*.json"))
+def evaluations(folder: str) -> dict[str, dict[str, Any]]:
+    """Returns the reports of hw.evaluate in a folder of the results, by the names of their files."""
+    paths = sorted((RESULTS / folder).glob("*.json"))
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
@@ -112,7 +112,7 @@ def mixture_table() -> str:
         "| models, log | text | parameters together | nats per character, windows of 256 | state carried |",
         "|---|---|---|---|---|",
     ]
-    for name, report in mixtures().items():
+    for name, report in evaluations("mixture").items():
         weights = [model["weight"] for model in report["models"]]
         equal = max(weights) == min(weights)
         names = (model["name"] + ("" if equal else f" ({model['weight']:.3f})") for model in report["models"])
@@ -146,6 +146,17 @@ def history_table() -> str:
             f"| {_percent([run['test_accuracy'] for run in runs])} | {_cost(runs)} "
             f"| {record['change']} | [runs](../experiments/results/{record['runs']}){commit} |"
         )
+    return "\n".join(rows)
+
+
+def adaptive_table() -> str:
+    """Returns the table of models that learn while they read, as Markdown."""
+    columns = ("stateful", "stateful_counts", "dynamic", "dynamic_counts")
+    rows = ["| model, log | state carried | and counts | dynamic | and counts |", "|---|---|---|---|---|"]
+    for name, report in evaluations("adaptive").items():
+        shown = " + ".join(model["name"] for model in report.get("models", ())) or name
+        nats = " | ".join(f"{report[f'nats_{protocol}']:.4f}" for protocol in columns)
+        rows.append(f"| [{shown}](../experiments/results/adaptive/{name}.json) | {nats} |")
     return "\n".join(rows)
 
 
@@ -233,7 +244,7 @@ def main(argv: Sequence[str]) -> int:
     """Prints the tables and draws the plot."""
     cli.ArgumentParser(prog="experiments.table", description=__doc__).parse_args(argv)
     draw(RESULTS / "accuracy.svg")
-    print(f"{table()}\n\n{text_table()}\n\n{mixture_table()}\n\n{history_table()}")
+    print("\n\n".join((table(), text_table(), mixture_table(), adaptive_table(), history_table())))
     for config in ("resnet", "gru", "attention", "recall"):
         print(f"\nconfigs/{config}.py:\n{measured(config)}")
     return 0

@@ -14,6 +14,15 @@ from typing import Any
 from hw import cli, files
 from hw.cli import UserError
 
+# The protocols in the order of the table, and what the table calls them.
+PROTOCOLS = {
+    "cold256": "windows of 256",
+    "stateful": "state carried",
+    "stateful_counts": "  and counts",
+    "dynamic": "dynamic",
+    "dynamic_counts": "  and counts",
+}
+
 
 def _text_table(report: dict[str, Any]) -> str:
     """Formats the report of a language model as a table."""
@@ -27,11 +36,12 @@ def _text_table(report: dict[str, Any]) -> str:
         ),
         "                 nats per character    bits    perplexity",
     ]
-    for protocol, what in (("cold256", "windows of 256"), ("stateful", "state carried")):
-        lines.append(
-            f"{what:<17}{report[f'nats_{protocol}']:<22.4f}{report[f'bits_{protocol}']:<8.4f}"
-            f"{report[f'perplexity_{protocol}']:.3f}"
-        )
+    for protocol, what in PROTOCOLS.items():
+        if f"nats_{protocol}" in report:
+            lines.append(
+                f"{what:<17}{report[f'nats_{protocol}']:<22.4f}{report[f'bits_{protocol}']:<8.4f}"
+                f"{report[f'perplexity_{protocol}']:.3f}"
+            )
     if (fit := report.get("fit")) is not None:
         text = "characters that no run trained on" if fit["held_out"] else "characters of the training text"
         lines.append(
@@ -100,6 +110,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--batch-size", type=int, default=0, help="examples per batch (default: the run's batch size)"
     )
+    parser.add_argument(
+        "--dynamic",
+        action="store_true",
+        help="for text: also score a model that learns from each part of the text after it is scored",
+    )
+    parser.add_argument(
+        "--counts", action="store_true", help="for text: also mix in counts of the text so far"
+    )
     parser.add_json_option()
     options = parser.parse_args(argv)
     if not options.models:
@@ -121,6 +139,8 @@ def main(argv: Sequence[str]) -> int:
         "data_dir": options.data_dir,
         "data_path": options.data_path,
         "batch_size": options.batch_size,
+        "dynamic": options.dynamic,
+        "counts": options.counts,
     }
     if several:
         report = evaluation.evaluate_mixture(

@@ -21,10 +21,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_model_options(["gru", "attention"], default="gru")
     parser.add_argument(
         "--protocol",
-        choices=["cold256", "stateful"],
+        choices=["cold256", "stateful", "dynamic"],
         default="cold256",
         help="cold256: windows of 256 characters, each with a state reset (default); "
-        "stateful: one long text with the state carried",
+        "stateful: one long text with the state carried; "
+        "dynamic: the same, and the model learns from each part after it is scored",
+    )
+    parser.add_argument(
+        "--counts",
+        action="store_true",
+        help="mix in counts of the text so far (with stateful or dynamic)",
     )
     parser.add_argument(
         "--per-char",
@@ -40,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_force_option()
     options = parser.parse_args(argv)
+    if options.counts and options.protocol == "cold256":
+        raise UserError("--counts remembers the whole text: add --protocol=stateful or --protocol=dynamic")
     per_char = None
     if options.per_char is not None:
         if options.per_char.suffix not in (".html", ".json"):
@@ -56,6 +64,7 @@ def main(argv: Sequence[str]) -> int:
         mixing.folders(options.models or ["gru"]),
         weights=options.weights,
         protocol=options.protocol,
+        counts=options.counts,
         skip_unknown=options.unknown == "skip",
     )
     if per_char is not None and per_char.path.suffix == ".html":

@@ -124,7 +124,7 @@ def test_history_is_that_of_the_logs():
 
 def test_mixtures_are_those_of_the_logs():
     assert _between("docs/results.md", "mixtures") == table.mixture_table()
-    report = table.mixtures()["gru-attention"]
+    report = table.evaluations("mixture")["gru-attention"]
     assert [(of["name"], of["weight"]) for of in report["models"]] == [("gru", 0.5), ("attention", 0.5)]
     assert math.exp(report["nats_cold256"]) == pytest.approx(report["perplexity_cold256"])
     for of in report["models"]:
@@ -277,8 +277,8 @@ def test_every_page_is_linked_from_the_readme():
 def test_the_options_that_the_pages_show_exist():
     shown: dict[str, set[str]] = {}
     for text in PAGES.values():
-        for name, words in re.findall(r"-m hw\.(\w+)([^\n|]*)", text):
-            found = re.findall(r"--([a-z][a-z_-]*)(?![a-z_.-])", words.partition("`")[0])
+        for name, rest in re.findall(r"-m hw\.(\w+)([^\n|]*)", text):
+            found = re.findall(r"--([a-z][a-z_-]*)(?![a-z_.-])", rest.partition("`")[0])
             shown.setdefault(name, set()).update(found)
     assert len(shown) == 11
     for name, options in shown.items():

@@ -332,6 +332,29 @@ def test_score_prints_the_mean_of_all_characters_but_the_first(rate, model, prot
     }
 
 
+def test_score_learns_and_counts(rate, model, run, mistake, tmp_path):
+    text = "the cat\n is a bat " * 30
+    ids = encode(text, VOCABULARY)[0]
+    *_, stateful = generation.score(*model, ids, "stateful")
+    *_, dynamic = generation.score_dynamically(*model, ids)
+    for protocol, nats in (("stateful", stateful), ("dynamic", dynamic)):
+        report = rate(text, f"--protocol={protocol}")
+        assert report["nats_per_character"] == pytest.approx(nats.mean(dtype=float), abs=1e-5)
+        assert "counts" not in report
+        report = rate(text, f"--protocol={protocol}", "--counts")
+        mixed = generation.with_counts(nats, ids, len(VOCABULARY)).mean(dtype=float)
+        assert report["nats_per_character"] == pytest.approx(mixed, abs=1e-5) and report["counts"] is True
+        assert report["protocol"] == protocol and mixed < nats.mean() / 2
+    assert dynamic.mean() < stateful.mean()
+    page = tmp_path / "page.html"
+    rate(text, "--protocol=dynamic", "--counts", f"--per-char={page}")
+    assert "dynamic with counts" in page.read_text()
+    for options in ([], ["--protocol=cold256"]):
+        assert "--protocol=stateful" in mistake(
+            score, tmp_path / "text <b>&.txt", f"--workdir={run}", "--counts", *options
+        )
+
+
 def test_score_skips_and_names_unknown_characters(rate, run, mistake, tmp_path):
     report = rate("\ufeffthe XcaXt Ж", "--unknown=skip")
     assert report["unknown"] == [

@@ -25,14 +25,18 @@ from jax.stages import Lowered
 
 from hw.generation import sampling, scoring
 from hw.generation.copies import copied
+from hw.generation.counts import Cache, with_counts
+from hw.generation.dynamic import Learning, score_dynamically
 from hw.generation.mixture import Fit, Mixture, fit_weights, mix
 from hw.generation.sampling import Draw, Stop, filter_logits, sample, stream
 from hw.generation.scoring import PROTOCOLS, score
 
 __all__ = [
     "PROTOCOLS",
+    "Cache",
     "Draw",
     "Fit",
+    "Learning",
     "Mixture",
     "Shaped",
     "Stop",
@@ -43,7 +47,9 @@ __all__ = [
     "programs",
     "sample",
     "score",
+    "score_dynamically",
     "stream",
+    "with_counts",
 ]
 
 

@@ -14,7 +14,7 @@ from hw import cli, data, generation, hardware, models
 from hw.cli import UserError
 from hw.data.text import TextDataset
 from hw.inference import mixing
-from hw.training import saved, setup
+from hw.training import metrics, saved, setup
 from hw.training.parallel import Parallel
 from hw.training.saved import SavedRun
 from hw.training.tasks import TASKS, Task
@@ -25,7 +25,13 @@ FIT_CHARACTERS = 100_000
 
 
 def evaluate(
-    folder: Path, *, data_dir: str, batch_size: int, data_path: Path | None = None
+    folder: Path,
+    *,
+    data_dir: str,
+    batch_size: int,
+    data_path: Path | None = None,
+    dynamic: bool = False,
+    counts: bool = False,
 ) -> dict[str, Any]:
     """Evaluates the weights in `folder` on the evaluation split of their run.
 
@@ -34,6 +40,8 @@ def evaluate(
       data_dir: the folder of the prepared data; "" for the run's folder and the usual places.
       batch_size: examples at a time; 0 for the run's number.
       data_path: the text file, if the run was trained on a file of the user; None for its old path.
+      dynamic: for text, whether to score it also while the model learns, see `generation.dynamic`.
+      counts: for text, whether to score it also with counts, see `generation.counts`.
 
     Returns:
       The content of evaluation.json, with the origin of the data and the precision. If the recipe says
@@ -43,12 +51,14 @@ def evaluate(
       UserError: the folder holds no weights, or the data of the run is missing or different.
     """
     run = saved.load_run(folder, cli.say, needs=None)
+    if (dynamic or counts) and run.config.task != "text":
+        raise UserError(f"--dynamic and --counts score texts: {folder} holds a model of {run.config.task}")
     config, dataset, parallel = _with_data(run, data_dir, batch_size, data_path)
     task = setup.build_task(config, parallel, dataset)
-    return _report(task, run.variables, parallel) | {
-        "dataset": dataset.provenance,
-        "dtype": config.model.dtype,
-    }
+    report = _report(task, run.variables, parallel)
+    if isinstance(dataset, TextDataset):
+        report |= _adapted(run.module, run.variables, dataset, dynamic=dynamic, counts=counts)
+    return report | {"dataset": dataset.provenance, "dtype": config.model.dtype}
 
 
 def evaluate_mixture(
@@ -59,6 +69,8 @@ def evaluate_mixture(
     data_dir: str,
     batch_size: int,
     data_path: Path | None = None,
+    dynamic: bool = False,
+    counts: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a mixture of language models on the evaluation text that their runs share.
 
@@ -67,7 +79,7 @@ def evaluate_mixture(
       weights: the weight of each model; None for equal weights.
       fit: whether to fit the weights instead, on the end of the training text (FIT_CHARACTERS), in windows
         of 256. Weights of models that have trained on these characters are fitted to what they remember.
-      data_dir, batch_size, data_path: see `evaluate`.
+      data_dir, batch_size, data_path, dynamic, counts: see `evaluate`.
 
     Returns:
       The content of evaluation.json and `models`, each model's name, parameters and weight; with `fit` also
@@ -98,15 +110,34 @@ def evaluate_mixture(
     module, variables = generation.mix(parts, given)
     task = TASKS[config.task](config, dataset, module, parallel.axis_name)
     precisions = dict.fromkeys(own.model.dtype for own, _, _ in found)
-    return (
-        _report(task, variables, parallel)
-        | about
-        | {
-            "dataset": dataset.provenance,
-            "dtype": " and ".join(precisions),
-            "models": mixing.described(runs, given),
-        }
-    )
+    report = _report(task, variables, parallel) | about
+    report |= _adapted(module, variables, dataset, dynamic=dynamic, counts=counts)
+    return report | {
+        "dataset": dataset.provenance,
+        "dtype": " and ".join(precisions),
+        "models": mixing.described(runs, given),
+    }
+
+
+def _adapted(
+    module: nn.Module, variables: VariableDict, dataset: TextDataset, *, dynamic: bool, counts: bool
+) -> dict[str, Any]:
+    """Returns the scores of the evaluation text by a model that learns from it, and with counts of it."""
+    report: dict[str, Any] = {}
+    text = dataset.eval
+    slices = {}
+    if counts:
+        slices["stateful"] = generation.score(module, variables, text, "stateful")
+    if dynamic:
+        cli.say(f"the model learns from {len(text):,} characters while it scores them: this takes minutes")
+        slices["dynamic"] = generation.score_dynamically(module, variables, text)
+    for protocol, of_protocol in slices.items():
+        nats = next(found for found in of_protocol if found is not None)
+        report |= metrics.of_text(protocol, nats)
+        if counts:
+            mixed = generation.with_counts(nats, text, len(dataset.classes))
+            report |= metrics.of_text(f"{protocol}_counts", mixed)
+    return report
 
 
 def _fitted(

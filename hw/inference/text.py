@@ -90,6 +90,7 @@ def score(
     *,
     weights: Sequence[float] | None = None,
     protocol: str,
+    counts: bool = False,
     skip_unknown: bool,
 ) -> tuple[dict[str, Any], list[tuple[str, float | None]]]:
     """Scores how well a language model predicts a text.
@@ -98,14 +99,15 @@ def score(
       text: at least two characters that the model knows.
       folders: a workdir or a release; several for a mixture, see `hw.generation.mixture`.
       weights: the weight of each model of a mixture; None for equal weights.
-      protocol: see `generation.score`.
+      protocol: see `generation.score`; or "dynamic", see `generation.dynamic`.
+      counts: whether to mix in counts of the text so far, see `generation.counts`; not with "cold256".
       skip_unknown: whether to omit characters that the model does not know.
 
     Returns:
       (report, characters). The report has `protocol`; `characters`, the number of predicted characters;
       `nats_per_character`, `bits_per_character`, `perplexity`; and `unknown`, the omitted characters, each
       with its `count` and its `first_position` in the text; for a mixture also `models`, each with its name,
-      parameters and weight. The second part lists the characters that the
+      parameters and weight; with counts also `counts`, True. The second part lists the characters that the
       model read, each with its nats; None for the first.
 
     Raises:
@@ -115,7 +117,13 @@ def score(
     model = mixing.load(folders, weights)
     module, variables, classes = model.module, model.variables, model.symbols
     ids, unknown = _known(text, classes, "the text", skip_unknown)
-    nats = next(found for found in generation.score(module, variables, ids, protocol) if found is not None)
+    if protocol == "dynamic":
+        slices = generation.score_dynamically(module, variables, ids)
+    else:
+        slices = generation.score(module, variables, ids, protocol)
+    nats = next(found for found in slices if found is not None)
+    if counts:
+        nats = generation.with_counts(nats, ids, len(classes))
     mean = float(np.mean(nats, dtype=np.float64))
     if not math.isfinite(mean):
         raise UserError(f"the model in {model.name} scores this text with nan or inf: train it again")
@@ -130,6 +138,8 @@ def score(
             for symbol, positions in unknown.items()
         ],
     }
+    if counts:
+        report["counts"] = True
     if model.members:
         report["models"] = model.members
     return report, list(zip(decode(ids, classes), [None, *nats.tolist()], strict=True))

@@ -75,7 +75,7 @@ def page(name: str, report: Mapping[str, Any], characters: Sequence[tuple[str, f
         ("total", f"{bits * report['characters']:,.1f} bits"),
         ("mean", f"{bits:.4f} bits = {report['nats_per_character']:.4f} nats a character"),
         ("perplexity", f"{report['perplexity']:.3f}"),
-        ("protocol", report["protocol"]),
+        ("protocol", report["protocol"] + (" with counts" if report.get("counts") else "")),
     ]
     for of in report["unknown"]:
         rows.append(

@@ -14,6 +14,16 @@ def nll(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(-np.mean(logp[np.arange(len(labels)), labels]))
 
 
+def of_text(protocol: str, nats: np.ndarray) -> dict[str, float]:
+    """Returns the means of a text's scores −log p [characters] in nats and bits per character, and 2^bits."""
+    mean = float(np.mean(nats, dtype=np.float64))
+    return {
+        f"nats_{protocol}": mean,
+        f"bits_{protocol}": mean / float(np.log(2)),
+        f"perplexity_{protocol}": float(np.exp(mean)),
+    }
+
+
 def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
     """Computes Σ_b (n_b / n) |accuracy_b − confidence_b| over 15 equal bins of confidence in (0, 1].
 

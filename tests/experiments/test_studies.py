@@ -27,6 +27,7 @@ from experiments.studies import (
     neurons,
     precision,
     vanishing_gradient,
+    words,
 )
 from experiments.study import Runs
 from hw import models, recipe
@@ -166,6 +167,18 @@ def test_committed_runs_are_of_their_arguments(module):
             assert run["arguments"] == module.arguments(name, int(seed))
             (config, _, _), _ = recipe.parse("hw.train", run["arguments"], help="")
             assert run["config_sha256"] == sha256(to_json(as_it_was(config), indent=2) + "\n")
+
+
+def test_words_are_counted_by_hand():
+    texts = ["The kings' horse's mane\nTHE xyzzy o'er th", "xyzzy end"]
+    assert words.words(texts[0]) == ["the", "kings", "horse's", "mane", "the", "xyzzy", "o'er", "th"]
+    # The last word of each text may be cut, so 7 + 1 words count.
+    report = words.counted(texts, {"the", "kings", "mane", "o'er"})
+    assert (report["words"], report["invented"]) == (8, 3)
+    assert report["first_invented"] == ["horse's", "xyzzy", "xyzzy"] and report["share"] == 3 / 8
+    # A line through (1.4, 0.06), (1.5, 0.08), (1.6, 0.10): 0.2 for each nat, 2 words of 100 for a tenth.
+    models = [{"nats_cold256": n, "share": s} for n, s in ((1.4, 0.06), (1.5, 0.08), (1.6, 0.10))]
+    assert words.per_tenth({"models": models}) == pytest.approx(0.02)
 
 
 def as_it_was(config):

@@ -231,6 +231,7 @@ def test_evaluate(mistake, tmp_path):
     assert "--model" in mistake(evaluate, "--model=gpt")
     assert "holds a model of task images" in mistake(evaluate, "--model=resnet", f"--workdir={tmp_path}")
     assert "--fit-weights" in mistake(evaluate, "--model=gru", "--fit-weights")
+    assert "score texts" in mistake(evaluate, "--model=resnet", "--dynamic")
     both = ["--model=gru", "--model=attention"]
     assert "--fit-weights" in mistake(evaluate, *both, "--fit-weights", "--weights=1,1")
     assert "3 numbers for 2 models" in mistake(evaluate, *both, "--weights=1,1,1")

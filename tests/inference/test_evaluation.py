@@ -140,7 +140,33 @@ def test_a_mixture_is_evaluated_and_nothing_is_written(write_run, capsys):
     assert evaluate.main(arguments) == 0
     shown = capsys.readouterr().out
     assert "mixture of a: weight 0.7500" in shown and f"{report['nats_stateful']:.4f}" in shown
+    assert "counts" not in shown and "dynamic" not in shown
     assert [sorted(folder.iterdir()) for folder in (a, b)] == before
+
+
+def test_a_model_that_learns_from_the_text_and_counts_it(write_run, capsys):
+    (a, first, dataset), (b, second, _) = write_run("a", 1), write_run("b", 2)
+    for folders, model in (([a], first), ([a, b], generation.mix([first, second]))):
+        arguments = [f"--workdir={folder}" for folder in folders]
+        assert evaluate.main([*arguments, "--dynamic", "--counts", "--json"]) == 0
+        out, err = capsys.readouterr()
+        report, size = json.loads(out), len(dataset.classes)
+        stateful = nats(model, dataset.eval, "stateful", window=32)
+        *_, dynamic = generation.score_dynamically(*model, dataset.eval)
+        expected = {
+            "stateful": stateful,
+            "stateful_counts": generation.with_counts(stateful, dataset.eval, size),
+            "dynamic": dynamic,
+            "dynamic_counts": generation.with_counts(dynamic, dataset.eval, size),
+        }
+        for protocol, found in expected.items():
+            assert report[f"nats_{protocol}"] == pytest.approx(found.mean(dtype=float), abs=1e-5)
+            assert report[f"bits_{protocol}"] == pytest.approx(found.mean(dtype=float) / np.log(2), abs=1e-5)
+        assert f"learns from {len(dataset.eval):,} characters" in err
+        assert evaluate.main([*arguments, "--counts"]) == 0
+        shown = capsys.readouterr().out
+        assert f"  and counts     {report['nats_stateful_counts']:.4f}" in shown
+        assert f"{report['nats_dynamic']:.4f}" not in shown
 
 
 @pytest.mark.parametrize("holdout", [0, 600])

@@ -15,7 +15,7 @@ from hw import generation
 from hw.cli import UserError
 from hw.data import batches
 from hw.data.text import TextDataset, beginning, decode, encode
-from hw.training import losses
+from hw.training import losses, metrics
 from hw.training.parallel import Parallel
 from hw.training.step import Batch
 from hw.training.tasks.task import Report, Task
@@ -157,13 +157,8 @@ class TextTask(Task):
             for nats in generation.score(self._module, variables, text, protocol, **sizes):
                 if nats is None:
                     yield None
-                    continue
-                mean = float(np.mean(nats, dtype=np.float64))
-                report |= {
-                    f"nats_{protocol}": mean,
-                    f"bits_{protocol}": mean / float(np.log(2)),
-                    f"perplexity_{protocol}": float(np.exp(mean)),
-                }
+                else:
+                    report |= metrics.of_text(protocol, nats)
         yield report
 
     def programs(self, variables: VariableDict, parallel: Parallel) -> Iterator[tuple[str, int, Lowered]]:
