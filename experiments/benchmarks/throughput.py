@@ -587,29 +587,18 @@ def ratio(report: Mapping[str, Any]) -> float | None:
     return max(ours) / max(theirs) if theirs else None
 
 
-def steps_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns the whole steps of several runs side by side, as Markdown: images/s and the share of the peak.
-
-    Args:
-      reports: results of `measure` with PyTorch installed, by the name of their columns. Those of earlier
-        versions have fewer rows.
-    """
-    lines = ["| step |", "|---|"]
-    for name in reports:
-        lines[0] += f" {name}: images/s | of the matrix product |"
-        lines[1] += "---|---|"
-    # The newest run has all rows.
-    steps: list[str] = max((list(report["steps"]) for report in reports.values()), key=len)
-    for step in steps:
-        cells = [report["steps"].get(step) for report in reports.values()]
-        row = "".join(
-            f" {c['images_per_second']:.0f} | {c['share_of_peak']:.0%} |" if c else " – | – |" for c in cells
+def steps_table(report: Mapping[str, Any]) -> str:
+    """Returns the whole steps of a `measure` with PyTorch installed, as Markdown."""
+    lines = ["| step | images/s | of the matrix product |", "|---|---|---|"]
+    for name, step in report["steps"].items():
+        lines.append(f"| {name} | {step['images_per_second']:.0f} | {step['share_of_peak']:.0%} |")
+    lines.append(f"| our plain step / PyTorch's, the fastest of each | {ratio(report):.2f} | |")
+    lines.append(f"| matrix product {_PEAK_SIDE}³ | | {report['peak_gflops']:.0f} GFLOP/s |")
+    if "bfloat16_peak_gflops" in report:
+        lines.append(
+            f"| matrix product {_PEAK_SIDE}³, bfloat16 | | {report['bfloat16_peak_gflops']:.0f} GFLOP/s |"
         )
-        lines.append(f"| {step} |{row}")
-    peaks = "".join(f" | {report['peak_gflops']:.0f} GFLOP/s |" for report in reports.values())
-    ratios = "".join(f" {ratio(report):.2f} | |" for report in reports.values())
-    lines += [f"| our plain step / PyTorch's, the fastest of each |{ratios}"]
-    return "\n".join([*lines, f"| matrix product {_PEAK_SIDE}³ |{peaks}"])
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str]) -> int:

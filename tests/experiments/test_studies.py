@@ -236,6 +236,7 @@ def test_throughput_measures_everything_once(monkeypatch):
     config.train.batch_size = 8
     report = throughput.measure(config, rounds=1, sizes=[(2, 4, 24, 32), (2, 4, 3, 64), (2, 4, 64, 64)])
     assert {"hw.train's step", "plain step, ours", "plain step, flax layers"} <= report["steps"].keys()
+    assert ("plain step, ours, bfloat16" in report["steps"]) == ("bfloat16_shapes" in report)
     assert all(step["images_per_second"] > 0 for step in report["steps"].values())
     assert "optimiser" in report["parts"] and report["peak_gflops"] > 0
     for name in [*report["steps"], *report["parts"]]:
@@ -249,18 +250,20 @@ def test_throughput_measures_everything_once(monkeypatch):
     ]
     for row in report["shapes"]:
         assert sum(key.endswith("_gflops") and value > 0 for key, value in row.items()) == 10
+    for row in report.get("bfloat16_shapes", []):
+        assert [row[f"{kind}_chosen"] for kind in throughput.KINDS] == ["onednn"] * 4
+        assert sum(key.endswith("_gflops") and value > 0 for key, value in row.items()) == 8
     assert [line.count("*") for line in throughput.table(report).splitlines()[-4:]] == [4, 4, 4, 1]
 
 
-@pytest.mark.parametrize("name", ["throughput", "huge-pages", "quiet-hour"])
-def test_throughput_prints_committed_measurements(name):
-    report = json.loads((throughput.RESULTS / "throughput" / f"{name}.json").read_text(encoding="utf-8"))
+def test_throughput_prints_committed_measurements():
+    report = json.loads((throughput.RESULTS / "throughput" / "throughput.json").read_text(encoding="utf-8"))
     lines = throughput.table(report).splitlines()
+    for dtype in ("float32", "bfloat16"):
+        (start,) = (number for number, line in enumerate(lines) if line.startswith(f"3×3, {dtype}"))
+        rows = lines[start + 2 : start + 2 + len(throughput.SIZES)]
+        assert [line.count("*") for line in rows] == [len(throughput.KINDS)] * len(rows)
     assert lines[-1] == "* chosen"
-    shapes = report["shapes"]
-    assert [line.count("*") for line in lines[-1 - len(shapes) : -1]] == [
-        sum(key.endswith("_chosen") for key in row) for row in shapes
-    ]
 
 
 # --- the studies of questions 4 and 8 ---
