@@ -50,8 +50,8 @@ def test_the_readmes_training_is_the_first_seeds():
     numbers = [f"loss {line['loss']:.4f}  accuracy {line['accuracy']:.4f}" for line in (lines[0], lines[-1])]
     result = to_json({name: summary[name] for name in ("test_accuracy", "test_accuracy_tta")})
     assert _between("README.md", "train output").splitlines() == [
-        f"runs/resnet-s0: {steps} steps of {summary['batch_size']} images on 1 × cpu (cpu, jit) in {summary['dtype']}; "
-        "…",
+        f"runs/resnet-s0: {steps} steps of {summary['batch_size']} images on 1 × cpu (cpu, jit) "
+        f"in {summary['dtype']}; …",
         f"data: {data['name']} ({data['source']}), {data['num_train']} to train, {data['num_eval']} to "
         "evaluate; …",
         f"step 1/{steps}  {numbers[0]}",

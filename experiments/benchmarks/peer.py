@@ -1,6 +1,6 @@
 """Trains another author's program for CIFAR-10, airbench94_muon, on this CPU, from its published file.
 
-    python -m experiments.benchmarks.peer --program=airbench94_muon.py [--epochs=4] [--dtype=float32] [--out=DIR]
+    python -m experiments.benchmarks.peer --program=airbench94_muon.py [--epochs=4] [--dtype=float32]
 
 The program is not part of this repository: github.com/KellerJordan/cifar10-airbench has it. It was written
 for a GPU, so we change a copy of it: it runs on the CPU, once, without a warm-up and without compiling, which
@@ -29,7 +29,7 @@ from experiments.study import RESULTS
 from hw import cli, files, hardware
 from hw.cli import UserError
 
-_CLOCK = '''import time
+_CLOCK = """import time
 
 
 class Clock:
@@ -40,7 +40,7 @@ class Clock:
         return 1e3 * (later.seconds - self.seconds)
 
 
-'''
+"""
 # What runs on a CPU, whatever the precision: (old, new, how often it occurs).
 _CHANGES = (
     ('map_location=torch.device("cuda")', 'map_location="cpu"', 1),

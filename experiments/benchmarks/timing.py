@@ -25,7 +25,7 @@ def interleaved(programs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[
 
 
 def compiled(fn: Callable[..., Any], *arguments: Any, dtype: DTypeLike = "float32") -> Callable[[], Any]:
-    """Compiles `fn`, which computes in `dtype`, for its arguments; returns a call that waits for its result."""
+    """Compiles `fn`, which computes in `dtype`, for its arguments; returns a call that waits for its end."""
     options = models.compiler_options(jax.devices()[0].platform, dtype)
     program = jax.jit(fn, compiler_options=options).lower(*arguments).compile()
     return lambda: jax.block_until_ready(program(*arguments))

@@ -1,12 +1,14 @@
 """Computes convolution and pooling fast on every platform.
 
-GPUs and TPUs use XLA's convolution and its gradients. On a CPU we also use two methods of our own, because
-XLA's gradient for the weights is slow there at almost every size. Both methods work on a few images at a
-time, so that their intermediate arrays stay in the cache.
+GPUs and TPUs use XLA's convolution and its gradients. On a CPU we also use methods of our own, because XLA's
+gradient for the weights is slow there at almost every size. They work on a few images at a time, so that
+their intermediate arrays stay in the cache.
 
   Winograd's method (`hw.ops.winograd`), for 3×3 kernels of stride 1. A tile of its outputs is also what 2×2
     pooling reads, so the two become one.
   Patches (im2col), for the weights' gradient of other kernels: one product with the matrix of the patches.
+  In bfloat16, XLA's convolution is oneDNN's (`hw.models.compiler_options`) and faster than Winograd's method.
+    The input's gradient is such a convolution too, and the weights' gradient a product with patches.
 
 The choice is made when a program is lowered: a program that a CPU compiles for a TPU uses the TPU's
 convolution.
@@ -189,29 +191,25 @@ def _convolve_bwd(
     pool: bool, stride: int, pads: Pads, residuals: tuple[Array, ...], dy_bhwo: Array
 ) -> tuple[Array, Array]:
     x_bhwc, kernel_ijco, *place = residuals
-    rounded_ijco, dtype = kernel_ijco.astype(x_bhwc.dtype), kernel_ijco.dtype
+    rounded_ijco = kernel_ijco.astype(x_bhwc.dtype)
 
     def cpu(x_bhwc: Array, kernel_ijco: Array, *dy: Array) -> tuple[Array, Array]:
         size = _output_size(stride, pads, x_bhwc.shape, kernel_ijco.shape)
         if stride == 1 and by_onednn(x_bhwc.dtype):
-            dx_bhwc, dkernel_ijco = direct_gradients(pads, x_bhwc, kernel_ijco, *dy)
-            return dx_bhwc, dkernel_ijco.astype(dtype)
+            return direct_gradients(pads, x_bhwc, kernel_ijco, *dy)
         if backward_by_winograd(stride, kernel_ijco.shape):
-            dx_bhwc, dkernel_ijco = winograd_gradients(pads, x_bhwc, kernel_ijco, *dy)
-            return dx_bhwc, dkernel_ijco.astype(dtype)
+            return winograd_gradients(pads, x_bhwc, kernel_ijco, *dy)
         dx_bhwc, dkernel_ijco = other(x_bhwc, kernel_ijco, *dy)
         if dkernel_by_patches(size, kernel_ijco.shape):
-            dkernel_ijco = patches_dkernel(stride, pads, x_bhwc, kernel_ijco, *dy).astype(dtype)
+            dkernel_ijco = patches_dkernel(stride, pads, x_bhwc, kernel_ijco, *dy)
         return dx_bhwc, dkernel_ijco
 
-    def other(x_bhwc: Array, rounded_ijco: Array, *dy: Array) -> tuple[Array, Array]:
-        dx, dkernel = jax.vjp(partial(_xla, stride, pads), x_bhwc, rounded_ijco)[1](_full(*dy))
-        return dx, dkernel.astype(dtype)
+    def other(x_bhwc: Array, kernel_ijco: Array, *dy: Array) -> tuple[Array, Array]:
+        dx_bhwc, dkernel_ijco = jax.vjp(partial(_xla, stride, pads), x_bhwc, kernel_ijco)[1](_full(*dy))
+        return dx_bhwc, dkernel_ijco.astype(np.promote_types(x_bhwc.dtype, jnp.float32))
 
-    dx_bhwc, dkernel_ijco = lax.platform_dependent(
-        x_bhwc, rounded_ijco, dy_bhwo, *place, cpu=cpu, default=other
-    )
-    return dx_bhwc, dkernel_ijco
+    dx_bhwc, dkernel = lax.platform_dependent(x_bhwc, rounded_ijco, dy_bhwo, *place, cpu=cpu, default=other)
+    return dx_bhwc, dkernel.astype(kernel_ijco.dtype)
 
 
 _convolve.defvjp(_convolve_fwd, _convolve_bwd)

@@ -53,7 +53,8 @@ def test_the_result_is_that_of_its_log(alone, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("body", "message"), [("raise SystemExit(3)", "failed with exit code 3"), ("print(1)", "printed no result")]
+    ("body", "message"),
+    [("raise SystemExit(3)", "failed with exit code 3"), ("print(1)", "printed no result")],
 )
 def test_a_program_that_fails_is_said(alone, body, message):
     with pytest.raises(UserError, match=message):
@@ -62,7 +63,10 @@ def test_a_program_that_fails_is_said(alone, body, message):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--program=no.py"], "cannot be read"), (["--program=no.py", "--epochs=0"], "--epochs must be above 0")],
+    [
+        (["--program=no.py"], "cannot be read"),
+        (["--program=no.py", "--epochs=0"], "--epochs must be above 0"),
+    ],
 )
 def test_mistakes_are_said(words, message):
     with pytest.raises(UserError, match=message):
