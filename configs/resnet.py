@@ -19,8 +19,8 @@ Each row ends with the folder of its runs in experiments/results/.
 The recipe. It reads the training images six and a half times. The first 40 % of the steps see them at 24×24,
 where a step costs half. Filters move by orthogonalised momentum ("Muon"), which needs far fewer steps than
 SGD. All other parameters move by SGD with Nesterov momentum, the norms' biases fast. Every learning rate
-decays linearly to zero. Labels are smoothed, and images shift by two pixels and are mirrored every second time.
-experiments/studies/ablation.py measures what each choice brings.
+decays linearly to zero. Labels are smoothed, and images shift by two pixels and are mirrored every second
+time. experiments/studies/ablation.py measures what each choice brings.
 
 Variants:
   quick     a shorter schedule: something to see within a few minutes on two cores.
