@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from hw.answers.notation import text
-from hw.answers.reading import shown
 from hw.checking.entries import LAYOUTS
 from hw.checking.fields import Field
 from hw.checking.marking import right_answers
 from hw.checking.questions import ITEMS, QUESTIONS
 from hw.checking.sheet import SHEET, Sheet, numbers, variant
 from hw.cli import UserError, shorten
+from hw.reading.refusals import shown
 
 MAX_BYTES = 200_000
 MAX_VARIANT = 2**31 - 1
