@@ -156,7 +156,8 @@ class Case:
                 return Mark(self.field.id, "not understood", message, hint="A count has no rounding.")
             return None
         for right in rights:
-            if (near(entry, right, slack) | rounded(entry, right)).all():
+            # Digits that are cut off differ by up to a whole unit of the last one.
+            if (near(entry, right, slack) | (np.abs(entry.values - right) <= entry.units)).all():
                 return Mark(self.field.id, "wrong", ROUNDED_TOO_FAR + self._from(), hint=self.field.hint)
         if slack < fields.BY_HAND or self._exactly_known(entry):
             return None

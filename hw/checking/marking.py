@@ -22,8 +22,6 @@ from hw.checking.questions import FIELDS, ITEMS
 from hw.checking.sheet import Sheet
 from hw.reading.refusals import Unreadable
 
-MOST_DECIMALS = 12
-
 
 @lru_cache(maxsize=64)
 def right_answers(sheet: Sheet) -> Answers:

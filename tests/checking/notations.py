@@ -51,7 +51,7 @@ NUMBERS = {
     "minus and a blank": lambda x: fixed(x).replace("-", "- "),
     "a sign before each": lambda x: ("+" if x >= 0 else "") + fixed(x),
     "no zero before the point": lambda x: fixed(x).replace("0.", ".", 1) if abs(x) < 1 and x else fixed(x),
-    "raised": lambda x: "{}·10{}".format(scientific(x)[0], str(scientific(x)[1]).translate(RAISED)),
+    "raised": lambda x: f"{scientific(x)[0]}·10{str(scientific(x)[1]).translate(RAISED)}",
     "times ten": lambda x: "{} × 10^{}".format(*scientific(x)),
     "x ten": lambda x: "{} x 10^({})".format(*scientific(x)),
     "latex power": lambda x: r"{} \times 10^{{{}}}".format(*scientific(x)),
@@ -106,8 +106,7 @@ def our_table(rows):
     lines = [["", *(f"key {j}" for j in range(1, len(rows[0]) + 1))]]
     lines += [[f"query {i}", *row] for i, row in enumerate(rows, 1)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    drawn = ["  ".join(x.rjust(w) if i else x.ljust(w) for i, (x, w) in enumerate(zip(line, widths, strict=True)))
-             for line in lines]  # fmt: skip
+    drawn = ["  ".join(x.rjust(w) for x, w in zip(line, widths, strict=True)) for line in lines]
     return "\n".join([drawn[0], "  ".join("-" * w for w in widths), *drawn[1:]])
 
 
@@ -127,16 +126,24 @@ MATRICES = {
     "a batch of one": (lambda m: f"[{nested(m, '[', ']')}]", False),
     "numpy prints": (aligned, True),
     "np.array": (lambda m: f"np.array({nested(m, '[', ']')})", False),
-    "array dtype": (lambda m: f"array({nested(m, '[', ']', outer=f',{chr(10)}       ')}, dtype=float32)", False),
+    "array dtype": (
+        lambda m: f"array({nested(m, '[', ']', outer=f',{chr(10)}       ')}, dtype=float32)",
+        False,
+    ),
     "Array dtype": (lambda m: f"Array({nested(m, '[', ']')}, dtype=float32)", False),
     "tensor": (lambda m: f"tensor({nested(m, '[', ']')}, grad_fn=<DivBackward0>)", False),
-    "tensor device": (lambda m: f"tensor({nested(m, '[', ']')}, device='cuda:0', dtype=torch.float64)", False),
+    "tensor device": (
+        lambda m: f"tensor({nested(m, '[', ']')}, device='cuda:0', dtype=torch.float64)",
+        False,
+    ),
     "tf.Tensor": (lambda m: f"tf.Tensor(\n{aligned(m)}, shape=({len(m)}, {len(m[0])}), dtype=float32)", True),
     "sympy": (lambda m: f"Matrix({nested(m, '[', ']')})", False),
     "pmatrix": (latex_matrix, False),
     "$bmatrix$": (lambda m: f"$$A = {latex_matrix(m, 'bmatrix')}$$", False),
     "array environment": (
-        lambda m: r"\left[\begin{array}{cc} " + r" \\ ".join(" & ".join(r) for r in m) + r"\end{array}\right]",
+        lambda m: (
+            r"\left[\begin{array}{cc} " + r" \\ ".join(" & ".join(r) for r in m) + r"\end{array}\right]"
+        ),
         False,
     ),
     "markdown": (markdown, False),
@@ -178,7 +185,9 @@ VECTORS = {
     "unicode name": (lambda v: f"h₁ = [{', '.join(v)}]", False),
     "a derivative": (lambda v: f"∂L/∂h_1 = [{', '.join(v)}]", False),
     "latex derivative": (
-        lambda v: rf"\frac{{\partial L}}{{\partial h_1}} = \begin{{pmatrix}}{r' \\ '.join(v)}\end{{pmatrix}}",
+        lambda v: (
+            r"\frac{\partial L}{\partial h_1} = \begin{pmatrix}" + r" \\ ".join(v) + r"\end{pmatrix}"
+        ),
         False,
     ),
     "named numbers": (lambda v: ", ".join(f"h{i} = {x}" for i, x in enumerate(v, 1)), False),
@@ -226,9 +235,9 @@ SIZES = {
     "shape:": lambda s: f"shape: {' x '.join(map(str, s))}",
     "a name": lambda s: f"W = {' x '.join(map(str, s))}",
     "latex": lambda s: r" \times ".join(map(str, s)),
-    "latex in $": lambda s: f"${r' \times '.join(map(str, s))}$",
+    "latex in $": lambda s: "$" + r" \times ".join(map(str, s)) + "$",
     "latex cdot": lambda s: r" \cdot ".join(map(str, s)),
-    "space of reals": lambda s: rf"\mathbb{{R}}^{{{r' \times '.join(map(str, s))}}}",
+    "space of reals": lambda s: r"\mathbb{R}^{" + r" \times ".join(map(str, s)) + "}",
     "in the reals": lambda s: f"W ∈ ℝ^({'×'.join(map(str, s))})",
     "product added": lambda s: f"{' x '.join(map(str, s))} = {math.prod(s)}",
     "full width": lambda s: "×".join(map(str, s)).translate(FULL_WIDTH),
@@ -318,7 +327,9 @@ COUNTS = {
     "brackets": lambda n: f"[{n}]",
     "semicolon": lambda n: f"{n};",
     "blanks around": lambda n: f"  {n} \n",
-    "all digits with an exponent": lambda n: f"{n / 10 ** (len(str(n)) - 1):.{len(str(n)) - 1}f}e{len(str(n)) - 1}",
+    "all digits with an exponent": lambda n: (
+        f"{n / 10 ** (len(str(n)) - 1):.{len(str(n)) - 1}f}e{len(str(n)) - 1}"
+    ),
 }
 
 

@@ -13,12 +13,12 @@ import pytest
 
 from hw import cli
 from hw.answers import attention, attention_gradient, bptt, cnn_routes, multi_head, unrolled_rnn
-from hw.answers.reading import Unreadable
 from hw.checking import fields, form, questions
 from hw.checking.entries import READERS
 from hw.checking.marking import mark, right_answers
 from hw.checking.sheet import SHEET, variant
 from hw.checking.sheet import numbers as numbers_of
+from hw.reading.refusals import Unreadable
 from tests.checking import students
 from tests.processes import REPOSITORY
 from tests.recipes import THOROUGH, many
