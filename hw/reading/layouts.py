@@ -27,6 +27,8 @@ def split_matrix(text: str) -> list[list[str]]:
       Unreadable: a row cannot be split into numbers.
     """
     text = labels.without_remark(plain(text))
+    if text.count("[") != text.count("]"):
+        raise Unreadable(f"{shown(text)} has a bracket without its pair")
     if table := _table(text):
         return table
     # Long runs of blanks would slow the expressions below, so we shorten each run to one character.

@@ -202,7 +202,7 @@ def _agree(working: Number, result: Number) -> bool:
     whole = all(isinstance(n.value, Fraction) and n.value.denominator == 1 for n in (working, result))
     if whole and max(working.unit, result.unit) <= 1:
         return off == 0
-    return off <= max(working.unit, result.unit) + _ROUNDED * abs(float(result.value))
+    return off <= 0.5 * max(working.unit, result.unit) + _ROUNDED * abs(float(result.value))
 
 
 def _within_float64(word: str, text: str) -> Number:

@@ -185,9 +185,7 @@ VECTORS = {
     "unicode name": (lambda v: f"h₁ = [{', '.join(v)}]", False),
     "a derivative": (lambda v: f"∂L/∂h_1 = [{', '.join(v)}]", False),
     "latex derivative": (
-        lambda v: (
-            r"\frac{\partial L}{\partial h_1} = \begin{pmatrix}" + r" \\ ".join(v) + r"\end{pmatrix}"
-        ),
+        lambda v: r"\frac{\partial L}{\partial h_1} = \begin{pmatrix}" + r" \\ ".join(v) + r"\end{pmatrix}",
         False,
     ),
     "named numbers": (lambda v: ", ".join(f"h{i} = {x}" for i, x in enumerate(v, 1)), False),
