@@ -46,12 +46,14 @@ class Judgement:
       own: the student's numbers for later answers; None if they have the wrong shape.
       explained: whether the entry is right, has a known reason, or is right in at least half of its numbers.
       untrue: whether the entry differs from the key for another reason than rounding.
+      turned: whether the channels come first.
     """
 
     mark: Mark
     own: np.ndarray | None
     explained: bool
     untrue: bool
+    turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Case:
             else:
                 mark = replace(mark, message="channels first, which counts only once")
             untrue = bool(self.own_before) and not self._true(turned)
-            return Judgement(mark, turned.values, True, untrue)
+            return Judgement(mark, turned.values, True, untrue, turned=True)
         if verdict is not None:
             return Judgement(verdict, entry.values, True, untrue=verdict.carried)
         own = entry.values if self.wanted[0] is None or entry.values.shape == self.wanted[0].shape else None
@@ -98,7 +100,7 @@ class Case:
             mark = self._wrong(entry, [known[0]])
             if not self.channels_first:
                 mark = replace(mark, message=f"{mark.message}; and {fields.CHANNELS_FIRST.says}")
-            return Judgement(mark, turned.values, True, untrue=True)
+            return Judgement(mark, turned.values, True, untrue=True, turned=True)
         right = next(each for each in (self.wanted[1], *self.wanted) if each is not None)
         message = self._unnamed(entry, right) + self._from()
         mark = Mark(self.field.id, "wrong", message, None, bool(self.own_before), self.field.hint)
@@ -156,8 +158,9 @@ class Case:
                 return Mark(self.field.id, "not understood", message, hint="A count has no rounding.")
             return None
         for right in rights:
-            # Digits that are cut off differ by up to a whole unit of the last one.
-            if (near(entry, right, slack) | (np.abs(entry.values - right) <= entry.units)).all():
+            # Digits that are cut off differ by up to a whole unit of the last one, towards zero.
+            cut = (np.abs(entry.values - right) <= entry.units) & (np.abs(entry.values) <= np.abs(right))
+            if (near(entry, right, slack) | rounded(entry, right) | cut).all():
                 return Mark(self.field.id, "wrong", ROUNDED_TOO_FAR + self._from(), hint=self.field.hint)
         if slack < fields.BY_HAND or self._exactly_known(entry):
             return None

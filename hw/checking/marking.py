@@ -108,30 +108,32 @@ class _Marking:
 
     def _remember(self, field: Field, entry: Entry, found: Judgement) -> None:
         """Keeps what later answers start from."""
-        self._channels_first |= found.mark.misconception == "channels_first"
+        self._channels_first |= found.turned
         if found.own is None:
             return  # a later step cannot start from a wrong shape
         truth = self._truth[field.id]
-        if not found.untrue:
-            self._followed[field.id], self._rounded[field.id] = truth, found.own
+        wrong = found.mark.verdict == "wrong"
+        if wrong and (reason := self._no_start(field, entry, found)):
+            self._barred[field.id] = reason
+            self._followed[field.id] = self._rounded[field.id] = truth
             self._untrue.discard(field.id)
-            if found.mark.verdict == "wrong" and not found.own.any():
-                self._rounded[field.id] = truth  # zeros, however they came about, are no start
             return
-        if found.mark.verdict == "wrong":
-            numbers = Entry(found.own, entry.units, entry.digits)
-            named = found.mark.misconception is not None
-            reason = starts.impossible(field, numbers, truth, named=named)
-            if not reason and field.question in self._foreign and not found.explained:
-                reason = "the first answers of this question fit no step of your sheet"
-            if reason:
-                self._barred[field.id] = reason
-                self._followed[field.id] = self._rounded[field.id] = truth
-                self._untrue.discard(field.id)
-                return
+        self._rounded[field.id] = found.own
+        if not found.untrue:
+            self._followed[field.id] = truth
+            self._untrue.discard(field.id)
+        elif wrong:
             self._followed[field.id] = found.own
             self._untrue.add(field.id)
-        self._rounded[field.id] = found.own
+
+    def _no_start(self, field: Field, entry: Entry, found: Judgement) -> str:
+        """Returns why later answers may not start from a wrong answer; "" if they may."""
+        numbers = Entry(entry.values if found.own is None else found.own, entry.units, entry.digits)
+        named = found.mark.misconception is not None
+        reason = starts.impossible(field, numbers, self._truth[field.id], named=named)
+        if not reason and field.question in self._foreign and not found.explained:
+            reason = "the first answers of this question do not fit your sheet"
+        return reason
 
     def _find_foreign(self) -> set[str]:
         """Returns the questions whose first answers seem to belong to another sheet."""
