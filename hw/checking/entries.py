@@ -140,7 +140,7 @@ LAYOUTS = {
 
 # --- What we have read ---
 
-_LITERAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_LITERAL = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 
 
 def spoken(kind: str, value: object, entry: Entry) -> str:
@@ -151,7 +151,7 @@ def spoken(kind: str, value: object, entry: Entry) -> str:
       value: the TOML value that the student wrote.
       entry: what the field's reader made of it.
     """
-    written = re.sub(r"['\"]", "", str(_undecimal(value)))
+    written = _spelt(value)
     numbers = [float(word) for word in _LITERAL.findall(written)]
     separators = _LITERAL.sub("", written)
     if not separators.strip("\n\t ,;x×[]()") and numbers == entry.values.ravel().tolist():
@@ -165,11 +165,9 @@ def spoken(kind: str, value: object, entry: Entry) -> str:
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
 
 
-def _undecimal(value: object) -> object:
-    """Returns a value with its decimals as text: in a list, repr() of a Decimal names its type."""
-    if isinstance(value, list):
-        return list(map(_undecimal, value))
-    return str(value) if isinstance(value, Decimal) else value
+def _spelt(value: object) -> str:
+    """Returns a value as it is written: the texts of a list between commas."""
+    return f"[{', '.join(map(_spelt, value))}]" if isinstance(value, list) else str(value)
 
 
 def _number(value: float, unit: float, digits: float) -> str:

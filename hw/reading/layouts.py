@@ -33,7 +33,7 @@ def split_matrix(text: str) -> list[list[str]]:
         return table
     # Long runs of blanks would slow the expressions below, so we shorten each run to one character.
     text = re.sub(r"\s+", lambda m: "\n" if "\n" in m[0] else " ", text).strip()
-    return _rows(_answer(text))
+    return _rows(_answer(text.replace(" and ", ", ")))
 
 
 def _answer(text: str) -> str:
@@ -60,7 +60,7 @@ def _answer(text: str) -> str:
 
 def _rows(text: str) -> list[list[str]]:
     """Splits a matrix without a name into rows and numbers."""
-    text = unbracketed(labels.unnamed(text.replace(" and ", ", ") if " and " in text else text))
+    text = unbracketed(labels.unnamed(text))
     pieces = [piece.strip() for piece in split(text, ",;\n")]
     bracketed = [p for p in pieces if p]
     if "[" in text:
