@@ -224,7 +224,7 @@ def _check_folder(options: argparse.Namespace, salt: "Salt | None") -> int:
         gradebook.judge(str(path.relative_to(options.file)), partial(_read, path), rules)
         for path in tqdm(paths, unit="form", disable=None)
     ]
-    hand_ins = list(gradebook.with_roster(judged, students))
+    hand_ins = list(gradebook.with_notes(list(gradebook.with_roster(judged, students))))
     if "csv" in outputs:
         outputs["csv"].write(gradebook.grades(hand_ins, options.carried))
     if "items" in outputs:

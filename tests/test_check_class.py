@@ -156,6 +156,21 @@ def test_tables_replace_only_themselves(run, folder, tmp_path):
     assert run(folder, f"--items={notes}")[0] == 2 and notes.read_text() == "file,points\n"
 
 
+def test_answers_of_another_students_sheet_are_noted(run, tmp_path):
+    for name, seed in (("ada", 11), ("bob", 12), ("eve", 13)):
+        text = form.write(variant(seed), key=True, about={"name": name})
+        (tmp_path / f"{name}.toml").write_text(text.replace("variant = 13", "variant = 12"), encoding="utf-8")
+    key = form.write(variant(11), key=True, about={"name": "mallory"})
+    (tmp_path / "mallory.toml").write_text(key.replace("variant = 11", "variant = 12"), encoding="utf-8")
+    code, out, _ = run(tmp_path, "--json")
+    found = {of["name"]: of for of in json.loads(out)}
+    assert code == 0 and found["ada"]["note"] == found["bob"]["note"] == found["eve"]["note"] == ""
+    assert (
+        found["mallory"]["note"].startswith("question 1 and 6") and "sheet of ada" in found["mallory"]["note"]
+    )
+    assert found["mallory"]["points"] <= 3 and found["bob"]["points"] == 28
+
+
 # A roster.
 
 

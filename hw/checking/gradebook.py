@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from hw.checking import filled, form
-from hw.checking.marking import mark
+from hw.checking.marking import first_answers, fitting, mark
 from hw.checking.marks import Mark, points
 from hw.checking.questions import FIELDS
 from hw.checking.roster import Salt, Student
+from hw.checking.sheet import Sheet
 from hw.cli import UserError, printable, shorten
 
 _SIGNED = "made by hw.check "
@@ -53,6 +54,8 @@ class HandIn:
       variant: the variant of the form, as the form names it.
       marks: the marks of all items; empty if the file is no form.
       slips: lines of the form that are no TOML.
+      filled: what the form says; None if the file is no form.
+      note: whose sheet the answers fit, if they do not fit the student's own.
     """
 
     file: str
@@ -62,11 +65,13 @@ class HandIn:
     variant: str = ""
     marks: tuple[Mark, ...] = ()
     slips: tuple[filled.Slip, ...] = ()
+    filled: form.Filled | None = None
+    note: str = ""
 
     def as_dict(self, share: float) -> dict[str, Any]:
         """Returns the hand-in for a program."""
         found = points(self.marks, share)
-        about = {name: getattr(self, name) for name in ("file", "status", "name", "id", "variant")}
+        about = {name: getattr(self, name) for name in ("file", "status", "name", "id", "variant", "note")}
         sums = {"points": found.earned, "possible": len(FIELDS), "carried": found.carried}
         marks = [m.as_dict() for m in self.marks]
         return about | sums | {"marks": marks, "slips": list(map(str, self.slips))}
@@ -86,9 +91,9 @@ def judge(file: str, read: Callable[[], bytes], rules: Rules) -> HandIn:
     except UserError as error:
         return HandIn(file, _one_line(str(error)))
     variant = form.name_of(found.sheet)
-    about = (_one_line(found.about.get(name, "")) for name in ("name", "id"))
+    name, id = (_one_line(found.about.get(of, "")) for of in ("name", "id"))
     blank = all(m.verdict in ("empty", "not graded") for m in marks)
-    return HandIn(file, "blank" if blank else "judged", *about, variant, tuple(marks), found.slips)
+    return HandIn(file, "blank" if blank else "judged", name, id, variant, tuple(marks), found.slips, found)
 
 
 def with_roster(hand_ins: Iterable[HandIn], students: Sequence[Student]) -> Iterator[HandIn]:
@@ -108,6 +113,23 @@ def with_roster(hand_ins: Iterable[HandIn], students: Sequence[Student]) -> Iter
             yield HandIn("", "no file", student.name, student.id, student.code)
 
 
+def with_notes(hand_ins: Sequence[HandIn]) -> Iterator[HandIn]:
+    """Yields hand-ins with a note if the first answers of a question are those of another student's sheet."""
+    sheets: dict[Sheet, str] = {}
+    for of in hand_ins:
+        if of.filled:
+            sheets.setdefault(of.filled.sheet, of.name or of.file)
+    for of in hand_ins:
+        notes = []
+        first = first_answers(of.filled.answers) if of.filled else {}
+        own = fitting(of.filled.sheet, first) if of.filled else set()
+        first = {question: entries for question, entries in first.items() if question not in own}
+        for sheet, owner in sheets.items() if first else ():
+            if theirs := sorted(fitting(sheet, first)):
+                notes.append(f"question {' and '.join(theirs)} fits the sheet of {owner}")
+        yield replace(of, note=_one_line("; ".join(notes[:3])))
+
+
 def _one_line(text: str) -> str:
     return shorten(printable(" ".join(text.split())), 200)
 
@@ -119,7 +141,7 @@ def grades(hand_ins: Sequence[HandIn], share: float) -> str:
     """Returns a table with a row for each hand-in and a column for each answer, as CSV."""
     verdicts = ("right", "wrong", "not understood", "empty")
     header = ["file", "name", "id", "variant", "status", "points", "possible", *verdicts, "carried"]
-    rows: list[list[Any]] = [[*header, *(field.id for field in FIELDS), "slips"]]
+    rows: list[list[Any]] = [[*header, *(field.id for field in FIELDS), "note", "slips"]]
     for of in hand_ins:
         found, marks = points(of.marks, share), {m.id: m for m in of.marks}
         counts = Counter(m.verdict for m in of.marks)
@@ -127,7 +149,7 @@ def grades(hand_ins: Sequence[HandIn], share: float) -> str:
         each = [marks[field.id].points(share) if marks else "" for field in FIELDS]
         slips = "; ".join(map(str, of.slips[:3])) + ("; ..." if len(of.slips) > 3 else "")
         about = [of.file, of.name, of.id, of.variant, of.status]
-        rows.append([*about, *(sums if marks else [0, len(FIELDS), *[""] * 5]), *each, slips])
+        rows.append([*about, *(sums if marks else [0, len(FIELDS), *[""] * 5]), *each, of.note, slips])
     return _signed(rows)
 
 

@@ -7,6 +7,7 @@ cannot be an answer at all, such as weights that do not sum to one, is no start:
 judged from the key.
 """
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -18,12 +19,13 @@ from hw.checking.entries import LAYOUTS, READERS, Entry, spoken
 from hw.checking.fields import Answers, Field, FreeText, Item
 from hw.checking.judging import Case, Judgement, computed
 from hw.checking.marks import Mark
+from hw.checking.nearness import near
 from hw.checking.questions import FIELDS, ITEMS
 from hw.checking.sheet import Sheet
 from hw.reading.refusals import Unreadable
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)  # more than the sheets of a class
 def right_answers(sheet: Sheet) -> Answers:
     """Returns the key: the right answer of every field that we judge.
 
@@ -51,6 +53,37 @@ def mark(sheet: Sheet, written: Mapping[str, object], *, decimals: int | None = 
       a mark for each item of the form, in its order.
     """
     return _Marking(sheet, written, decimals).marks()
+
+
+# The readable first answers of each question that has at least two of them.
+FirstAnswers = Mapping[str, list[tuple[Field, Entry]]]
+
+
+def first_answers(written: Mapping[str, object]) -> FirstAnswers:
+    """Returns the first answers of a form, from which the later ones start."""
+    found = {}
+    for question, names in starts.FIRST.items():
+        entries = []
+        for field in (item for name in names if isinstance(item := ITEMS[name], Field) and name in written):
+            with contextlib.suppress(Unreadable):
+                entries.append((field, READERS[field.kind](written[field.id])))
+        if len(entries) > 1:
+            found[question] = entries
+    return found
+
+
+def fitting(sheet: Sheet, first: FirstAnswers) -> set[str]:
+    """Returns the questions whose first answers are all right on a sheet."""
+    right = right_answers(sheet)
+    return {
+        question
+        for question, entries in first.items()
+        if all(_is_right(field, entry, right[field.id]) for field, entry in entries)
+    }
+
+
+def _is_right(field: Field, entry: Entry, right: np.ndarray) -> bool:
+    return entry.values.shape == right.shape and bool(near(entry, right, field.slack).all())
 
 
 def _ungraded(item: Item) -> Mark:
