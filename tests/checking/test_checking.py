@@ -366,7 +366,7 @@ def test_errors_are_carried_through_attention_and_back(sheets):
             for later in chain[field]:
                 m = marks[later]
                 if not _possible(field, answer):
-                    assert not m.carried, (seed, misconception, field, m)
+                    assert not (field in questions.ITEMS[later].after and m.carried), (seed, misconception, m)
                     continue
                 assert m.verdict == "right", (seed, misconception, field, m)
                 # A wrong way may lead to the true result, or within a hundredth of it: no error is left then.
@@ -444,7 +444,7 @@ def test_layouts(kind, value, numbers):
         ("matrix", "1/0", "divides by zero"),
         ("matrix", "sqrt(-1)", "has no value"),
         ("matrix", "nan", "not a number"),
-        ("matrix", "2*(" * 50 + "1" + ")" * 50, "nested too deeply"),
+        ("matrix", "2*(" * 40 + "1" + ")" * 40, "nested too deeply"),
         ("matrix", "-" * 100 + "1", "nested too deeply"),
         ("matrix", "√" * 100 + "1", "nested too deeply"),
         ("matrix", "1" * 3000, "too long"),
