@@ -330,6 +330,8 @@ SLIPS = [
     ("conv1 = [128, 128,\n16", ["1.conv1 not understood", "line 2", "write a list as [1, 2]"]),
     ("conv1 = [128 128\n16]", ["1.conv1 right", "line 2", "write a list as [1, 2]"]),
     ("conv1 = [128,\n128, # wide\n16]", ["1.conv1 right"]),
+    ("I give up\nconv1 = [128,\n128, # wide\n16]", ["1.conv1 right", "line 2, I give up"]),
+    ("I give up\nconv1 = '''\n128 x 128\nx 16'''", ["1.conv1 right", "line 2, I give up"]),
     ("conv1 = {H = 128, W = 128, C = 16}", ["1.conv1 right"]),
     ("conv1 = \x1b[31m", ["1.conv1 not understood", "line 2"]),
     ("conv1 = " + "x" * 150_000, ["1.conv1 not understood", "line 2"]),

@@ -171,7 +171,7 @@ class _Lines:
             self._slip(place, "the field occurs twice: the first one counts")
             return 1
         self.places[name] = (place + 1, self._lines[place])
-        for count, block in enumerate(self._blocks(place, text), 1):
+        for count, block in self._blocks(place, text):
             try:
                 self.values[name] = tomllib.loads(f"value = {block}\n", parse_float=Decimal)["value"]
             except (RecursionError, ValueError, ArithmeticError):
@@ -192,23 +192,23 @@ class _Lines:
             text, count = f"{text}\n{line}", count + 1
         return text[: MAX_BYTES // 2], count
 
-    def _blocks(self, place: int, text: str) -> Iterator[str]:
-        """Yields the texts that may be the value: the rest of the line, then with each line after it."""
+    def _blocks(self, place: int, text: str) -> Iterator[tuple[int, str]]:
+        """Yields the number of lines and the text of what may be the value, from one line on."""
         block = text
         if len(block) <= _MOST_CHARACTERS and not _DOTTED.search(block) and _is_closed(block):
-            yield block
+            yield 1, block
         if (
             text.count('"""') % 2 == 0
             and text.count("'''") % 2 == 0
             and not text.lstrip().startswith(("[", "{"))
         ):
             return
-        for line in self._lines[place + 1 : place + _MOST_LINES]:
+        for count, line in enumerate(self._lines[place + 1 : place + _MOST_LINES], 2):
             block += "\n" + line
             if len(block) > _MOST_CHARACTERS or _ASSIGNED.match(line) or _DOTTED.search(line):
                 return
             if _is_closed(block):
-                yield block
+                yield count, block
 
 
 def _is_closed(text: str) -> bool:

@@ -335,10 +335,10 @@ def test_errors_are_carried_through_the_heads():
 
 
 def _possible(field, answer):
-    """Whether any sheet can have this answer: weights of a query sum to one, tanh stays below one."""
+    """Whether any sheet can have this answer: weights of a query sum to one, tanh rounds to one at most."""
     if field == "6.weights":
         return all(abs(sum(row) - 1) < 0.011 and min(row) >= 0 for row in answer)
-    return not field.startswith("3.h") or max(map(abs, answer)) < 1
+    return not field.startswith("3.h") or max(map(abs, answer)) <= 1
 
 
 def test_errors_are_carried_through_attention_and_back(sheets):
