@@ -240,7 +240,7 @@ def _check_folder(options: argparse.Namespace, salt: "Salt | None") -> int:
 
 
 def _write_sheets(options: argparse.Namespace, salt: "Salt | None") -> int:
-    """Writes a sheet for each student of a roster, and with --key the keys, in a folder of their own."""
+    """Writes a sheet for each student of a roster, and with --key the keys in a second folder."""
     students = _students(options, salt)
 
     from hw.checking import form

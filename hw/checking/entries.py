@@ -166,7 +166,7 @@ def spoken(kind: str, value: object, entry: Entry) -> str:
 
 
 def _spelt(value: object) -> str:
-    """Returns a value as it is written: the texts of a list between commas."""
+    """Returns the text of a value, and of a list the texts between commas."""
     return f"[{', '.join(map(_spelt, value))}]" if isinstance(value, list) else str(value)
 
 

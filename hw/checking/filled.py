@@ -31,7 +31,7 @@ class Slip(NamedTuple):
 
     Attributes:
       line: its number, from 1.
-      text: the line as it is written.
+      text: the line.
       says: what is wrong and how to write it.
     """
 

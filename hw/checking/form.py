@@ -183,7 +183,7 @@ def _variant(stated: object, path: Path) -> int | str | None:
     """Returns the variant that a form states: a seed, the code of a salted sheet, or None.
 
     Raises:
-      UserError: it is none of these.
+      UserError: it is something else.
     """
     if isinstance(stated, str):
         word = stated.strip()

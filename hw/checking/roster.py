@@ -1,4 +1,4 @@
-"""Gives every student of a roster a sheet of their own, whose key needs the teacher's salt.
+"""Gives each student of a roster another sheet, whose key needs the teacher's salt.
 
 A seed that a form shows also gives the key to anybody who types it. With a salt, a form shows a code instead:
 the numbers are drawn from a keyed hash (HMAC-SHA256) of the code, and only the salt computes it. We stretch
@@ -120,7 +120,7 @@ def _students(
             raise UserError(f"{path}, student {number}: the name is missing")
         if key in students:
             twice = shorten(printable(key), 60)
-            raise UserError(f"{path}: two students are {twice!r}: give each an id of their own")
+            raise UserError(f"{path}: two students are {twice!r}: give each another id")
         file = f"{number:0{width}}-{_file_name(called)}"
         students[key] = Student(called, key, salt.code(key) if salt else "", file)
     return list(students.values())
