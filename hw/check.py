@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hw import cli, files
-from hw.checking.marks import CARRIED
+from hw.checking.marks import CARRIED, Scale
 
 if TYPE_CHECKING:
     from hw.checking.filled import Written
@@ -60,6 +60,12 @@ def _parser() -> cli.ArgumentParser:
         metavar="SHARE",
         help=f"the points of an answer that follows from a wrong earlier answer (default: {CARRIED})",
     )
+    add(
+        "--weights",
+        type=cli.path,
+        metavar="FILE.toml",
+        help='points, as in 6 = 2 or "6.scores" = 3 (default: 1)',
+    )
     add("--csv", type=cli.path, metavar="FILE", help="of a folder: write a row for each file")
     add("--items", type=cli.path, metavar="FILE", help="of a folder: write a row for each answer of the form")
     add("--roster", type=cli.path, metavar="NAMES.csv", help="the students, with the columns name and id")
@@ -80,7 +86,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     if options.file is None:
         if not (options.template or options.key or options.variant is not None or options.roster):
             parser.error("give ANSWERS.toml, --template or --variant=SEED")
-        for name in ("hint", "decimals", "carried", "csv", "items"):
+        for name in ("hint", "decimals", "carried", "weights", "csv", "items"):
             if getattr(options, name) not in (None, False):
                 where = "a folder" if name in ("csv", "items") else "ANSWERS.toml"
                 parser.error(f"--{name} needs {where}")
@@ -129,7 +135,7 @@ def main(argv: Sequence[str]) -> int:
         raise cli.UserError(f"--csv, --items and --roster need a folder, and {options.file} is none")
     if options.roster:
         return _write_sheets(options, salt)
-    inputs = [] if options.file is None else [options.file]
+    inputs = [path for path in (options.file, options.weights) if path]
     output = files.json_output(options.json, inputs=inputs, force=options.force)
     if options.file is not None:
         return _check(options, salt, output)
@@ -150,6 +156,16 @@ def _read(path: Path) -> bytes:
     return files.read_bytes(path, filled.MAX_BYTES, mend="name a filled form; --template prints an empty one")
 
 
+def _scale(options: argparse.Namespace) -> Scale:
+    """Returns the points of each answer."""
+    if options.weights is None:
+        return Scale(options.carried)
+    from hw.checking import weights
+
+    text = files.read_text(options.weights, weights.MAX_BYTES)
+    return Scale(options.carried, weights.read(text, options.weights))
+
+
 def _check(options: argparse.Namespace, salt: "Salt | None", output: files.Output | None) -> int:
     """Marks a form and prints the marks; returns the exit code."""
     from hw.checking import filled
@@ -160,6 +176,7 @@ def _check(options: argparse.Namespace, salt: "Salt | None", output: files.Outpu
     from hw.checking.marking import mark
     from hw.report import terminal
 
+    scale = _scale(options)
     found = form.read(written, options.file, options.variant, salt)
     marks = mark(found.sheet, found.answers, decimals=options.decimals)
     if options.json:
@@ -170,7 +187,7 @@ def _check(options: argparse.Namespace, salt: "Salt | None", output: files.Outpu
     sys.stdout.flush()  # if this fails, its error is the only line on standard error
     for slip in found.slips:
         cli.say(str(slip))
-    cli.say(terminal.tally(marks, options.carried))
+    cli.say(terminal.tally(marks, scale))
     return 0 if all(m.verdict in ("right", "not graded") for m in marks) else 1
 
 
@@ -212,30 +229,31 @@ def _check_folder(options: argparse.Namespace, salt: "Salt | None") -> int:
 
     tables = [path for path in (options.csv, options.items) if path]
     paths = _hand_ins(options.file, gradebook.is_ours, tables)
-    inputs = [*paths, *([options.roster] if options.roster else [])]
+    inputs = [*paths, *(path for path in (options.roster, options.weights) if path)]
     output = files.json_output(options.json, inputs=inputs, force=options.force)
     outputs = {
         option: files.Output(f"--{option}", path, inputs=inputs, force=options.force, ours=gradebook.is_ours)
         for option in ("csv", "items")
         if (path := getattr(options, option))
     }
-    rules = gradebook.Rules(options.carried, options.decimals, salt)
+    scale = _scale(options)
+    rules = gradebook.Rules(scale, options.decimals, salt)
     judged = [
         gradebook.judge(str(path.relative_to(options.file)), partial(_read, path), rules)
         for path in tqdm(paths, unit="form", disable=None)
     ]
     hand_ins = list(gradebook.with_notes(list(gradebook.with_roster(judged, students))))
     if "csv" in outputs:
-        outputs["csv"].write(gradebook.grades(hand_ins, options.carried))
+        outputs["csv"].write(gradebook.grades(hand_ins, scale))
     if "items" in outputs:
         outputs["items"].write(gradebook.items(hand_ins))
     if options.json:
-        files.emit_json([of.as_dict(options.carried) for of in hand_ins], output)
+        files.emit_json([of.as_dict(scale) for of in hand_ins], output)
     elif not outputs:
         header = ("file", "name", "points", "status")
-        print(terminal.columns(header, list(gradebook.table(hand_ins, options.carried))))
+        print(terminal.columns(header, list(gradebook.table(hand_ins, scale))))
     sys.stdout.flush()
-    cli.say(gradebook.summary(hand_ins, options.carried))
+    cli.say(gradebook.summary(hand_ins, scale))
     return 0 if all(of.marks for of in hand_ins) else 1
 
 

@@ -103,7 +103,7 @@ def test_one_line_for_each_answer(run, form):
     assert lines["6.weights"].startswith("not understood: 'x' is not a number")
     assert lines["6.output"] == "empty" and lines["6.why"].startswith("not graded: a good answer has: ")
     counts = "2 right, 3 wrong, 1 not understood, 22 empty, 11 not graded: 1.5 of 28 points"
-    carried = "1 answer follows from a wrong earlier answer and counts 0.5 of a point"
+    carried = "1 answer follows from a wrong earlier answer and earns 0.5 of its points"
     assert err == f"{counts}; {carried}; 11 answers in words are not graded\n"
     assert ": 1 of 28 points; 1 answer follows" in run(path, "--carried=0")[2]
     assert ": 2 of 28 points; 1 answer follows" in run(path, "--carried=1")[2]

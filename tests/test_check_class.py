@@ -171,6 +171,32 @@ def test_answers_of_another_students_sheet_are_noted(run, tmp_path):
     assert found["mallory"]["points"] <= 3 and found["bob"]["points"] == 28
 
 
+def test_weights(run, folder, tmp_path):
+    weights, grades = tmp_path / "weights.toml", tmp_path / "grades.csv"
+    weights.write_text('1 = 2\n"1.conv1" = 5\n6.scores = 0.5\n7 = 0\n')
+    # Six answers of question 1: 5 + 5·2; question 6: 0.5 + 4; no point for question 7; 3, 4 and 8: 5 + 5.
+    assert run(folder, f"--csv={grades}", f"--weights={weights}")[0] == 1
+    rows = {row["file"]: row for row in _rows(grades)}
+    assert rows["ada.toml"]["points"] == rows["ada.toml"]["possible"] == "29.5"
+    assert (rows["Zola_17/answers.toml"]["points"], rows["ada.toml"]["1.conv1"]) == ("24.5", "5")
+    assert ": 29.5 of 29.5 points" in run(folder / "ada.toml", f"--weights={weights}")[2]
+    for text, says in [
+        ("9 = 1", "'9' is no question"),
+        ("6.scors = 1", "'6.scors' is no question"),
+        ("6 = -1", "from 0 to 1000"),
+        ("6 = nan", "from 0 to 1000"),
+        ("6 = inf", "from 0 to 1000"),
+        ("6 = true", "from 0 to 1000"),
+        ("6 = ", "not TOML"),
+        ("x = " + "[" * 5000, "not TOML"),
+        ("6 = " + "9" * 5000, "not TOML"),
+    ]:
+        weights.write_text(text)
+        for argv in ([folder], [folder / "ada.toml"]):
+            code, out, err = run(*argv, f"--weights={weights}")
+            assert code == 2 and out == "" and says in err and err.count("\n") == 1
+
+
 # A roster.
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from hw.checking import filled, form
 from hw.checking.marking import first_answers, fitting, mark
-from hw.checking.marks import Mark, points
+from hw.checking.marks import Mark, Scale
 from hw.checking.questions import FIELDS
 from hw.checking.roster import Salt, Student
 from hw.checking.sheet import Sheet
@@ -32,12 +32,12 @@ class Rules:
     """The rules by which a class is judged.
 
     Attributes:
-      share: the points of an answer that follows from a wrong earlier answer.
+      scale: the points of each answer.
       decimals: also accept answers that are rounded to so many decimals; None for significant digits only.
       salt: the salt of the class's sheets, if they have one.
     """
 
-    share: float
+    scale: Scale
     decimals: int | None = None
     salt: Salt | None = None
 
@@ -68,11 +68,11 @@ class HandIn:
     filled: form.Filled | None = None
     note: str = ""
 
-    def as_dict(self, share: float) -> dict[str, Any]:
+    def as_dict(self, scale: Scale) -> dict[str, Any]:
         """Returns the hand-in for a program."""
-        found = points(self.marks, share)
+        found = scale.points(self.marks)
         about = {name: getattr(self, name) for name in ("file", "status", "name", "id", "variant", "note")}
-        sums = {"points": found.earned, "possible": len(FIELDS), "carried": found.carried}
+        sums = {"points": found.earned, "possible": _possible(scale), "carried": found.carried}
         marks = [m.as_dict() for m in self.marks]
         return about | sums | {"marks": marks, "slips": list(map(str, self.slips))}
 
@@ -130,6 +130,11 @@ def with_notes(hand_ins: Sequence[HandIn]) -> Iterator[HandIn]:
         yield replace(of, note=_one_line("; ".join(notes[:3])))
 
 
+def _possible(scale: Scale) -> float:
+    """Returns the points of a form without a mistake."""
+    return round(sum(scale.possible(field.id) for field in FIELDS), 6)
+
+
 def _one_line(text: str) -> str:
     return shorten(printable(" ".join(text.split())), 200)
 
@@ -137,19 +142,19 @@ def _one_line(text: str) -> str:
 # --- Tables ---
 
 
-def grades(hand_ins: Sequence[HandIn], share: float) -> str:
+def grades(hand_ins: Sequence[HandIn], scale: Scale) -> str:
     """Returns a table with a row for each hand-in and a column for each answer, as CSV."""
     verdicts = ("right", "wrong", "not understood", "empty")
     header = ["file", "name", "id", "variant", "status", "points", "possible", *verdicts, "carried"]
     rows: list[list[Any]] = [[*header, *(field.id for field in FIELDS), "note", "slips"]]
     for of in hand_ins:
-        found, marks = points(of.marks, share), {m.id: m for m in of.marks}
+        found, marks = scale.points(of.marks), {m.id: m for m in of.marks}
         counts = Counter(m.verdict for m in of.marks)
-        sums = [found.earned, len(FIELDS), *(counts[v] for v in verdicts), found.carried]
-        each = [marks[field.id].points(share) if marks else "" for field in FIELDS]
+        sums = [found.earned, _possible(scale), *(counts[v] for v in verdicts), found.carried]
+        each = [scale.earned(marks[field.id]) if marks else "" for field in FIELDS]
         slips = "; ".join(map(str, of.slips[:3])) + ("; ..." if len(of.slips) > 3 else "")
         about = [of.file, of.name, of.id, of.variant, of.status]
-        rows.append([*about, *(sums if marks else [0, len(FIELDS), *[""] * 5]), *each, of.note, slips])
+        rows.append([*about, *(sums if marks else [0, _possible(scale), *[""] * 5]), *each, of.note, slips])
     return _signed(rows)
 
 
@@ -214,12 +219,12 @@ def is_ours(content: bytes) -> bool:
     return bool(newline and sign) and signed == _hash(f"{header}\n{rest}")
 
 
-def summary(hand_ins: Sequence[HandIn], share: float) -> str:
+def summary(hand_ins: Sequence[HandIn], scale: Scale) -> str:
     """Returns the class on one line."""
     judged = [of for of in hand_ins if of.marks]
-    mean = sum(points(of.marks, share).earned for of in judged) / len(judged) if judged else 0.0
+    mean = sum(scale.points(of.marks).earned for of in judged) / len(judged) if judged else 0.0
     broken = Counter(of.status == "no file" for of in hand_ins if not of.marks)
-    parts = [f"{len(judged)} judged, {mean:.2f} of {len(FIELDS)} points on average"]
+    parts = [f"{len(judged)} judged, {mean:.2f} of {_possible(scale):g} points on average"]
     if broken[False]:
         parts.append(f"{broken[False]} files are no forms")
     if broken[True]:
@@ -227,8 +232,8 @@ def summary(hand_ins: Sequence[HandIn], share: float) -> str:
     return "; ".join(parts)
 
 
-def table(hand_ins: Sequence[HandIn], share: float) -> Iterator[tuple[str, ...]]:
+def table(hand_ins: Sequence[HandIn], scale: Scale) -> Iterator[tuple[str, ...]]:
     """Yields the rows that a terminal shows: file, name, points, status."""
     for of in hand_ins:
-        earned = f"{points(of.marks, share).earned:g}" if of.marks else "0"
+        earned = f"{scale.points(of.marks).earned:g}" if of.marks else "0"
         yield shorten(of.file, 40), shorten(of.name, 30), earned, shorten(of.status, 60)

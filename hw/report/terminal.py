@@ -7,7 +7,7 @@ from typing import Any
 from hw.answers import notation
 from hw.answers.claims import Answer, Cell, Step, Table, Verdict
 from hw.answers.plaintext import written
-from hw.checking.marks import Mark, points
+from hw.checking.marks import Mark, Scale
 
 _WIDTH = 100
 _MAX_ROWS = 1024  # of a table: more than a network has layers
@@ -129,10 +129,10 @@ def marks(shown: Sequence[Mark], *, hints: bool = False) -> str:
     return "\n".join(lines)
 
 
-def tally(shown: Sequence[Mark], share: float) -> str:
-    """Counts the answers by verdict, on one line, and their points; a carried answer earns `share`."""
+def tally(shown: Sequence[Mark], scale: Scale) -> str:
+    """Counts the answers by verdict, on one line, and their points."""
     counts = dict.fromkeys(("right", "wrong", "not understood", "empty", "not graded"), 0)
     for mark in shown:
         counts[mark.verdict] += 1
     parts = [f"{count} {verdict}" for verdict, count in counts.items() if count or verdict == "right"]
-    return f"{', '.join(parts)}: {points(shown, share).says}"
+    return f"{', '.join(parts)}: {scale.points(shown).says}"

@@ -5,7 +5,7 @@ import pytest
 
 from hw.checking import questions
 from hw.checking.marking import mark, right_answers
-from hw.checking.marks import points
+from hw.checking.marks import Scale
 from hw.checking.sheet import SHEET, variant
 from tests.checking import students
 from tests.recipes import many
@@ -29,13 +29,13 @@ def _filled(sheet, write):
 def test_one_number_everywhere_earns_nothing(number):
     for sheet in SHEETS:
         marks = mark(sheet, _filled(sheet, lambda right: np.full(right.shape, number, object)))
-        assert points(marks).earned == 0, [m for m in marks if m.verdict == "right"]
+        assert Scale().points(marks).earned == 0, [m for m in marks if m.verdict == "right"]
 
 
 def test_a_blank_form_earns_nothing():
     for written in ({}, dict.fromkeys(FIELDS, ""), dict.fromkeys(FIELDS, "  \n ")):
         marks = mark(SHEET, written)
-        assert {m.verdict for m in marks} == {"empty", "not graded"} and points(marks).earned == 0
+        assert {m.verdict for m in marks} == {"empty", "not graded"} and Scale().points(marks).earned == 0
 
 
 def _exact(right):
@@ -52,9 +52,9 @@ def test_another_sheets_answers_earn_what_both_sheets_share():
             if m.verdict == "right" and not m.carried:
                 right, theirs = right_answers(sheet)[m.id], other[m.id]
                 assert np.allclose(right, theirs, rtol=0.011), (seed, m)  # both sheets have this answer
-        shares.append(points(marks).carried)
+        shares.append(Scale().points(marks).carried)
     assert sum(shares) <= 0.1 * len(shares), shares
-    assert points(mark(variant(1), _filled(variant(1), _exact))).earned == len(FIELDS)  # the control
+    assert Scale().points(mark(variant(1), _filled(variant(1), _exact))).earned == len(FIELDS)  # the control
 
 
 @pytest.mark.parametrize("between", [" or ", ", ", " ; ", " / ", " and ", " = ", " (", " | ", "\n"])
@@ -136,11 +136,11 @@ def test_channels_first_count_once():
 def test_a_carried_answer_earns_its_share():
     numbers = {"1.conv1": "124 x 124 x 16", "1.pool1": "62 x 62 x 16", "1.conv2": "60 x 60 x 32"}
     marks = mark(SHEET, numbers | {"1.conv1_params": "1216"})
-    assert [points(marks, share).earned for share in (0, 0.25, 0.5, 1)] == [1, 1.5, 2, 3]
-    found = points(marks)
+    assert [Scale(share).points(marks).earned for share in (0, 0.25, 0.5, 1)] == [1, 1.5, 2, 3]
+    found = Scale().points(marks)
     assert (found.possible, found.carried, found.ungraded) == (28, 2, 11)
     assert found.says.startswith(
-        "2 of 28 points; 2 answers follow from a wrong earlier answer and counts 0.5"
+        "2 of 28 points; 2 answers follow from a wrong earlier answer and earn 0.5 of their"
     )
 
 
