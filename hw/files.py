@@ -224,7 +224,15 @@ class Output:
       path: the path that the user typed.
     """
 
-    def __init__(self, option: str, path: Path, *, inputs: Sequence[Path] = (), force: bool = False) -> None:
+    def __init__(
+        self,
+        option: str,
+        path: Path,
+        *,
+        inputs: Sequence[Path] = (),
+        force: bool = False,
+        ours: Callable[[bytes], bool] | None = None,
+    ) -> None:
         """Checks the path before the content exists.
 
         Args:
@@ -232,12 +240,14 @@ class Output:
           path: the file to write. A link is followed; a pipe or a device is allowed.
           inputs: the files that this command reads.
           force: whether any existing file may be overwritten.
+          ours: returns whether the content of an existing file is ours. The default looks for `MARK`, and in
+            a JSON file for its fields.
 
         Raises:
           UserError: the path is a folder, its folder is missing, it is one of `inputs`, or it is a file that
             our commands did not write.
         """
-        self.path, self._option, self._force = path, option, force
+        self.path, self._option, self._force, self._ours = path, option, force, ours
         named = f"{option}={path}"
         try:
             self._status: os.stat_result | None = path.stat()
@@ -261,7 +271,7 @@ class Output:
                         )
             # `write` checks later whether the file is of the same kind as the results.
             try:
-                if not self._may_replace(lambda old: is_marked(old) or _is_own_json(old)):
+                if not self._may_replace(ours or (lambda old: is_marked(old) or _is_own_json(old))):
                     raise self._foreign()
             except OSError as error:
                 raise UserError(f"{named} cannot be written: {_reason(error)}") from error
@@ -286,7 +296,7 @@ class Output:
 
         Args:
           content: text is written as UTF-8.
-          ours: returns whether the content of an existing file is ours. The default looks for `MARK`.
+          ours: as for the class, which is the default.
 
         Raises:
           UserError: an existing file is not ours, or the file cannot be written.
@@ -300,7 +310,8 @@ class Output:
                     while rest:
                         rest = rest[file.write(rest) :]
                 return
-            if not self._force and self._target.exists() and not self._may_replace(ours or is_marked):
+            ours = ours or self._ours or is_marked
+            if not self._force and self._target.exists() and not self._may_replace(ours):
                 raise self._foreign()
             write_atomic(self._target, data)
         except OSError as error:

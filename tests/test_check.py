@@ -4,11 +4,13 @@ import json
 import re
 import time
 import tomllib
+from pathlib import Path
 
 import pytest
 
 from hw import check, cli
 from hw.checking.questions import FIELDS, ITEMS
+from tests import processes
 from tests.processes import REPOSITORY
 
 
@@ -41,11 +43,14 @@ def test_the_template_has_every_field_and_is_empty(run, form):
     assert code == 0 and err == ""
     table = tomllib.loads(out)
     assert table.pop("variant") == "sheet"
+    assert [table.pop(name) for name in ("name", "id", "comment")] == ["", "", ""]
     assert {f"{q}.{name}" for q, names in table.items() for name in names} == ITEMS.keys()
     assert all(value == "" for names in table.values() for value in names.values())
     assert max(map(len, out.splitlines())) <= 120
     code, out, err = run(form(out))
-    assert code == 1 and err == f"0 right, {len(FIELDS)} empty, {len(ITEMS) - len(FIELDS)} not graded\n"
+    words = len(ITEMS) - len(FIELDS)
+    points = f"0 of {len(FIELDS)} points; {words} answers in words are not graded"
+    assert code == 1 and err == f"0 right, {len(FIELDS)} empty, {words} not graded: {points}\n"
     assert len(out.splitlines()) == len(ITEMS)
 
 
@@ -92,13 +97,16 @@ def test_one_line_for_each_answer(run, form):
     assert code == 1
     assert lines["1.conv1"].startswith('wrong: "same" padding taken for "valid"')
     assert lines["1.conv1_params"] == "wrong: the biases are missing"
-    assert lines["1.flatten"] == "right"
+    assert lines["1.flatten"] == "right (read as 30752)"
     assert lines["6.scores"].startswith("wrong: this is Q K, not Q Kᵀ")
-    assert lines["6.scaled"] == "right: from your own 6.scores"
+    assert lines["6.scaled"].startswith("right: from your own 6.scores (read as 7.07107 4.94975; ")
     assert lines["6.weights"].startswith("not understood: 'x' is not a number")
     assert lines["6.output"] == "empty" and lines["6.why"].startswith("not graded: a good answer has: ")
-    expected = "2 right (1 after a wrong earlier answer), 3 wrong, 1 not understood, 22 empty, 11 not graded"
-    assert err == expected + "\n"
+    counts = "2 right, 3 wrong, 1 not understood, 22 empty, 11 not graded: 1.5 of 28 points"
+    carried = "1 answer follows from a wrong earlier answer and earns 0.5 of its points"
+    assert err == f"{counts}; {carried}; 11 answers in words are not graded\n"
+    assert ": 1 of 28 points; 1 answer follows" in run(path, "--carried=0")[2]
+    assert ": 2 of 28 points; 1 answer follows" in run(path, "--carried=1")[2]
 
 
 def test_the_example_of_docs_teaching(run, form):
@@ -122,7 +130,9 @@ def test_json(run, form, tmp_path):
     code, out, _ = run(path, "--json")
     marks = {mark["id"]: mark for mark in json.loads(out)}
     assert code == 1 and list(marks) == list(ITEMS)
-    assert all(m.keys() == {"id", "verdict", "misconception", "message", "carried"} for m in marks.values())
+    assert all(
+        m.keys() == {"id", "verdict", "misconception", "message", "carried", "read"} for m in marks.values()
+    )
     assert marks["6.scores"]["misconception"] == "q_times_k" and marks["6.scores"]["verdict"] == "wrong"
     assert {m["verdict"] for m in marks.values()} == {"wrong", "empty", "not graded"}
     code, out, _ = run(path, f"--json={tmp_path / 'marks.json'}", "--hint")
@@ -159,7 +169,7 @@ MISTAKES = [
     (["FILE", "--variant=3"], ["--variant=3", '"sheet"']),
     (["FILE", "FILE"], ["FILE"]),
     (["/nowhere/a.toml"], ["/nowhere/a.toml"]),
-    (["/"], ["cannot read /"]),
+    (["/"], ["/ has more than 5,000 files"]),
     (["--template", "--json=/nowhere/x.json"], ["/nowhere/x.json"]),
 ]
 
@@ -177,15 +187,16 @@ def test_options_that_do_not_fit_cost_one_line(run, form, argv, named):
     ("text", "named"),
     [
         ("[6]\nscors = '1'\n", ["'6.scors'", "did you mean 6.scores?"]),
-        ("[5]\nmodel = '1'\n", ["'5'", "1, 3, 4, 6, 7, 8"]),
-        ("name = 'Ada'\n", ["'name'"]),
+        ("[5]\nmodel = '1'\n", ["'5.model'", "1, 3, 4, 6, 7, 8"]),
         ("6 = '1'\n", ["'6'"]),
         ('"\\u001b[31m" = 1\n', [r"'\x1b[31m'"]),
-        ("[6]\nscores = \n", ["TOML", "line 2"]),
-        ("[6]\nscores = '1'\nscores = '2'\n", ["TOML"]),
-        ("x = " + "[" * 5000, ["TOML", "too deeply"]),
-        ("x = " + "9" * 5000, ["TOML"]),
+        ("x = " + "[" * 5000, ["line 1", "write a list as"]),
+        ("x = " + "9" * 5000, ["line 1"]),
         (b"\xff\xfe6", ["UTF-8"]),
+        (b"\x7fELF\x02\x01\xff\x00\x01", ["UTF-8"]),
+        (b"GIF89a\x00\x00", ["zero bytes"]),
+        ("a lecture\n" * 200, ["no form", "100 lines"]),
+        ("\n".join(f"x{i} = 1" for i in range(15_000)), ["no form", "100 unknown fields"]),
         ("#" * 300_000, ["larger than"]),
         ("variant = 'seven'\n", ["'seven'"]),
         ("variant = -7\n", ["-7"]),
@@ -279,7 +290,7 @@ def test_nothing_but_the_form_is_printed(run, argv):
 )
 def test_what_people_write_is_read(run, form, field, written):
     lines = dict(line.split(maxsplit=1) for line in run(form(f"{field} = {written}\n"))[1].splitlines())
-    assert lines[field] == "right", lines[field]
+    assert re.match(r"right($| \(read as )", lines[field]), lines[field]
 
 
 @pytest.mark.parametrize(
@@ -298,47 +309,104 @@ def test_what_is_not_understood_says_why(run, form, written, named):
     assert code == 1 and "not understood" in line and named in line and len(line) < 200
 
 
+# Each slip of TOML costs its own line: the other answers are judged, and where it is clear also this one.
+SLIPS = [
+    ("conv1 = “128 x 128 x 16”", ["1.conv1 right", "line 2, conv1 = “128 x 128 x 16”", "straight quotes"]),
+    ("flatten = 61504/2", ["1.flatten right", "line 2", 'flatten = "…"']),
+    ("flatten = 30,752", ["1.flatten right", "line 2, flatten = 30,752", "straight quotes"]),
+    ("flatten = 30752 elements", ["1.flatten right", "line 2"]),
+    ("conv1 = 'it's'", ["1.conv1 not understood", "line 2", 'use the other kind of quotes, conv1 = "…"']),
+    ('conv1 = "128" x "128"', ["1.conv1 not understood", "use the other kind of quotes, conv1 = '…'"]),
+    ('conv1 = "128 x 128 x 16', ["1.conv1 right", "line 2", 'the closing " is missing']),
+    ("conv1 = 128 x 128 x 16'", ["1.conv1 right", "line 2"]),
+    ('conv1 = "128 \\cdot 128 \\cdot 16"', ["1.conv1 right", "line 2", "single quotes"]),
+    ("conv1 =", ["1.conv1 empty", "line 2", 'conv1 = ""']),
+    ("conv1 = '128 x 128 x 16'\nconv1 = '1 x 2 x 3'", ["1.conv1 right", "line 3", "twice"]),
+    ("conv1 '1'", ["line 2, conv1 '1'", 'name = "answer"']),
+    ("I give up", ["line 2, I give up"]),
+    ("conv9 = '1'", ["line 2, conv9 = '1'", "unknown field '1.conv9'; did you mean 1.conv2?"]),
+    ("flatten = " + "9" * 5000, ["1.flatten not understood", "line 2"]),
+    ("flatten = 1e" + "9" * 30, ["1.flatten not understood", "line 2"]),
+    ("conv1 = [128, 128,\n16", ["1.conv1 not understood", "line 2", "write a list as [1, 2]"]),
+    ("conv1 = [128 128\n16]", ["1.conv1 right", "line 2", "write a list as [1, 2]"]),
+    ("conv1 = [128,\n128, # wide\n16]", ["1.conv1 right"]),
+    ("I give up\nconv1 = [128,\n128, # wide\n16]", ["1.conv1 right", "line 2, I give up"]),
+    ("I give up\nconv1 = '''\n128 x 128\nx 16'''", ["1.conv1 right", "line 2, I give up"]),
+    ("conv1 = {H = 128, W = 128, C = 16}", ["1.conv1 right"]),
+    ("conv1 = \x1b[31m", ["1.conv1 not understood", "line 2"]),
+    ("conv1 = " + "x" * 150_000, ["1.conv1 not understood", "line 2"]),
+    ("a.b" * 20_000 + " = 1", ["line 2"]),
+    ("name = Ada Lovelace\nid = 7 b\ncomment = it's late\n[1]", []),
+    ("comment = 1\nname = 'Ada'", []),
+]
+
+
+@pytest.mark.parametrize(("slip", "wanted"), SLIPS, ids=range(len(SLIPS)))
+def test_a_slip_costs_itself(run, form, slip, wanted):
+    code, out, err = run(form(f"[1]\n{slip}\npool1 = '64 x 64 x 16'\n[6]\nshape = '3 x 2'\n"))
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert code == 1 and "1.pool1 right" in lines and "6.shape right" in lines
+    *slips, tally = err.splitlines()
+    answers = [text for text in wanted if re.match(r"\d\.\w+ ", text)]
+    for text in wanted:
+        assert any(text in line for line in (lines if text in answers else slips)), (text, out, err)
+    assert tally.endswith("not graded") and all(len(line) < 250 and line.isprintable() for line in slips)
+    assert bool(slips) == (len(wanted) > len(answers)), slips
+
+
+def test_a_form_that_is_not_utf_8_is_read(run, form):
+    text = "[1]\ncomment = 'fa\u00e7ade'\nconv1 = '128 \u00d7 128 \u00d7 16'\n"
+    for data in (text.encode("cp1252"), text.encode("utf-16"), text.replace("\n", "\r").encode()):
+        code, out, err = run(form(data))
+        assert code == 1 and re.search(r"^1.conv1 +right", out, re.M)
+        assert ("Windows-1252" in err) == (data == text.encode("cp1252"))
+
+
 LONG_KEY = "a.b" * 20_000
+HOSTILE = [
+    f"{LONG_KEY} = 1",
+    f"[{LONG_KEY}]",
+    "\n" + " . ".join(["'a'"] * 20_000) + " = 1",
+    "x = {" + LONG_KEY + " = 1}",
+    "x = " + "{a=" * 5000,
+    "[" * 100_000,
+    " " * 190_000 + "x",
+    "x\n" * 99_000,
+    "\n".join(f"a{i} = [1," for i in range(15_000)),
+    "a = [\n" + "1,\n" * 60_000,
+    "a = '''\n" + "1\n" * 90_000,
+    "variant = 0b1" + "1" * 20_000,
+    "variant = 0x" + "f" * 4000,
+    b"\xff" * 190_000,
+    b"\0" * 190_000,
+]
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("[1]\n\nconv1 = “128 x 128 x 16”\n", ["line 3", "1.conv1", "use straight quotes"]),
-        ("[1]\nflatten = 61504/2\n", ["line 2", "1.flatten", "in straight quotes"]),
-        ("[1]\nflatten = 30,752\n", ["line 2", "1.flatten", "in straight quotes"]),
-        ("[1]\nconv1 = 'it's'\n", ["line 2", 'use the other kind of quotes, conv1 = "…"']),
-        ('[1]\nconv1 = "128" x "128"\n', ["line 2", "use the other kind of quotes, conv1 = '…'"]),
-        ('[1]\nconv1 = "128\n', ["line 2", "1.conv1", 'the closing " is missing']),
-        ("[1]\nconv1 = 1\n[1]\n", ["line 3", "the heading occurs twice"]),
-        (" " * 190_000 + "x", ["line 1", 'name = "answer"']),
-        ('[1]\nconv1 = "128 \\cdot 128"\n', ["line 2", "1.conv1", "single quotes"]),
-        ("[1]\nconv1 =\n", ["line 2", "1.conv1", 'conv1 = ""']),
-        ("[1]\nconv1 = 'a'\nconv1 = 'b'\n", ["line 3", "1.conv1", "twice"]),
-        ("[1]\nconv1 '1'\n", ["line 2", 'name = "answer"']),
-        ("[1]\nflatten = " + "9" * 5000, ["line 2", "1.flatten", "too large"]),
-        ("[1]\nflatten = 1e" + "9" * 30, ["line 2", "1.flatten", "too large"]),
-        ("variant = 0b1" + "1" * 20_000, ["variant", "too large"]),
-        ("variant = 0x" + "f" * 4000, ["variant", "too large"]),
-        (LONG_KEY + " = 1", ["line 1", "too many dots"]),
-        (f"[{LONG_KEY}]", ["line 1", "too many dots"]),
-        ("\n" + " . ".join(["'a'"] * 20_000) + " = 1", ["line 2", "too many dots"]),
-        ("x = {" + LONG_KEY + " = 1}", ["line 1", "too many dots"]),
-        ("x = " + "{a=" * 5000, ["too deeply"]),
-        ("[" * 100_000, ["line 1"]),
-        ("[1]\nconv1 = \x1b[31m", ["line 2", "1.conv1"]),
-        ("[1]\nconv1 = " + "x" * 150_000, ["line 2", "1.conv1"]),
-    ],
-    ids=range(24),
-)
-def test_forms_that_are_no_toml_name_line_and_field(run, form, text, named):
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_forms_end_in_a_line_at_once(run, form, text):
     began = time.process_time()
     code, out, err = run(form(text))
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 2
     (line,) = err.splitlines()
     assert code == 2 and out == "" and line.startswith("error: ") and line.isprintable() and len(line) <= 300
-    assert not [v for v in named if v not in line], line
     assert "set_int_max_str_digits" not in line
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_a_hostile_form_costs_little_memory(form):
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from hw import check, cli\n"
+        "try:\n    cli.run(check.main, sys.argv[1:])\n"
+        "finally:\n"
+        "    largest = Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0]\n"
+        "    print(int(largest) // 1024, 'jax' in sys.modules)\n"
+    )
+    for text in ("x\n" * 99_000, b"\0" * 190_000, "x" * 300_000):
+        done = processes.run(processes.python("-c", program, form(text)))
+        mebibytes, slow = done.stdout.split()
+        assert done.returncode == 2 and int(mebibytes) < 300 and slow == "False", done.stderr
 
 
 @pytest.mark.parametrize("digits", [4000, 5000])

@@ -11,7 +11,7 @@ from tests.processes import REPOSITORY
 # Rows go from left to right. A room may import its own row and earlier rows. Entry points are last but one.
 ROWS = [
     {"hw.cli", "hw.plotting", "configs"},
-    {"hw.files", "hw.schema", "hw.fields", "hw.hardware"},
+    {"hw.files", "hw.schema", "hw.fields", "hw.hardware", "hw.reading"},
     {"hw.ops", "hw.data"},
     {"hw.models"},
     {"hw.generation"},

@@ -258,8 +258,8 @@ def test_one_reader_for_solve_and_check(written, number):
     "wrong", ["0,5 1; 1,5 2", "1, 2 3", "1,,2", "[[1, 2], [3]]", "x", "[[1", "1/0", "√-1"]
 )
 def test_one_reader_refuses_in_both(run, wrong):
-    from hw.answers.reading import Unreadable
     from hw.checking.entries import READERS
+    from hw.reading.refusals import Unreadable
 
     with pytest.raises(Unreadable):
         READERS["matrix"](wrong)

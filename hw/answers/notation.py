@@ -7,8 +7,10 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple, SupportsFloat
 
-from hw.answers.reading import NotANumber, Unreadable, read_number, shown, split_matrix
 from hw.cli import UserError
+from hw.reading.layouts import split_matrix
+from hw.reading.numbers import read_number
+from hw.reading.refusals import NotANumber, Unreadable, shown
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
@@ -30,7 +32,7 @@ SUBSCRIPTS = str.maketrans("0123456789,", "₀₁₂₃₄₅₆₇₈₉,")
 
 
 def parse_number(text: str, where: str) -> Fraction:
-    """Reads a number with `reading.read_number`, such as -0.5, 1/3 or 1/√2; exact without a root.
+    """Reads a number with `hw.reading.numbers`, such as -0.5, 1/3 or 1/√2; exact without a root.
 
     Raises:
       UserError: the text is not a number; the message begins with `where`.
@@ -45,7 +47,7 @@ def parse_number(text: str, where: str) -> Fraction:
 
 
 def parse_matrix(text: str, name: str) -> Matrix:
-    """Reads a matrix with `reading.split_matrix`: `;` ends a row, blanks or commas separate entries.
+    """Reads a matrix with `hw.reading.layouts`: `;` ends a row, blanks or commas separate entries.
 
     Raises:
       UserError: an entry is not a number, rows have different lengths, or there are no or too many entries.

@@ -166,6 +166,14 @@ def _shape(rows: str, columns: str) -> Value:
     return value
 
 
+def _not_weights(values: np.ndarray, units: np.ndarray) -> str:
+    """Returns why a matrix has no attention weights; its rows may miss one by what rounding costs."""
+    if values.min() < 0:
+        return "a weight is negative"
+    off = np.abs(values.sum(1) - 1)
+    return "a row does not sum to one" if (off > 0.5 * units.sum(1) + BY_HAND).any() else ""
+
+
 def _powers_of_two(z: np.ndarray) -> np.ndarray:
     return softmax(z * np.log(2))
 
@@ -216,6 +224,7 @@ FIELDS = (
         "Take one query at a time. Exponentiate its scaled scores, then divide each result by their sum.",
         after=("6.scaled",),
         slack=BY_HAND,
+        impossible=_not_weights,
     ),
     Field(
         "6.output",

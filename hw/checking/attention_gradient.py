@@ -8,6 +8,7 @@ import numpy as np
 
 from hw.checking.attention import DIVIDED_BY_D_K, UNSCALED, matrices, product, root_d_k
 from hw.checking.fields import BY_HAND, Answers, Field, FreeText, Misconception, Value
+from hw.checking.sheet import Sheet
 from hw.ops import attention as ops
 
 WEIGHTS_NOT_TRANSPOSED = Misconception(
@@ -105,6 +106,12 @@ def _to_queries(
     return lambda sheet, own: act(own["8.dZ"], *matrices(sheet)[:2], root_d_k(sheet))
 
 
+def _dz_terms(sheet: Sheet, own: Answers) -> np.ndarray:
+    """Returns A ∘ (|dA| + rowsum(A ∘ |dA|)): the terms of dZ cancel where a weight is near one."""
+    a, da = own["6.weights"], np.abs(own["8.dA"])
+    return np.abs(a) * (da + (np.abs(a) * da).sum(1, keepdims=True))
+
+
 def _over(matrix: np.ndarray | None, divisor: float) -> np.ndarray | None:
     return None if matrix is None else matrix / divisor
 
@@ -152,6 +159,7 @@ FIELDS = (
         "Use the softmax's derivative, one row at a time: each score changes every weight of its row.",
         after=("6.weights", "8.dA"),
         slack=BY_HAND,
+        terms=_dz_terms,
     ),
     Field(
         "8.dQ",
@@ -169,6 +177,7 @@ FIELDS = (
         "divisor.",
         after=("8.dZ",),
         slack=BY_HAND,
+        terms=lambda sheet, own: _dz_terms(sheet, own) @ np.abs(matrices(sheet)[1]) / root_d_k(sheet),
     ),
     Field(
         "8.dK",
@@ -186,6 +195,7 @@ FIELDS = (
         "divisor.",
         after=("8.dZ",),
         slack=BY_HAND,
+        terms=lambda sheet, own: _dz_terms(sheet, own).T @ np.abs(matrices(sheet)[0]) / root_d_k(sheet),
     ),
 )
 FREE = (

@@ -1,5 +1,6 @@
-"""Reads a student's entries: numbers with their precision, matrices, shapes, counts."""
+"""Reads a student's entries, which are TOML values: numbers with their precision, matrices, sizes, counts."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -7,21 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hw.answers.reading import (
-    Number,
-    Unreadable,
-    plain,
-    read_number,
-    shown,
-    split,
-    split_matrix,
-    split_row,
-    unbracketed,
-)
+from hw.reading import sizes
+from hw.reading.labels import split
+from hw.reading.layouts import split_matrix, split_row, split_vector
+from hw.reading.numbers import Number, read_number
+from hw.reading.refusals import Unreadable, shown
 
 _MAX_TEXT = 2000  # characters of an entry
 _MAX_LENGTH = 64  # of a list
 _MAX_BITS = 4096  # of a whole number
+_MAX_SHOWN = 120  # characters of what we have read
 
 
 class Entry(NamedTuple):
@@ -38,11 +34,13 @@ class Entry(NamedTuple):
     digits: np.ndarray
 
 
-# The layouts.
+# --- Values of TOML ---
 
 
 def _text_of(value: object) -> str:
     """Returns a TOML value, one number or text, as text."""
+    if isinstance(value, dict) and not any(isinstance(item, dict | list) for item in value.values()):
+        return ", ".join(f"{name}={_text_of(item)}" for name, item in value.items())  # {H = 8, W = 8, C = 3}
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         kinds: dict[type, str] = {bool: "true or false", list: "a list", dict: "a table"}
         kind = kinds.get(type(value), "a date or a time")
@@ -52,11 +50,22 @@ def _text_of(value: object) -> str:
     text = str(value)
     if len(text) > _MAX_TEXT:
         raise Unreadable(f"{shown(text)} is too long ({len(text)} characters)")
-    return plain(text)
+    return text
 
 
-def _rows(value: object) -> list[list[Number]]:
+def _bare(value: object) -> object:
+    """Removes the axes of length one before the others, such as the batch's in [[[1, 2], [3, 4]]]."""
+    while isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
+        value = value[0]
+    return value
+
+
+# --- Kinds of fields ---
+
+
+def _rows(value: object, split_text: Callable[[str], list[list[str]]]) -> list[list[Number]]:
     """Reads rows in any layout: "1 2; 3 4", "[[1, 2], [3, 4]]", [[1, 2], [3, 4]], [1, 2], lines."""
+    value = _bare(value)
     if isinstance(value, list):
         if not value:
             raise Unreadable("the list is empty")
@@ -71,7 +80,7 @@ def _rows(value: object) -> list[list[Number]]:
         else:
             rows = [[read_number(_text_of(item)) for item in value]]
     else:
-        rows = [list(map(read_number, row)) for row in split_matrix(_text_of(value)) if row]
+        rows = [list(map(read_number, row)) for row in split_text(_text_of(value)) if row]
     if not rows or not all(rows):
         raise Unreadable("a row is empty")
     for place, row in enumerate(rows, 1):
@@ -87,53 +96,37 @@ def _entry(numbers: Sequence[Number] | Sequence[Sequence[Number]]) -> Entry:
 
 def read_matrix(value: object) -> Entry:
     """Reads a matrix: [rows, columns]."""
-    return _entry(_rows(value))
+    return _entry(_rows(value, split_matrix))
 
 
 def read_vector(value: object) -> Entry:
     """Reads a vector, written as a row or a column; a row may end with a transpose sign: [n]."""
-    rows = _rows(re.sub(r"(?<=[\])])(ᵀ|\^T|')\s*$", "", value) if isinstance(value, str) else value)
+    rows = _rows(value, split_vector)
     if len(rows) > 1 and len(rows[0]) > 1:
         raise Unreadable(f"this is a {len(rows)} × {len(rows[0])} matrix, but the field needs a vector")
     return _entry([number for row in rows for number in row])
 
 
-def read_shape(value: object, axes: int) -> Entry:
+def read_sizes(value: object, axes: int) -> Entry:
     """Reads sizes, such as 128 x 128 x 16 or [128, 128, 16]: [axes], whole numbers."""
-    if isinstance(value, list):
-        pieces = [_text_of(item) for item in value[:_MAX_LENGTH]]
-    else:
-        text = re.sub("by", "x", unbracketed(_text_of(value)))
-        pieces = [piece for piece in re.split(r"\s*[xXх×*·⋅∙∗•✕✖⨯,;]\s*|\s+", text.strip()) if piece]
-    for piece in pieces:
-        if not re.fullmatch(r"\s*\d{1,9}\s*", piece):
-            raise Unreadable(f"{shown(piece)} is not a size: sizes are whole numbers, as in 10 x 20")
-    if len(pieces) != axes:
-        given = f"{len(pieces)} size{'s' * (len(pieces) != 1)}"
-        raise Unreadable(f"the answer has {given}, but the field needs {axes}")
-    return _entry([Number(float(piece)) for piece in pieces])
+    value = _bare(value)
+    text = ", ".join(map(_text_of, value[:_MAX_LENGTH])) if isinstance(value, list) else _text_of(value)
+    return _entry([Number(size) for size in sizes.read_sizes(text, axes)])
 
 
 def read_count(value: object) -> Entry:
-    """Reads a whole number: [1]. Of an answer with its working, as in 2·3 + 4 = 10, the last part counts."""
-    text = _text_of(value).rpartition("=")[2].strip()
-    if re.fullmatch(r"\d{1,3}([,'’ _\u00a0\u202f]\d{3})+", text):
-        text = re.sub(r"\D", "", text)
-    if re.fullmatch(r"\d{1,3}(\.\d{3}){1,4}", text):
-        whole = text.replace(".", "")
-        says = f"a point separates decimals; write thousands as {whole} or {int(whole):,}"
-        raise Unreadable(f"{shown(text)}: {says}")
-    # Students write a letter x for multiplication: 5x5x3x16 + 16.
-    text = re.sub(r"(?<=[\d)])\s*[xX]\s*(?=[\d(])", "*", text)
-    return _entry([Number(read_number(text).value)])
+    """Reads a whole number: [1]."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return _entry([sizes.read_count(_text_of(value))])
 
 
 # These tables say for each kind of field how we read an answer and how the student writes it.
 READERS: dict[str, Callable[[object], Entry]] = {
     "matrix": read_matrix,
     "vector": read_vector,
-    "sizes of a matrix": lambda value: read_shape(value, 2),
-    "sizes of an image": lambda value: read_shape(value, 3),
+    "sizes of a matrix": lambda value: read_sizes(value, 2),
+    "sizes of an image": lambda value: read_sizes(value, 3),
     "count": read_count,
 }
 LAYOUTS = {
@@ -145,33 +138,43 @@ LAYOUTS = {
 }
 
 
-# Nearness.
+# --- What we have read ---
+
+_LITERAL = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 
 
-def near(entry: Entry, wanted: np.ndarray, slack: float, dust: float = 1e-13) -> np.ndarray:
-    """Returns which of a student's numbers agree with the wanted ones: booleans of the same shape.
-
-    A number agrees if its relative error is at most `slack`. It also agrees if it is the wanted number
-    rounded to the digits given, and at least two digits are given. With `slack` 0 it must be equal. We never
-    compare decimals: 0.00 is not 1.75e-7.
+def spoken(kind: str, value: object, entry: Entry) -> str:
+    """Returns an entry as we have read it; "" if it is written literally, so nobody can doubt the reading.
 
     Args:
-      entry: the student's numbers.
-      wanted: the right numbers, of the same shape.
-      slack: 0 for integers, 1e-6 for results without rounding, 1e-2 for results worked by hand.
-      dust: wanted numbers below this fraction of the largest one are zeros with rounding errors.
+      kind: the kind of the field.
+      value: the TOML value that the student wrote.
+      entry: what the field's reader made of it.
     """
-    size = np.abs(wanted)
-    largest = size.max(initial=0.0)
-    zero = size <= dust * largest
-    off = np.abs(entry.values - np.where(zero, 0.0, wanted))
-    if slack == 0:
-        return off == 0
-    rounded = (off <= 0.5 * entry.units * (1 + 1e-9)) & (entry.digits >= 2)
-    return (off <= slack * size * (1 + 1e-9)) | rounded | (zero & (off <= 1e-6 * largest))
+    written = _spelt(value)
+    numbers = [float(word) for word in _LITERAL.findall(written)]
+    separators = _LITERAL.sub("", written)
+    if not separators.strip("\n\t ,;x×[]()") and numbers == entry.values.ravel().tolist():
+        return ""
+    words = np.array([_number(*each) for each in zip(*(part.ravel() for part in entry), strict=True)], object)
+    if kind.startswith("sizes"):
+        text = " x ".join(words)
+    else:
+        rows = words.reshape(entry.values.shape) if entry.values.ndim == 2 else [words]
+        text = "; ".join(" ".join(row) for row in rows)
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
 
 
-def cut_short(entry: Entry, wanted: np.ndarray) -> np.ndarray:
-    """Returns which numbers are the wanted ones rounded to fewer than two significant digits."""
-    off = np.abs(entry.values - wanted)
-    return (off <= 0.5 * entry.units * (1 + 1e-9)) & (entry.digits < 2)
+def _spelt(value: object) -> str:
+    """Returns the text of a value, and of a list the texts between commas."""
+    return f"[{', '.join(map(_spelt, value))}]" if isinstance(value, list) else str(value)
+
+
+def _number(value: float, unit: float, digits: float) -> str:
+    """Returns a number with the digits that were written; an exact one with six."""
+    if value == int(value) and abs(value) < 1e15 and (unit in (0, 1) or unit > 1):
+        return str(int(value))
+    if math.isinf(digits) or not unit:
+        return f"{value:.6g}"
+    decimals = round(-math.log10(unit))
+    return f"{value:.{decimals}f}" if 0 <= decimals <= 7 else f"{value:.{max(int(digits) - 1, 0)}e}"

@@ -60,7 +60,9 @@ class Field(Item):
       mistakes: misconceptions and the wrong answers that they lead to, likeliest first.
       hint: help if no misconception is recognised; it contains neither digits nor the answer.
       after: the fields whose answers `right` uses.
-      slack: the largest accepted relative error; see `entries.near`.
+      slack: the largest accepted relative error; see `nearness.near`.
+      terms: the sum of the absolute values of the terms that cancel in the answer; None if few digits cancel.
+      impossible: says why numbers cannot be an answer of this kind on any sheet; "" if they can.
     """
 
     kind: str
@@ -69,6 +71,8 @@ class Field(Item):
     hint: str
     after: tuple[str, ...] = ()
     slack: float = 0.0
+    terms: Value | None = None
+    impossible: Callable[[np.ndarray, np.ndarray], str] = lambda values, units: ""
 
 
 @dataclass(frozen=True)
@@ -84,15 +88,15 @@ BY_HAND = 1e-2
 EXACTLY = 1e-6
 
 # These mistakes can happen in any field. `marking` recognises them from the right answer alone.
-CUT_SHORT = Misconception(
-    "cut_short",
-    "the answer has too few significant digits",
-    "Round to significant digits, not to decimals. Count digits from the first one that is not zero.",
-)
 TRANSPOSED = Misconception(
     "transposed",
     "this is the transpose: rows and columns are exchanged",
     "Say in words what one row means and what one column means. Then check how you have written them.",
+)
+CHANNELS_FIRST = Misconception(
+    "channels_first",
+    "the channels come first here, but the form asks for height, width, channels; it counts only once",
+    "Some libraries put the channels before the height. Which order does the form ask for?",
 )
 REVERSED = Misconception(
     "reversed",
@@ -104,4 +108,4 @@ NEGATED = Misconception(
     "the sign is wrong",
     "The absolute values are right. Follow the sign through your working, line by line.",
 )
-GENERAL = (CUT_SHORT, TRANSPOSED, REVERSED, NEGATED)
+GENERAL = (TRANSPOSED, CHANNELS_FIRST, REVERSED, NEGATED)

@@ -2,39 +2,30 @@
 
 We compare every field with up to three right answers. They are computed from the key's earlier answers; from
 the student's earlier answers, each replaced by its unrounded value if it is right; and from the student's
-earlier answers as written. So an error costs only once, and rounding costs nothing.
+earlier answers as written. So an error costs only once, and rounding costs nothing. A wrong answer that
+cannot be an answer at all, such as weights that do not sum to one, is no start: later answers are then
+judged from the key.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 
-from hw.answers.notation import times
-from hw.answers.reading import Unreadable
-from hw.checking import fields
-from hw.checking.entries import LAYOUTS, READERS, Entry, cut_short, near
-from hw.checking.fields import Answers, Field, FreeText, Misconception, Value
+from hw.checking import starts
+from hw.checking.entries import LAYOUTS, READERS, Entry, spoken
+from hw.checking.fields import Answers, Field, FreeText, Item
+from hw.checking.judging import Case, Judgement, computed
 from hw.checking.marks import Mark
+from hw.checking.nearness import near
 from hw.checking.questions import FIELDS, ITEMS
 from hw.checking.sheet import Sheet
-from hw.cli import UserError
+from hw.reading.refusals import Unreadable
 
 
-def _value(value: Value, sheet: Sheet, before: Answers) -> np.ndarray | None:
-    """Returns a right or wrong answer as an array; None if there is no finite one."""
-    try:
-        with np.errstate(all="ignore"):
-            found = value(sheet, before)
-    except UserError:  # a layer does not fit the student's earlier image
-        return None
-    if found is None:
-        return None
-    array = np.atleast_1d(np.asarray(found))
-    return array if np.isfinite(array).all() else None
-
-
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)  # more than the sheets of a class
 def right_answers(sheet: Sheet) -> Answers:
     """Returns the key: the right answer of every field that we judge.
 
@@ -43,156 +34,147 @@ def right_answers(sheet: Sheet) -> Answers:
     """
     answers: dict[str, np.ndarray] = {}
     for field in FIELDS:
-        right = _value(field.right, sheet, answers)
+        right = computed(field.right, sheet, answers)
         if right is None:
             raise ValueError(f"sheet {sheet.variant} has no right answer for {field.id}")
         answers[field.id] = right
     return answers
 
 
-def _agrees(entry: Entry, wanted: np.ndarray | None, slack: float, **precision: float) -> bool:
-    if wanted is None or entry.values.shape != wanted.shape:
-        return False
-    return bool(near(entry, wanted, slack, **precision).all())
-
-
-def _resembles(entry: Entry, wanted: np.ndarray | None, slack: float) -> bool:
-    """Returns whether at least half of the numbers agree and the others are rounded too much."""
-    if wanted is None or entry.values.shape != wanted.shape or not slack:
-        return False
-    agree = near(entry, wanted, slack)
-    return bool((agree | cut_short(entry, wanted)).all() and agree.mean() >= 0.5)
-
-
-# Returns whether an entry agrees with a value, given the slack of its field.
-_Agrees = Callable[[Entry, np.ndarray | None, float], bool]
-
-
-def _named(
-    field: Field, sheet: Sheet, entry: Entry, starts: Sequence[Answers], agrees: _Agrees = _agrees
-) -> list[Misconception]:
-    """Returns the misconceptions that lead from any of the starts to the entry, likeliest first."""
-    found = []
-    for misconception, value in field.mistakes:
-        wrong = (_value(value, sheet, before) for before in starts)
-        if misconception not in found and any(agrees(entry, each, field.slack) for each in wrong):
-            found.append(misconception)
-    return found
-
-
-def _general(field: Field, entry: Entry, wanted: Sequence[np.ndarray]) -> Misconception | None:
-    """Returns the mistake that can happen in any field, if the entry shows one."""
-    for right in wanted:
-        same = entry.values.shape == right.shape
-        if field.slack:
-            if same and (near(entry, right, field.slack) | cut_short(entry, right)).all():
-                return fields.CUT_SHORT
-            if _agrees(Entry(*(part.T for part in entry)), right, field.slack):
-                return fields.TRANSPOSED
-            if _agrees(entry._replace(values=-entry.values), right, field.slack):
-                return fields.NEGATED
-        elif same and np.array_equal(np.sort(entry.values), np.sort(right)):
-            return fields.REVERSED
-    return None
-
-
-_AXES = {
-    "sizes of an image": ("height", "width", "number of channels"),
-    "sizes of a matrix": ("rows", "columns"),
-}
-
-
-def _unnamed(field: Field, entry: Entry, right: np.ndarray) -> str:
-    """Returns where a wrong answer differs, if no known misconception explains it."""
-    if entry.values.shape != right.shape:
-        return f"{times(entry.values.shape)} numbers do not fit: find the sizes first"
-    differs = ~near(entry, right, field.slack)
-    if axes := _AXES.get(field.kind):
-        return f"check the {' and the '.join(x for x, off in zip(axes, differs, strict=True) if off)}"
-    if differs.size == 1:
-        return "the right number is different"
-    place = np.argwhere(differs)[0] + 1
-    where = f"row {place[0]}, column {place[1]}" if len(place) == 2 else f"number {place[0]}"
-    count = int(differs.sum())
-    verb = "numbers are wrong, the first in" if count > 1 else "numbers is wrong:"
-    return f"{count} of {differs.size} {verb} {where}"
-
-
-def mark(sheet: Sheet, written: Mapping[str, object]) -> list[Mark]:
+def mark(sheet: Sheet, written: Mapping[str, object], *, decimals: int | None = None) -> list[Mark]:
     """Marks a form.
 
     Args:
       sheet: the sheet of the form.
       written: the answers by the id of their field, as TOML has them; fields may be missing.
+      decimals: also accept answers that are rounded to so many decimals, from 1 to 12.
 
     Returns:
       a mark for each item of the form, in its order.
     """
-    truth = right_answers(sheet)
-    followed: dict[str, np.ndarray] = {}  # the student's answers; a right one with all its digits
-    rounded: dict[str, np.ndarray] = {}  # the student's answers as written
-    untrue: set[str] = set()  # fields whose answer differs from the key, even if it follows from earlier ones
-    marks = []
-    for item in ITEMS.values():
-        value = written.get(item.id, "")
-        if isinstance(item, FreeText):
-            rubric = "; ".join(item.rubric)
-            marks.append(Mark(item.id, "not graded", f"a good answer has: {rubric}"))
-            continue
-        starts = (truth, followed, rounded)
-        wanted = [_value(item.right, sheet, before) for before in starts]
-        # If the student's earlier answers give no result, later steps start from the key.
-        followed[item.id] = truth[item.id] if wanted[1] is None else wanted[1]
-        rounded[item.id] = truth[item.id] if wanted[2] is None else wanted[2]
-        own_before = [name for name in item.after if name in untrue]
-        if own_before:
-            untrue.add(item.id)
+    return _Marking(sheet, written, decimals).marks()
+
+
+# The readable first answers of each question that has at least two of them.
+FirstAnswers = Mapping[str, list[tuple[Field, Entry]]]
+
+
+def first_answers(written: Mapping[str, object]) -> FirstAnswers:
+    """Returns the first answers of a form, from which the later ones start."""
+    found = {}
+    for question, names in starts.FIRST.items():
+        entries = []
+        for field in (item for name in names if isinstance(item := ITEMS[name], Field) and name in written):
+            with contextlib.suppress(Unreadable):
+                entries.append((field, READERS[field.kind](written[field.id])))
+        if len(entries) > 1:
+            found[question] = entries
+    return found
+
+
+def fitting(sheet: Sheet, first: FirstAnswers) -> set[str]:
+    """Returns the questions whose first answers are all right on a sheet."""
+    right = right_answers(sheet)
+    return {
+        question
+        for question, entries in first.items()
+        if all(_is_right(field, entry, right[field.id]) for field, entry in entries)
+    }
+
+
+def _is_right(field: Field, entry: Entry, right: np.ndarray) -> bool:
+    return entry.values.shape == right.shape and bool(near(entry, right, field.slack).all())
+
+
+def _ungraded(item: Item) -> Mark:
+    rubric = item.rubric if isinstance(item, FreeText) else ()
+    return Mark(item.id, "not graded", f"a good answer has: {'; '.join(rubric)}")
+
+
+class _Marking:
+    """Marks one form, item by item, and remembers what later answers start from."""
+
+    def __init__(self, sheet: Sheet, written: Mapping[str, object], decimals: int | None) -> None:
+        self._sheet, self._written, self._decimals = sheet, written, decimals
+        self._truth = right_answers(sheet)
+        self._followed: dict[str, np.ndarray] = {}  # the student's answers; a right one with all its digits
+        self._rounded: dict[str, np.ndarray] = {}  # the student's answers as written
+        # Fields whose answer differs from the key, even if it follows from earlier ones.
+        self._untrue: set[str] = set()
+        self._barred: dict[str, str] = {}  # wrong answers that are no start, with the reason
+        self._channels_first = False
+        self._foreign = self._find_foreign()
+
+    def marks(self) -> list[Mark]:
+        """Returns a mark for each item of the form, in its order."""
+        return [self._mark(item) if isinstance(item, Field) else _ungraded(item) for item in ITEMS.values()]
+
+    def _read(self, field: Field) -> Entry | Mark:
+        """Returns the entry of a field, or the mark of an entry that is empty or not understood."""
+        value = self._written.get(field.id, "")
         if isinstance(value, str) and not value.strip():
-            marks.append(Mark(item.id, "empty", hint=item.hint))
-            continue
+            return Mark(field.id, "empty", hint=field.hint)
         try:
-            entry = READERS[item.kind](value)
+            return READERS[field.kind](value)
         except Unreadable as error:
-            marks.append(Mark(item.id, "not understood", str(error), hint=f"Write {LAYOUTS[item.kind]}."))
-            continue
-        found = _judged(item, sheet, entry, starts, wanted, own_before)
-        marks.append(found)
-        if entry.values.shape != truth[item.id].shape:
-            continue  # a later step cannot start from a wrong shape
-        rounded[item.id] = entry.values
-        if found.verdict == "wrong":
-            followed[item.id] = entry.values
-            untrue.add(item.id)
-        elif not found.carried:
-            followed[item.id] = truth[item.id]
-            untrue.discard(item.id)
-    return marks
+            return Mark(field.id, "not understood", str(error), hint=f"Write {LAYOUTS[field.kind]}.")
 
+    def _mark(self, field: Field) -> Mark:
+        own_before = [name for name in field.after if name in self._untrue]
+        before = (self._truth, self._followed, self._rounded)
+        wanted = [computed(field.right, self._sheet, each) for each in before]
+        # If the student's earlier answers give no result, later steps start from the key.
+        self._followed[field.id] = self._truth[field.id] if wanted[1] is None else wanted[1]
+        self._rounded[field.id] = self._truth[field.id] if wanted[2] is None else wanted[2]
+        if own_before:
+            self._untrue.add(field.id)
+        if isinstance(entry := self._read(field), Mark):
+            return entry
+        case = Case(field, self._sheet, before, wanted, own_before, self._decimals, self._channels_first)
+        found = case.judge(entry)
+        self._remember(field, entry, found)
+        made = replace(found.mark, read=spoken(field.kind, self._written[field.id], entry))
+        barred = [f"{name}: {self._barred[name]}" for name in field.after if name in self._barred]
+        if made.verdict == "wrong" and barred:
+            return replace(made, message=f"{made.message} (not judged from your own {'; '.join(barred)})")
+        return made
 
-def _judged(
-    field: Field,
-    sheet: Sheet,
-    entry: Entry,
-    starts: Sequence[Answers],
-    wanted: Sequence[np.ndarray | None],
-    own_before: Sequence[str],
-) -> Mark:
-    """Returns the mark of a readable entry; `own_before` names the untrue answers that it starts from."""
-    if _agrees(entry, wanted[0], field.slack):
-        return Mark(field.id, "right")
-    if not own_before and any(_agrees(entry, right, field.slack) for right in wanted[1:]):
-        return Mark(field.id, "right")  # it follows from the student's rounded numbers
-    # Numbers written with about eight digits cancel to 1e-8 where the exact result is zero.
-    if own_before and any(_agrees(entry, right, field.slack, dust=1e-7) for right in wanted[1:]):
-        return Mark(field.id, "right", f"from your own {' and '.join(own_before)}", carried=True)
-    rights = [right for right in wanted if right is not None]
-    judged = f" (judged from your own {' and '.join(own_before)})" if own_before else ""
-    known = _named(field, sheet, entry, starts)
-    if not known and (general := _general(field, entry, rights)):
-        known = [general]
-    known = known or _named(field, sheet, entry, starts, _resembles)
-    if known:
-        says = "; or ".join(misconception.says for misconception in known[:3])
-        return Mark(field.id, "wrong", says + judged, known[0].id, bool(own_before), known[0].hint)
-    right = wanted[1] if wanted[1] is not None else rights[0]
-    return Mark(field.id, "wrong", _unnamed(field, entry, right) + judged, None, bool(own_before), field.hint)
+    def _remember(self, field: Field, entry: Entry, found: Judgement) -> None:
+        """Keeps what later answers start from."""
+        self._channels_first |= found.turned
+        if found.own is None:
+            return  # a later step cannot start from a wrong shape
+        truth = self._truth[field.id]
+        wrong = found.mark.verdict == "wrong"
+        if wrong and (reason := self._no_start(field, entry, found)):
+            self._barred[field.id] = reason
+            self._followed[field.id] = self._rounded[field.id] = truth
+            self._untrue.discard(field.id)
+            return
+        self._rounded[field.id] = found.own
+        if not found.untrue:
+            self._followed[field.id] = truth
+            self._untrue.discard(field.id)
+        elif wrong:
+            self._followed[field.id] = found.own
+            self._untrue.add(field.id)
+
+    def _no_start(self, field: Field, entry: Entry, found: Judgement) -> str:
+        """Returns why later answers may not start from a wrong answer; "" if they may."""
+        numbers = Entry(entry.values if found.own is None else found.own, entry.units, entry.digits)
+        named = found.mark.misconception is not None
+        reason = starts.impossible(field, numbers, self._truth[field.id], named=named)
+        if not reason and field.question in self._foreign and not found.explained:
+            reason = "the first answers of this question do not fit your sheet"
+        return reason
+
+    def _find_foreign(self) -> set[str]:
+        """Returns the questions whose first answers seem to belong to another sheet."""
+        explained = {}
+        for name in {name for names in starts.FIRST.values() for name in names}:
+            field = ITEMS[name]
+            if isinstance(field, Field) and isinstance(entry := self._read(field), Entry):
+                keys = (self._truth,) * 3
+                case = Case(field, self._sheet, keys, [self._truth[name]] * 3, decimals=self._decimals)
+                explained[name] = case.judge(entry).explained
+        return {question for question in starts.FIRST if starts.foreign(question, explained)}

@@ -105,6 +105,11 @@ def _hidden(
     return value
 
 
+def _not_hidden(values: np.ndarray, units: np.ndarray) -> str:
+    """Returns why a vector is no hidden state: tanh lies between −1 and 1, which rounding may reach."""
+    return "tanh is never as large" if (np.abs(values) - 0.5 * units >= 1).any() else ""
+
+
 def _forward_mistakes(step: int) -> tuple[tuple[Misconception, Value], ...]:
     first = (
         (BIAS_LEFT_OUT, _hidden(step, bias=0)),
@@ -167,6 +172,7 @@ FIELDS = (
             _HINT_FORWARD,
             after=(f"3.h{step - 1}",) if step > 1 else (),
             slack=BY_HAND,
+            impossible=_not_hidden,
         )
         for step in (1, 2, 3)
     ),

@@ -27,11 +27,11 @@ class Layers(NamedTuple):
 class Sheet(NamedTuple):
     """A sheet holds the problems of questions 1, 3 and 4, 7, 6 and 8.
 
-    `variant` is its seed, or None for the problem set. `cnn` has the six layers of the problem set:
-    convolution "same", pooling, convolution "valid", pooling, flatten, dense.
+    `variant` is its seed, the code of a salted sheet, or None for the problem set. `cnn` has the six layers
+    of the problem set: convolution "same", pooling, convolution "valid", pooling, flatten, dense.
     """
 
-    variant: int | None
+    variant: int | str | None
     cnn: cnn.Problem
     rnn: unrolled_rnn.Problem
     heads: multi_head.Problem

@@ -33,6 +33,8 @@ from hw.ops.conv_arithmetic import (
     place,
     quote,
 )
+from hw.reading.refusals import Unreadable
+from hw.reading.sizes import read_sizes
 
 _KINDS = {  # kind: (how to build it, the field that its number fills, its options)
     "conv": (Conv, "channels", ("kN", "sN", "pN", "dN", "gN", "same", "valid", "nobias")),
@@ -56,6 +58,7 @@ _NUMBER = re.compile(r"[0-9]+(?:x[0-9]+)?")
 _OPTION = re.compile(rf"same|valid|ceil|nobias|[kspdg]{_NUMBER.pattern}")
 _SINGLE = ("channels", "units", "groups")
 _MAX_LAYERS = 1000
+_MAX_INPUT = 200  # characters of an image's sizes
 _MAX_DIGITS = 6  # No layer has a size of a million: a longer number is a typing mistake.
 
 
@@ -146,14 +149,14 @@ def parse_layers(spec: str) -> list[tuple[str, Layer]]:
 
 
 def parse_input(text: str) -> tuple[int, int, int]:
-    """Reads an image's height x width x channels, as in 128x128x3 or 128 × 128 × 3.
+    """Reads an image's height x width x channels, as in 128x128x3, 128 × 128 × 3 or (128, 128, 3).
 
     Raises: UserError if the text has another form.
     """
-    # Reports print sizes with ×, and users copy it.
-    sizes = "x".join(part.strip(" ") for part in re.split("[x×X]", text))
-    if not re.fullmatch(r"[0-9]+x[0-9]+x[0-9]+", sizes):
-        raise UserError(f"input {quote(text)} is not height x width x channels, as in 128x128x3")
-    height, width, channels = _integers(sizes)
+    try:
+        sizes = read_sizes(text[:_MAX_INPUT], 3)
+    except Unreadable as error:
+        raise UserError(f"input {quote(text)} is not height x width x channels, as in 128x128x3") from error
+    height, width, channels = _integers("x".join(map(str, sizes)))
     check_positive(height=height, width=width, channels=channels)
     return height, width, channels

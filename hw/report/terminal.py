@@ -7,7 +7,7 @@ from typing import Any
 from hw.answers import notation
 from hw.answers.claims import Answer, Cell, Step, Table, Verdict
 from hw.answers.plaintext import written
-from hw.checking.marks import Mark
+from hw.checking.marks import Mark, Scale
 
 _WIDTH = 100
 _MAX_ROWS = 1024  # of a table: more than a network has layers
@@ -121,19 +121,18 @@ def marks(shown: Sequence[Mark], *, hints: bool = False) -> str:
     width = max(len(mark.id) for mark in shown)
     lines = []
     for mark in shown:
-        lines.append(f"{mark.id:{width}}  {mark.verdict}{f': {mark.message}' if mark.message else ''}")
+        message = f": {mark.message}" if mark.message else ""
+        read = f" (read as {mark.read})" if mark.read else ""
+        lines.append(f"{mark.id:{width}}  {mark.verdict}{message}{read}")
         if hints and mark.hint:
             lines.append(f"{'':{width}}  hint: {mark.hint}")
     return "\n".join(lines)
 
 
-def tally(shown: Sequence[Mark]) -> str:
-    """Counts the answers by verdict, on one line."""
+def tally(shown: Sequence[Mark], scale: Scale) -> str:
+    """Counts the answers by verdict, on one line, and their points."""
     counts = dict.fromkeys(("right", "wrong", "not understood", "empty", "not graded"), 0)
     for mark in shown:
         counts[mark.verdict] += 1
-    carried = sum(mark.carried and mark.verdict == "right" for mark in shown)
     parts = [f"{count} {verdict}" for verdict, count in counts.items() if count or verdict == "right"]
-    if carried:
-        parts[0] += f" ({carried} after a wrong earlier answer)"
-    return ", ".join(parts)
+    return f"{', '.join(parts)}: {scale.points(shown).says}"

@@ -55,17 +55,27 @@ def before_tanh(n, x, h):
 class _Answers(dict):
     """Answers, of which some are given beforehand and cannot be changed."""
 
-    def __init__(self, given):
+    def __init__(self, given, keep):
         super().__init__(given)
-        self._given = given
+        self._given, self._keep = given, keep
 
     def __setitem__(self, field, answer):
-        super().__setitem__(field, self._given.get(field, answer))
+        super().__setitem__(field, self._given.get(field, kept(answer, self._keep)))
 
 
-def right(numbers, given=None):
-    """Returns all answers of a student who makes no mistake but starts from the `given` answers."""
-    r = _Answers(given or {})
+def kept(answer, keep):
+    """Returns an answer whose numbers are rounded by `keep`; whole numbers stay."""
+    if isinstance(answer, list):
+        return [kept(part, keep) for part in answer]
+    return keep(answer) if isinstance(answer, float) and keep else answer
+
+
+def right(numbers, given=None, keep=None):
+    """Returns all answers of a student who makes no mistake.
+
+    The student starts from the `given` answers, and rounds every result with `keep` before the next step.
+    """
+    r = _Answers(given or {}, keep)
     one = numbers["1"]
     h, w, c = one["input"]
     f, k, pool = one["conv1"]["filters"], one["conv1"]["kernel"][0], one["pool1"]["window"][0]
@@ -215,10 +225,16 @@ def _(n, r, field):
     return list(r[BEFORE[field]])
 
 
-@mistake("reversed", "1.conv1", "1.conv2")
+@mistake("channels_first", "1.conv1", "1.conv2")
 def _(n, r, field):
     h, w, c = r[field]
     return [c, h, w]
+
+
+@mistake("reversed", "1.conv1", "1.conv2")
+def _(n, r, field):
+    h, w, c = r[field]
+    return [w, h, c] if h != w else None
 
 
 @mistake("channels_forgotten", "1.flatten")

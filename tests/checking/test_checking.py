@@ -13,12 +13,12 @@ import pytest
 
 from hw import cli
 from hw.answers import attention, attention_gradient, bptt, cnn_routes, multi_head, unrolled_rnn
-from hw.answers.reading import Unreadable
 from hw.checking import fields, form, questions
 from hw.checking.entries import READERS
 from hw.checking.marking import mark, right_answers
 from hw.checking.sheet import SHEET, variant
 from hw.checking.sheet import numbers as numbers_of
+from hw.reading.refusals import Unreadable
 from tests.checking import students
 from tests.processes import REPOSITORY
 from tests.recipes import THOROUGH, many
@@ -168,22 +168,22 @@ def test_a_student_who_rounds_everything_and_goes_on_from_there():
 
 
 @pytest.mark.parametrize(
-    ("third_row", "verdict", "misconception"),
+    ("third_row", "verdict", "says"),
     [
-        ("1.75373e-7 0.99999982", "right", None),
-        ("1.75·10^-7 1", "right", None),
-        ("1.8e-7 1.0", "right", None),
-        ("0.00000018 1", "right", None),
-        ("0.00 1.00", "wrong", "cut_short"),
-        ("0 1", "wrong", "cut_short"),
-        ("2e-7 1", "wrong", "cut_short"),
-        ("1.9e-7 1", "wrong", None),
-        ("1.75e-6 1", "wrong", None),
+        ("1.75373e-7 0.99999982", "right", ""),
+        ("1.75·10^-7 1", "right", ""),
+        ("1.8e-7 1.0", "right", ""),
+        ("0.00000018 1", "right", ""),
+        ("0.00 1.00", "wrong", "rounded too far"),
+        ("0 1", "wrong", "rounded too far"),
+        ("2e-7 1", "wrong", "rounded too far"),
+        ("1.9e-7 1", "wrong", "1 of 6 numbers is wrong"),
+        ("1.75e-6 1", "wrong", "1 of 6 numbers is wrong"),
     ],
 )
-def test_small_weights_count_by_their_own_size(third_row, verdict, misconception):
+def test_small_weights_count_by_their_own_size(third_row, verdict, says):
     m = _marks(SHEET, {"6.weights": f"0.01416 0.9858; 5.018e-5 0.99995; {third_row}"})["6.weights"]
-    assert (m.verdict, m.misconception) == (verdict, misconception)
+    assert (m.verdict, m.misconception) == (verdict, None) and m.message.startswith(says)
 
 
 def test_what_needs_no_rounding_must_be_exact():
@@ -216,12 +216,12 @@ def _confusions(sheets):
 
 
 def test_mistakes_are_named(sheets):
-    """At least 95 % of all wrong answers of all students, on every variant; what is confused is shown."""
+    """At least 99 % of all wrong answers of all students, on every variant; what is confused is shown."""
     confused, total = _confusions(sheets)
     share = 1 - sum(confused.values()) / total
     table = "\n".join(f"{count:4} × {what}" for what, count in confused.most_common())
     print(f"{share:.2%} of {total} wrong answers named, {len(SEEDS)} variants\n{table}")
-    assert share >= 0.95, f"{share:.1%} of {total} named\n{table}"
+    assert share >= 0.99, f"{share:.1%} of {total} named\n{table}"
     if THOROUGH:
         assert f"on {len(SEEDS)} variants of the sheet" in PAGE
         named = "all of" if share == 1 else f"{total - sum(confused.values()):,} of"
@@ -252,7 +252,7 @@ def test_every_misconception_has_a_student():
     known = {(m.id, field.id) for field in questions.FIELDS for m, _ in field.mistakes}
     assert known <= students.MISTAKES.keys()
     named = {m.id for field in questions.FIELDS for m, _ in field.mistakes} | {m.id for m in fields.GENERAL}
-    assert named == {m for m, _ in students.MISTAKES} | {"cut_short"}  # whose student is a few tests above
+    assert named == {m for m, _ in students.MISTAKES}
     assert len(named) >= 25 and f"It knows {len(named)} misconceptions" in PAGE
 
 
@@ -334,6 +334,13 @@ def test_errors_are_carried_through_the_heads():
     assert _marks(SHEET, {"7.head": "4 x 8"})["7.head"].misconception == "full_width"
 
 
+def _possible(field, answer):
+    """Whether any sheet can have this answer: weights of a query sum to one, tanh rounds to one at most."""
+    if field == "6.weights":
+        return all(abs(sum(row) - 1) < 0.011 and min(row) >= 0 for row in answer)
+    return not field.startswith("3.h") or max(map(abs, answer)) <= 1
+
+
 def test_errors_are_carried_through_attention_and_back(sheets):
     """One wrong answer at a time; a student goes on from it without any further mistake."""
     chain = {
@@ -358,6 +365,9 @@ def test_errors_are_carried_through_attention_and_back(sheets):
             assert marks[field].misconception == misconception
             for later in chain[field]:
                 m = marks[later]
+                if not _possible(field, answer):
+                    assert not (field in questions.ITEMS[later].after and m.carried), (seed, misconception, m)
+                    continue
                 assert m.verdict == "right", (seed, misconception, field, m)
                 # A wrong way may lead to the true result, or within a hundredth of it: no error is left then.
                 before = (marks[f] for f in questions.ITEMS[later].after)
@@ -434,7 +444,7 @@ def test_layouts(kind, value, numbers):
         ("matrix", "1/0", "divides by zero"),
         ("matrix", "sqrt(-1)", "has no value"),
         ("matrix", "nan", "not a number"),
-        ("matrix", "(" * 50 + "1" + ")" * 50, "nested too deeply"),
+        ("matrix", "2*(" * 40 + "1" + ")" * 40, "nested too deeply"),
         ("matrix", "-" * 100 + "1", "nested too deeply"),
         ("matrix", "√" * 100 + "1", "nested too deeply"),
         ("matrix", "1" * 3000, "too long"),
@@ -442,14 +452,14 @@ def test_layouts(kind, value, numbers):
         ("matrix", "\x1b[31m1", r"'\x1b"),
         ("matrix", "\u202e1", r"\u202e"),
         ("matrix", [1] * 1000, "more than 64"),
-        ("matrix", [[[1]]], "a list, but the field needs numbers"),
+        ("matrix", [[[1], [2]], [[3], [4]]], "a list, but the field needs numbers"),
         ("matrix", True, "true or false"),
-        ("matrix", {"a": 1}, "a table"),
+        ("matrix", {"a": {"b": 1}}, "a table"),
         ("vector", "1 2; 3 4", "2 × 2 matrix, but the field needs a vector"),
         ("sizes of a matrix", "3", "1 size, but the field needs 2"),
         ("sizes of a matrix", "3 x -2", "'-2' is not a size"),
         ("sizes of a matrix", "3 x 2.0", "not a size"),
-        ("count", "about 1200", "'about'"),
+        ("count", "perhaps 1200", "'perhaps'"),
         ("count", "", "ends too early"),
     ],
 )  # fmt: skip
