@@ -281,7 +281,7 @@ def _flax_norm_gelu(x: Array) -> Array:
     channels = x.shape[-1:]
     stats = {"mean": jnp.zeros(channels), "var": jnp.ones(channels)}
     variables = {"params": {"bias": jnp.zeros(channels)}, "batch_stats": stats}
-    return nn.gelu(norm.apply(variables, x, mutable=["batch_stats"])[0])
+    return nn.gelu(norm.apply(variables, x, mutable=["batch_stats"])[0]).astype(x.dtype)
 
 
 def _only(fn: Callable[..., Sequence[Array]], index: int) -> Callable[..., Array]:
