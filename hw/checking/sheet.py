@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from math import exp, tanh
 from random import Random
 from typing import Any, NamedTuple, TypeVar
@@ -80,7 +81,9 @@ class _Draw:
         return [left.pop(int(self._random.random() * len(left))) for _ in range(count)]
 
     def matrix(self, rows: int, columns: int, options: Sequence[Drawn]) -> tuple[tuple[Drawn, ...], ...]:
-        return tuple(tuple(self.one(options) for _ in range(columns)) for _ in range(rows))
+        # A sheet takes ten thousands of matrices until one is sound, so we draw them in one expression.
+        random, count = self._random.random, len(options)
+        return tuple([tuple([options[int(random() * count)] for _ in range(columns)]) for _ in range(rows)])
 
     def until(self, draw: Callable[["_Draw"], Drawn], sound: Callable[[Drawn], bool]) -> Drawn:
         """Draws until `sound` accepts a result. If `sound` changed, a seed would give another sheet."""
@@ -89,6 +92,7 @@ class _Draw:
         return drawn
 
 
+@lru_cache(maxsize=512)  # more than the sheets of a class
 def variant(seed: int) -> Sheet:
     """Returns the sheet of a seed: the same seed gives the same sheet on every machine and in every version.
 
@@ -188,16 +192,22 @@ def _products(left: Integers, right: Integers) -> Integers:
 
 def _varied(matrix: Integers) -> bool:
     """Returns whether no row or column repeats an entry and the matrix is not symmetric."""
-    lines = (*matrix, *zip(*matrix, strict=True))
-    transpose = list(map(list, zip(*matrix, strict=True)))
-    return all(len(set(line)) == len(line) for line in lines) and list(map(list, matrix)) != transpose
+    for line in matrix:
+        if len(set(line)) < len(line):
+            return False
+    transpose = list(zip(*matrix, strict=True))
+    if any(len(set(line)) < len(line) for line in transpose):
+        return False
+    return list(map(tuple, matrix)) != transpose
 
 
 def _telling_scores(matrices: tuple[Integers, Integers]) -> bool:
     """Returns whether no score is zero, no softmax is saturated or flat, and no two queries attend alike."""
     q, k = matrices
+    if not (_varied(q) and _varied(k)):  # most pairs end here
+        return False
     scores = _products(q, k)
-    if not (_varied(q) and _varied(k)) or any(x == 0 for row in scores for x in row):
+    if any(x == 0 for row in scores for x in row):
         return False
     weights = []
     for row in scores:
