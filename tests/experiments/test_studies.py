@@ -170,7 +170,7 @@ def test_committed_runs_are_of_their_arguments(module):
             assert run["config_sha256"] == sha256(to_json(as_it_was(config), indent=2) + "\n")
 
 
-@pytest.mark.parametrize("module", [dynamic])
+@pytest.mark.parametrize("module", [dynamic, words])
 def test_committed_runs_still_have_their_arguments(module):
     runs = json.loads((module.STUDY / "runs.json").read_text())["runs"]
     assert len(runs) == len(module.MODELS if module is dynamic else module.EPOCHS)
