@@ -122,6 +122,14 @@ def test_history_is_that_of_the_logs():
         assert all(record["runs"].startswith("records/") for record in records[:-1])
 
 
+def test_adaptive_scores_are_those_of_the_logs():
+    assert _between("docs/results.md", "adaptive") == table.adaptive_table()
+    for name, report in table.evaluations("adaptive").items():
+        order = [report[f"nats_{p}"] for p in ("stateful", "stateful_counts", "dynamic", "dynamic_counts")]
+        assert order == sorted(order, reverse=True), name
+        assert math.exp(report["nats_dynamic"]) == pytest.approx(report["perplexity_dynamic"])
+
+
 def test_mixtures_are_those_of_the_logs():
     assert _between("docs/results.md", "mixtures") == table.mixture_table()
     report = table.evaluations("mixture")["gru-attention"]
