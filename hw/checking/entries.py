@@ -39,7 +39,7 @@ class Entry(NamedTuple):
 
 def _text_of(value: object) -> str:
     """Returns a TOML value, one number or text, as text."""
-    if isinstance(value, dict) and not any(isinstance(item, dict | list) for item in value.values()):
+    if isinstance(value, dict) and not any(isinstance(item, (dict, list)) for item in value.values()):
         return ", ".join(f"{name}={_text_of(item)}" for name, item in value.items())  # {H = 8, W = 8, C = 3}
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         kinds: dict[type, str] = {bool: "true or false", list: "a list", dict: "a table"}

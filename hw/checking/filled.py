@@ -125,7 +125,8 @@ def _named(heading: str, name: str) -> str:
 
 def _places(lines: list[str]) -> dict[str, tuple[int, str]]:
     """Returns the number and the text of the line at which each name stands."""
-    places, heading = {}, ""
+    places: dict[str, tuple[int, str]] = {}
+    heading = ""
     for number, line in enumerate(lines, 1):
         if found := _HEADING.match(line):
             heading = found[1].strip("\"'")

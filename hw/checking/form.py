@@ -158,7 +158,11 @@ def read(written: Written, path: Path, seed: int | None, salt: Salt | None = Non
     own = _variant(values.pop("variant", "sheet" if seed is None else seed), path)
     if seed not in (None, own):
         raise UserError(f"--variant={seed}, but {path} says variant = {_named(own)}")
-    if isinstance(own, str) and salt is None:
+    if not isinstance(own, str):
+        sheet = sheet_of(own)
+    elif salt:
+        sheet = salted(own, salt)
+    else:
         raise UserError(f"{path}: the sheet {own} needs the salt of the class: --salt=…")
     if len(values.keys() - ITEMS.keys()) > MOST_SLIPS:
         raise UserError(f"{path} is no form: it has more than {MOST_SLIPS} unknown fields (see --template)")
@@ -168,14 +172,13 @@ def read(written: Written, path: Path, seed: int | None, salt: Salt | None = Non
     for name, value in values.items():
         if name in ITEMS:
             answers[name] = value
-        elif (short := name.rpartition(".")[2]) in ABOUT and not isinstance(value, dict | list):
+        elif (short := name.rpartition(".")[2]) in ABOUT and not isinstance(value, (dict, list)):
             about[short] = shorten(str(value), 200)
         else:
             line, text = written.lines.get(name, (1, name))
             slips.append(Slip(line, text, f"unknown field {shown(name)}{_like(name)}"))
     if slips and not answers:
         raise UserError(f"{path}: {slips[0]}")
-    sheet = salted(own, salt) if isinstance(own, str) and salt else sheet_of(own)
     return Filled(sheet, answers, about, tuple(sorted(slips)))
 
 
