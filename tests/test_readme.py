@@ -11,7 +11,7 @@ import pytest
 
 from experiments import table
 from experiments.benchmarks import throughput
-from experiments.studies import ablation
+from experiments.studies import ablation, words
 from hw import cli, fields
 from hw.answers.runs import interval
 from hw.cli import to_json
@@ -122,6 +122,14 @@ def test_history_is_that_of_the_logs():
         assert all(record["runs"].startswith("records/") for record in records[:-1])
 
 
+def test_adaptive_scores_are_those_of_the_logs():
+    assert _between("docs/results.md", "adaptive") == table.adaptive_table()
+    for name, report in table.evaluations("adaptive").items():
+        order = [report[f"nats_{p}"] for p in ("stateful", "stateful_counts", "dynamic", "dynamic_counts")]
+        assert order == sorted(order, reverse=True), name
+        assert math.exp(report["nats_dynamic"]) == pytest.approx(report["perplexity_dynamic"])
+
+
 def test_mixtures_are_those_of_the_logs():
     assert _between("docs/results.md", "mixtures") == table.mixture_table()
     report = table.evaluations("mixture")["gru-attention"]
@@ -136,6 +144,26 @@ def test_mixtures_are_those_of_the_logs():
         if of["name"] == "gru":
             assert f"the GRU needs {alone['nats_cold256']:.4f}" in README
     assert f"[{report['nats_cold256']:.4f} nats per\ncharacter](docs/results.md" in README
+
+
+def test_words_are_those_of_the_study():
+    found = json.loads((words.STUDY / "data.json").read_text())
+    assert _between("docs/results.md", "words") == words.table(found)
+    of = {row["model"]: row for row in found["models"]}
+    parts = [
+        f"{100 * of[name]['share']:.1f} {'are invented ' if name == 'quick-2.0' else ''}"
+        f"at {of[name]['nats_cold256']:.2f}"
+        for name in ("quick-2.0", "gru", "gru + attention")
+    ]
+    said = f"{parts[0]} nats, {parts[1]} and {parts[2]}."
+    slope = f"a tenth of a nat decides about {100 * words.per_tenth(found):.1f} words of 100"
+    assert said in README and slope in " ".join(README.split()) and slope in PAGES["docs/results.md"]
+    # The losses are those of the logs.
+    for name in ("gru", "attention"):
+        path = REPOSITORY / "experiments" / "pretrained" / name / "evaluation.json"
+        assert json.loads(path.read_text())["nats_cold256"] == of[name]["nats_cold256"]
+    mixed = table.evaluations("mixture")["gru-attention"]
+    assert mixed["nats_cold256"] == of["gru + attention"]["nats_cold256"]
 
 
 def test_ablation_is_that_of_the_logs():

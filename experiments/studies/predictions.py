@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.study import RESULTS
-from hw import cli, files
+from hw import cli, files, models
 from hw.data.images import load_images
 from hw.training import saved
 from hw.training.tasks import images
@@ -51,7 +51,9 @@ def main(argv: Sequence[str]) -> int:
     if tuple(classes) != run.symbols:
         name = dataset.provenance["name"]
         raise cli.UserError(f"{folder}: the run was trained on other classes than those of {name}")
-    logits_of = jax.jit(images.classify(run.module, config.data, images.TTA_VIEWS["none"]))
+    compiler = models.compiler_options(jax.devices()[0].platform, run.module.dtype)
+    classify = images.classify(run.module, config.data, images.TTA_VIEWS["none"])
+    logits_of = jax.jit(classify, compiler_options=compiler)
     found: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for first in range(0, len(dataset.eval.label), BATCH):
         batch = dataset.eval.image[first : first + BATCH]

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from math import exp, tanh
 from random import Random
 from typing import Any, NamedTuple, TypeVar
-
-import numpy as np
 
 from hw.answers import attention, attention_gradient, cnn, multi_head, unrolled_rnn
 from hw.answers.notation import Matrix
@@ -67,9 +66,6 @@ class Sheet(NamedTuple):
 SHEET = Sheet(None, cnn.SHEET, unrolled_rnn.SHEET, multi_head.SHEET, attention_gradient.PROBLEM)
 
 
-_BLOCKS = 2048  # draws that NumPy rejects at once
-
-
 class _Draw:
     """Draws choices from a seed by `Random.random` alone, which Python promises never to change."""
 
@@ -85,7 +81,9 @@ class _Draw:
         return [left.pop(int(self._random.random() * len(left))) for _ in range(count)]
 
     def matrix(self, rows: int, columns: int, options: Sequence[Drawn]) -> tuple[tuple[Drawn, ...], ...]:
-        return tuple(tuple(self.one(options) for _ in range(columns)) for _ in range(rows))
+        # A sheet takes ten thousands of matrices until one is sound, so we draw them in one expression.
+        random, count = self._random.random, len(options)
+        return tuple([tuple([options[int(random() * count)] for _ in range(columns)]) for _ in range(rows)])
 
     def until(self, draw: Callable[["_Draw"], Drawn], sound: Callable[[Drawn], bool]) -> Drawn:
         """Draws until `sound` accepts a result. If `sound` changed, a seed would give another sheet."""
@@ -93,39 +91,8 @@ class _Draw:
             pass
         return drawn
 
-    def until_block(
-        self,
-        size: int,
-        hopeless: Callable[[np.ndarray], np.ndarray],
-        build: Callable[[Sequence[float]], Drawn],
-        sound: Callable[[Drawn], bool],
-    ) -> Drawn:
-        """Draws blocks of `size` numbers until `sound` accepts what `build` makes of one, like `until`.
 
-        One pair of matrices in ten thousand is accepted, and NumPy rejects most others quickly. Its frozen
-        `RandomState` gives the same numbers as Python's generator, so a seed gives the same sheet.
-
-        Args:
-          size: how many numbers from 0 to 1 a draw takes.
-          hopeless: takes draws [draws, size] and returns for each whether `sound` cannot accept it.
-          build: makes the result of one draw.
-          sound: returns whether a result is accepted.
-        """
-        _, (*key, place), _ = self._random.getstate()
-        twin = np.random.RandomState()
-        twin.set_state(("MT19937", np.array(key, np.uint32), place, 0, 0.0))
-        while True:
-            before = twin.get_state()
-            draws = twin.random_sample((_BLOCKS, size))
-            for number in np.flatnonzero(~hopeless(draws)):
-                if sound(drawn := build(draws[number].tolist())):
-                    twin.set_state(before)
-                    twin.random_sample((int(number) + 1) * size)
-                    _, words, place, *_ = twin.get_state()
-                    self._random.setstate((3, (*map(int, words), int(place)), None))
-                    return drawn
-
-
+@lru_cache(maxsize=512)  # more than the sheets of a class
 def variant(seed: int) -> Sheet:
     """Returns the sheet of a seed: the same seed gives the same sheet on every machine and in every version.
 
@@ -205,17 +172,8 @@ _DOUBLED = (-4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8)  # twice the entries of V an
 
 def _draw_attention(draw: _Draw) -> attention_gradient.Problem:
     n_q, n_k, d_k, d_v = draw.one(_SIZES)
-
-    def queries_and_keys(numbers: Sequence[float]) -> tuple[Integers, Integers]:
-        q = [_QUERIES[int(x * len(_QUERIES))] for x in numbers[: n_q * d_k]]
-        k = [_KEYS[int(x * len(_KEYS))] for x in numbers[n_q * d_k :]]
-        return _in_rows(q, d_k), _in_rows(k, d_k)
-
-    q, k = draw.until_block(
-        (n_q + n_k) * d_k,
-        lambda numbers: _repetitive(numbers, n_q, n_k, d_k),
-        queries_and_keys,
-        _telling_scores,
+    q, k = draw.until(
+        lambda draw: (draw.matrix(n_q, d_k, _QUERIES), draw.matrix(n_k, d_k, _KEYS)), _telling_scores
     )
     v, dout = draw.until(
         lambda draw: (draw.matrix(n_k, d_v, _DOUBLED), draw.matrix(n_q, d_v, _DOUBLED)), _telling_values
@@ -234,32 +192,22 @@ def _products(left: Integers, right: Integers) -> Integers:
 
 def _varied(matrix: Integers) -> bool:
     """Returns whether no row or column repeats an entry and the matrix is not symmetric."""
-    lines = (*matrix, *zip(*matrix, strict=True))
-    transpose = list(map(list, zip(*matrix, strict=True)))
-    return all(len(set(line)) == len(line) for line in lines) and list(map(list, matrix)) != transpose
-
-
-def _in_rows(numbers: Sequence[int], columns: int) -> Integers:
-    return tuple(tuple(numbers[start : start + columns]) for start in range(0, len(numbers), columns))
-
-
-def _repetitive(numbers: np.ndarray, n_q: int, n_k: int, d_k: int) -> np.ndarray:
-    """Returns for each draw whether Q or K repeats an entry in a row or column, or a score is zero."""
-    queries = np.array(_QUERIES)[(numbers[:, : n_q * d_k] * len(_QUERIES)).astype(int)]
-    keys = np.array(_KEYS)[(numbers[:, n_q * d_k :] * len(_KEYS)).astype(int)]
-    q, k = queries.reshape(-1, n_q, d_k), keys.reshape(-1, n_k, d_k)
-    found = (q @ k.transpose(0, 2, 1) == 0).any((1, 2))
-    for matrix in (q, k):
-        for axis in (1, 2):
-            found |= (np.diff(np.sort(matrix, axis), axis=axis) == 0).any((1, 2))
-    return found
+    for line in matrix:
+        if len(set(line)) < len(line):
+            return False
+    transpose = list(zip(*matrix, strict=True))
+    if any(len(set(line)) < len(line) for line in transpose):
+        return False
+    return list(map(tuple, matrix)) != transpose
 
 
 def _telling_scores(matrices: tuple[Integers, Integers]) -> bool:
     """Returns whether no score is zero, no softmax is saturated or flat, and no two queries attend alike."""
     q, k = matrices
+    if not (_varied(q) and _varied(k)):  # most pairs end here
+        return False
     scores = _products(q, k)
-    if not (_varied(q) and _varied(k)) or any(x == 0 for row in scores for x in row):
+    if any(x == 0 for row in scores for x in row):
         return False
     weights = []
     for row in scores:

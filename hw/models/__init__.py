@@ -1,6 +1,7 @@
 """Builds models by name: `build(config.model, …)` turns a recipe into a linen module."""
 
 import inspect
+import math
 from collections.abc import Callable
 
 import jax
@@ -67,10 +68,16 @@ def dtype_of(config: ConfigDict, platform: str, processor: hardware.Processor) -
 
 
 def compiler_options(platform: str, dtype: DTypeLike) -> dict[str, bool | str]:
-    """Returns the options of XLA for a program that computes in `dtype` on "cpu", "gpu" or "tpu"."""
-    half = jnp.dtype(dtype) == jnp.bfloat16
+    """Returns the options of XLA for a program that computes in `dtype` on "cpu", "gpu" or "tpu".
+
+    XLA cannot write a program that calls oneDNN to a file. So after such options this process keeps no
+    compiled program on the disk.
+    """
     # float32 programs do without oneDNN: for them it is no faster, and their numbers stay what they were.
-    return dict(_ONEDNN) if platform == "cpu" and half and _has_onednn() else {}
+    if platform != "cpu" or jnp.dtype(dtype) != jnp.bfloat16 or not _has_onednn():
+        return {}
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
+    return dict(_ONEDNN)
 
 
 def _has_onednn() -> bool:

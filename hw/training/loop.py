@@ -12,7 +12,7 @@ import jax
 from jax.stages import Compiled, Lowered
 from ml_collections import ConfigDict
 
-from hw import cli, files, models
+from hw import cli, files
 from hw.cli import Stopped, UserError
 from hw.data.cache import cache_dir
 from hw.training import checkpoint, processes, setup
@@ -52,8 +52,6 @@ def train(config: ConfigDict, workdir: Path, *, name: str, variant: str) -> dict
             return finished
         keep_programs(cache_dir(cli.say))
         run = setup.prepare(config, parallel, folder.begun_in)
-        if models.compiler_options(parallel.platform, run.dtype):
-            keep_programs(None)  # XLA cannot write a program that calls oneDNN to a file.
         batch = run.batch_field
         # We save the config only now. A mistake in the data or the model must not leave it in the folder.
         processes.on_primary(lambda: None if folder.has_checkpoints else folder.save_config())

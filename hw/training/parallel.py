@@ -32,13 +32,13 @@ class OutOfMemory(UserError):
 
 
 def keep_programs(folder: Path | None) -> None:
-    """Keeps compiled programs in `folder`, so that a second start need not compile; None keeps no more.
+    """Keeps compiled programs in `folder`, so that a second start need not compile; None keeps nothing.
 
     JAX executes the programs in that folder, so only the user may be able to write there.
     """
     if folder is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf if folder is None else 0.2)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def memory_need(program: Compiled) -> int:

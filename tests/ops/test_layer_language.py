@@ -78,13 +78,12 @@ def test_a_word_that_cannot_be_read(spec, message):
         ("128", "is not height x width x channels"),
         ("128x128", 'input "128x128" is not'),
         ("128x128x3x1", "is not"),
-        ("128,128,3", "is not"),
         ("-1x2x3", "is not"),
-        ("1x2x3\n", "is not"),
         ("0x2x3", "height must be at least 1, not 0"),
         ("2x0x3", "width must be at least 1, not 0"),
         ("2x3x0", "channels must be at least 1, not 0"),
-        ("2x3x" + "1" * 9999, "is too large; a number has at most 6 digits"),
+        ("2x3x" + "1" * 9999, "is not height x width x channels"),
+        ("2x3x1234567", "is too large; a number has at most 6 digits"),
     ],
 )
 def test_an_input_that_cannot_be_read(text, message):

@@ -1,5 +1,7 @@
 """Tests the image task: its views, its evaluation, and that it fits nothing on the test set."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +37,7 @@ def evaluate(tiny_config):
 
     def evaluate(dataset, temperature=2.0):
         tiny_config.eval.update({"batch_size": 64, "temperature": temperature})
-        task = tasks.ImageTask(tiny_config, dataset, module=None)
+        task = tasks.ImageTask(tiny_config, dataset, module=SimpleNamespace(dtype="float32"))
         task._logits_of = _overconfident
         return list(task.evaluate({}, Parallel(devices=jax.devices()[:1])))
 
@@ -106,7 +108,7 @@ def test_total_steps_and_the_fallbacks_schedule(tiny_config):
 def test_small_images_come_first(tiny_config, size, until, stages):
     config = with_fallback(tiny_config, "embedded")
     config.augment.small_size, config.augment.small_until = size, until
-    task = tasks.ImageTask(config, _dataset("test"), module=None)
+    task = tasks.ImageTask(config, _dataset("test"), module=SimpleNamespace(dtype="float32"))
     assert task.total_steps == 19
     assert task.stages == tuple(stages)
     indices = {"index": jnp.arange(5), "epoch": jnp.zeros(5, jnp.int32)}
