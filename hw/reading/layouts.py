@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from hw.cli import printable
 from hw.reading import labels
 from hw.reading.labels import split, unbracketed
 from hw.reading.numbers import read_number
@@ -93,7 +94,7 @@ def _decimal_commas(words: Sequence[str]) -> Unreadable:
     """Returns the refusal of decimal commas; it says how we would read them."""
     points = " ".join(word.strip(",").replace(",", ".") for word in words)
     says = "has a decimal comma, but decimals have a point"
-    return Unreadable(f"{shown(words[0].strip(','))} {says}: write {points[:60]}")
+    return Unreadable(f"{shown(words[0].strip(','))} {says}: write {printable(points[:60])}")
 
 
 def split_row(text: str) -> list[str]:

@@ -53,7 +53,7 @@ def test_another_sheets_answers_earn_what_both_sheets_share():
                 right, theirs = right_answers(sheet)[m.id], other[m.id]
                 assert np.allclose(right, theirs, rtol=0.011), (seed, m)  # both sheets have this answer
         shares.append(Scale().points(marks).carried)
-    assert sum(shares) <= 0.1 * len(shares), shares
+    assert sum(shares) <= 0.25 * len(shares), shares  # one carried answer in four forms of 28 answers
     assert Scale().points(mark(variant(1), _filled(variant(1), _exact))).earned == len(FIELDS)  # the control
 
 
